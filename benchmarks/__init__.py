@@ -1,0 +1,1 @@
+"""One script per claim; each runs alone with `python -m benchmarks.NAME`."""

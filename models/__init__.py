@@ -1,0 +1,1 @@
+"""Functions and modules of tensors: backbone, decoder, heads, losses, nearest-class search."""

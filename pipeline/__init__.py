@@ -1,0 +1,1 @@
+"""kiloseg's library and command line: settings, data, training, evaluation, tracking, reporting."""
