@@ -46,7 +46,9 @@ class Problem(Exception):
             ("allowed", self.allowed),
             ("way out", self.mend),
         )
-        return "\n".join([self.what, *(f"  {name + ':':9}{text}" for name, text in parts if text is not None)])
+        return "\n".join(
+            [self.what, *(f"  {name + ':':9}{text}" for name, text in parts if text is not None)]
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickles whole, so that a loader's worker process can hand the error to its parent."""

@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make repro` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+UV = $(shell command -v uv || echo $(BIN)/uv)
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := true
+
+.PHONY: help setup repro test lint types unit clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+setup: $(READY)  ## make .venv with the versions of constraints.txt; nothing to do when it is current
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: kiloseg needs Python 3.11 or newer, found $$($(PYTHON) --version); try make PYTHON=python3.12" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet -c constraints.txt uv
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --group dev --editable .
+	@touch $@
+
+repro: setup  ## run the whole pipeline on the embedded dataset
+	$(BIN)/dvc repro
+
+test: lint types unit  ## everything that must hold before a commit
+
+lint: setup  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## mypy
+	$(BIN)/mypy
+
+unit: setup  ## pytest
+	$(BIN)/python -m pytest -q
+
+clean:  ## remove what runs have made; the environment stays
+	rm -rf data checkpoints evaluations results mlflow.db mlartifacts dvc_plots

@@ -1,0 +1,249 @@
+"""The process itself: threads, device, seeds, exit codes, interruption, progress, atomic writes.
+
+Nothing here knows what kiloseg computes. torch is imported inside the functions that need it, so that the
+command line can answer `--help` without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import INTERRUPTED, MemoryProblem, Problem
+
+if TYPE_CHECKING:
+    import torch
+
+GIB = 1024**3
+
+
+class Interrupted(KeyboardInterrupt):
+    """A polite request to stop: Ctrl-C or a scheduler's SIGTERM. Carries the shell's exit code."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.exit_code = 128 + signal_number
+        super().__init__(signal.Signals(signal_number).name)
+
+
+def run(function: Callable[[], object]) -> int:
+    """Calls `function` and turns what it raises into a message on stderr and an exit code.
+
+    Returns:
+        0 when it returns, else the code of the error: see `pipeline.errors`. A defect of ours keeps its
+        traceback (code 1): hiding it would only make it harder to report.
+    """
+    with contextlib.suppress(ValueError):  # raised outside the main thread, where signals cannot be set
+        signal.signal(signal.SIGTERM, _raise_interrupted)
+    try:
+        function()
+    except Problem as problem:
+        return _fail(problem)
+    except Interrupted as interruption:
+        print(f"\nstopped by {interruption}", file=sys.stderr)
+        return interruption.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _fail(_disk_full(error))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail(out_of_memory(error))
+    return 0
+
+
+def _raise_interrupted(signal_number: int, frame: object) -> None:
+    raise Interrupted(signal_number)
+
+
+def _fail(problem: Problem) -> int:
+    print(f"error: {problem}", file=sys.stderr)
+    return problem.exit_code
+
+
+def _disk_full(error: OSError) -> Problem:
+    return Problem(
+        "the disk is full",
+        where=error.filename or Path.cwd(),
+        found=f"{shutil.disk_usage(Path.cwd()).free / GIB:.2f} GiB free",
+        mend="free some space and run the same command again: what was finished is kept",
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is torch's report that an allocation failed, on the GPU or on the CPU."""
+    text = str(error)
+    return (
+        type(error).__name__ == "OutOfMemoryError"
+        or "CUDA out of memory" in text
+        or "can't allocate memory" in text  # DefaultCPUAllocator
+    )
+
+
+def out_of_memory(error: BaseException) -> MemoryProblem:
+    """The user's view of an allocation that failed."""
+    return MemoryProblem(
+        "out of memory",
+        found=str(error).splitlines()[0],
+        mend="lower train.batch_size or train.crop_size; `pipeline memory` predicts what fits",
+    )
+
+
+def set_threads(threads: int | str) -> int:
+    """Sets torch's CPU threads and returns the number.
+
+    Args:
+        threads: a positive number, or "auto" for the cores this process may use. Processes that share a
+            machine must share its cores: two with all threads each can be ten times slower than one.
+    """
+    import torch
+
+    number = (
+        len(os.sched_getaffinity(0)) if threads == "auto" and hasattr(os, "sched_getaffinity") else threads
+    )
+    number = (os.cpu_count() or 1) if number == "auto" else int(number)
+    torch.set_num_threads(number)
+    return number
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        Problem: CUDA was asked for and is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise Problem(
+            "no CUDA device is usable",
+            where="runtime.device",
+            found=f"{name}, while torch {torch.__version__} sees no GPU",
+            allowed="auto, cpu",
+            mend="check `nvidia-smi` and the driver, or set runtime.device to cpu",
+        )
+    return torch.device(name)
+
+
+class PeakMemory:
+    """Peak memory since construction, in GiB.
+
+    On CUDA it is the most the allocator had handed out. On the CPU torch keeps no such count, and it is the
+    high-water mark of the process's resident memory, which includes the interpreter and libraries (about
+    half a GiB) and cannot be reset. `kind` says which, and the two are never to be compared.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.kind = "cuda_allocator" if device.type == "cuda" else "process_resident"
+        if device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def gib(self) -> float:
+        """The peak so far, in GiB."""
+        if self.device.type == "cuda":
+            import torch
+
+            return torch.cuda.max_memory_allocated(self.device) / GIB
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak * (1 if sys.platform == "darwin" else 1024) / GIB
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary sibling of `path` to write to; it takes its place only when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes it private
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` to `path` atomically, in UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+class Progress:
+    """A rich progress bar on a terminal, else one line at intervals. Use as a context manager.
+
+    Args:
+        title: what is being done.
+        total: how many steps there are.
+        start: how many of them were done before.
+        seconds: the interval between lines when stderr is not a terminal.
+    """
+
+    def __init__(self, title: str, total: int, *, start: int = 0, seconds: float = 30.0) -> None:
+        self.title, self.total, self.done, self.first, self.seconds = title, total, start, start, seconds
+        self.began = self.said = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, note="")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif exception[0] is None:
+            seconds = time.monotonic() - self.began
+            print(f"{self.title}: {self.done}/{self.total} in {seconds:.0f} s", file=sys.stderr, flush=True)
+
+    def advance(self, note: str = "", steps: int = 1) -> None:
+        """Counts `steps` as done; `note` is shown beside the count."""
+        self.done += steps
+        if self._bar is not None:
+            self._bar.update(self._task, advance=steps, note=note)
+            return
+        now = time.monotonic()
+        if now - self.said >= self.seconds:
+            self.said = now
+            left = (now - self.began) / max(self.done - self.first, 1) * (self.total - self.done)
+            print(
+                f"{self.title}: {self.done}/{self.total} {note} ({left:.0f} s left)",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -1,0 +1,336 @@
+"""What can be configured: params.yaml as frozen, checked settings.
+
+`load_settings` reads the file, applies the overrides of a variant, checks every key and value and makes paths
+absolute (Ray and DVC change the working directory). A value that follows from others, such as the number of
+classes, is computed where it is needed and never configured.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from pipeline.errors import UsageProblem
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _as_path(value: object) -> object:
+    return Path(value).expanduser() if isinstance(value, str) and value else value
+
+
+FilePath = Annotated[Path, BeforeValidator(_as_path)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys and values of another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataSettings(Section):
+    """Where the dataset lies and how its annotations become class-id masks."""
+
+    root: FilePath = Field(
+        description="folder in the official COCO/LVIS layout; data/tiny is the embedded one"
+    )
+    holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="share of the train images kept back for choosing checkpoints"
+    )
+    holdout_seed: NonNegative = Field(0, description="which images are kept back")
+    overlap: Literal["first"] = Field(
+        "first", description="which annotation keeps a pixel claimed by several"
+    )
+    keep_classes: list[int | str] | None = Field(
+        None, description="names or class ids to keep (null: all); the other pixels become unlabelled"
+    )
+
+
+class ModelSettings(Section):
+    """The network: a timm backbone, a decoder, and an embedding or a softmax head."""
+
+    backbone: str = Field("resnet50", description="name of a timm model")
+    pretrained: bool = Field(False, description="download timm's weights for it")
+    weights: FilePath | None = Field(None, description="local safetensors file with the backbone's weights")
+    output_stride: Literal[8, 16, 32] = 16
+    decoder: Literal["deeplabv3plus"] = "deeplabv3plus"
+    decoder_channels: Positive = 256
+    head: Literal["embedding", "softmax"] = "embedding"
+    embedding_dim: Annotated[int, Field(ge=1, le=4096)] = 16
+    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.01, description="momentum of the backbone's batch-norm statistics (0.01 in the paper's code)"
+    )
+
+    @model_validator(mode="after")
+    def _one_source_of_weights(self) -> ModelSettings:
+        if self.pretrained and self.weights is not None:
+            raise ValueError(
+                "pretrained and weights exclude each other: set pretrained: false to use the file"
+            )
+        return self
+
+
+class LossSettings(Section):
+    """The cross-entropy of the embedding head; the softmax head always uses the dense one."""
+
+    name: Literal["exact", "knn", "sampled"] = "exact"
+    similarity: Literal["distance", "cosine"] = "distance"
+    temperature: PositiveFloat = Field(0.05, description="divides the similarity; the paper multiplies by 20")
+    num_negatives: Positive = Field(7, description="classes besides the true one, for knn and sampled")
+    min_separation: NonNegativeFloat = Field(
+        0.2, description="least wanted distance between two class embeddings"
+    )
+    separation_weight: NonNegativeFloat = 1.0
+    work_memory_mib: Positive = Field(32, description="budget of the loss's work buffer")
+
+
+class TrainSettings(Section):
+    """One training run, as in the paper unless changed."""
+
+    steps: Positive = 200_000
+    batch_size: Positive = 10
+    crop_size: Annotated[int, Field(ge=16, le=8192)] = Field(
+        512, description="side of the square crop, pixels"
+    )
+    scale_min: PositiveFloat = 0.5
+    scale_max: PositiveFloat = 2.0
+    flip_probability: Share = 0.5
+    learning_rate: PositiveFloat = 0.01
+    backbone_rate_factor: NonNegativeFloat = Field(
+        0.1, description="the backbone's rate relative to the rest"
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegativeFloat = 1e-4
+    poly_power: NonNegativeFloat = 0.9
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 computes the network under autocast")
+    validate_every: Positive = Field(2_000, description="steps between evaluations on the held-out part")
+    checkpoint_every: Positive = Field(1_000, description="steps between checkpoints to resume from")
+    seed: NonNegative = 0
+
+    @model_validator(mode="after")
+    def _scales_in_order(self) -> TrainSettings:
+        if self.scale_min > self.scale_max:
+            raise ValueError(f"scale_min ({self.scale_min}) must not exceed scale_max ({self.scale_max})")
+        return self
+
+
+class EvaluateSettings(Section):
+    """How a checkpoint is judged on the val split."""
+
+    max_images: Positive | None = Field(None, description="evaluate only the first images (null: all)")
+    examples: NonNegative = Field(6, description="images shown as image, truth and prediction in the report")
+
+
+class TrackingSettings(Section):
+    """The MLflow experiment; the store is MLFLOW_TRACKING_URI or sqlite:///mlflow.db in the project."""
+
+    experiment: Annotated[str, Field(min_length=1)] = "kiloseg"
+
+
+class RuntimeSettings(Section):
+    """This machine. Nothing here changes what is computed, so no DVC stage depends on it."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    threads: Positive | Literal["auto"] = "auto"
+    num_workers: NonNegative | Literal["auto"] = "auto"
+
+
+class Settings(Section):
+    """All settings of one run; `project` is the folder that relative paths were resolved against."""
+
+    project: FilePath
+    variant: str | None = None
+    data: DataSettings
+    model: ModelSettings = ModelSettings()
+    loss: LossSettings = LossSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    variants: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
+
+    @property
+    def bootstrapped(self) -> Path:
+        """Folder of the masks, manifest and label space made from `data.root`."""
+        return self.project / "data" / "bootstrapped"
+
+    def flat(self) -> dict[str, object]:
+        """The settings that can change a result, by dotted key: what is compared and tracked."""
+        sections = self.model_dump(mode="json", include={"data", "model", "loss", "train", "evaluate"})
+        return {
+            f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()
+        }
+
+
+SECTIONS = tuple(name for name in Settings.model_fields if name not in ("project", "variant"))
+
+
+def load_settings(
+    path: Path | str = "params.yaml",
+    *,
+    variant: str | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> Settings:
+    """Reads params.yaml into checked settings.
+
+    Args:
+        path: the file; relative paths in it are relative to its folder.
+        variant: name under `variants` whose overrides apply, or None for the plain settings.
+        overrides: further values by dotted key ("loss.num_negatives"), applied last.
+
+    Raises:
+        UsageProblem: missing or malformed file, unknown key, wrong type, value out of range, unknown variant.
+    """
+    path = Path(path).resolve()
+    tree = _read_yaml(path)
+    if variant is not None:
+        variants = tree.get("variants") or {}
+        if not isinstance(variants, dict) or variant not in variants:
+            raise UsageProblem(
+                f"unknown variant {variant!r}",
+                where=f"{path}: variants",
+                allowed=", ".join(variants) or "none is defined",
+                mend="name one of these, or add it under variants",
+            )
+        for name in variants:
+            _check(
+                path, _with_variant(path, tree, name), name
+            )  # so that a mistake in any of them surfaces now
+        tree = _with_variant(path, tree, variant)
+    for key, value in (overrides or {}).items():
+        _override(tree, key, value, where=f"override {key}")
+    return _check(path, tree, variant)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageProblem(
+            "no settings file",
+            where=path,
+            mend="run inside the project, or name the file with --params",
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageProblem(
+            "the settings file is not valid YAML", where=path, found=error, mend="mend the line"
+        ) from error
+    if not isinstance(tree, dict):
+        raise UsageProblem("the settings file holds no sections", where=path, allowed=", ".join(SECTIONS))
+    return tree
+
+
+def _with_variant(path: Path, tree: dict[str, Any], variant: str) -> dict[str, Any]:
+    merged = copy.deepcopy(tree)
+    changes = merged["variants"][variant] or {}
+    if not isinstance(changes, dict) or not all(isinstance(values, dict) for values in changes.values()):
+        raise UsageProblem(
+            "a variant must map sections to keys",
+            where=f"{path}: variants.{variant}",
+            found=changes,
+            allowed="for example {loss: {name: knn}}",
+        )
+    for section, values in changes.items():
+        for key, value in values.items():
+            _override(merged, f"{section}.{key}", value, where=f"{path}: variants.{variant}")
+    return merged
+
+
+def _override(tree: dict[str, Any], key: str, value: object, where: str) -> None:
+    section, dot, name = key.partition(".")
+    if not dot or section not in ("data", "model", "loss", "train", "evaluate", "tracking", "runtime"):
+        raise UsageProblem(
+            "cannot override this key",
+            where=where,
+            found=key,
+            allowed="SECTION.KEY with a section of data, model, loss, train, evaluate, tracking, runtime",
+        )
+    if not isinstance(tree.get(section), dict):
+        tree[section] = {}
+    tree[section][name] = value
+
+
+def _check(path: Path, tree: dict[str, Any], variant: str | None) -> Settings:
+    for reserved in ("project", "variant"):
+        if reserved in tree:
+            raise _unknown_key(path, reserved, list(SECTIONS))
+    known = {
+        **tree,
+        "variants": {name: changes or {} for name, changes in (tree.get("variants") or {}).items()},
+    }
+    try:
+        settings = Settings.model_validate({**known, "project": path.parent, "variant": variant})
+    except ValidationError as error:
+        raise _explain(path, error) from None
+    return _absolute(settings)
+
+
+def _absolute(settings: Settings) -> Settings:
+    def resolve(value: Path) -> Path:
+        return (settings.project / value).resolve()
+
+    data = settings.data.model_copy(update={"root": resolve(settings.data.root)})
+    model = settings.model
+    if model.weights is not None:
+        model = model.model_copy(update={"weights": resolve(model.weights)})
+    return settings.model_copy(update={"data": data, "model": model})
+
+
+def _explain(path: Path, error: ValidationError) -> UsageProblem:
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        section = Settings.model_fields.get(location[0]) if len(location) > 1 else None
+        fields = section.annotation.model_fields if _is_section(section) else dict.fromkeys(SECTIONS)  # type: ignore[union-attr]
+        return _unknown_key(path, key, list(fields))
+    if first["type"] == "missing":
+        return UsageProblem("a setting is missing", where=f"{path}: {key}", mend="add it to the file")
+    return UsageProblem(
+        "a setting has a wrong value",
+        where=f"{path}: {key}",
+        found=repr(first["input"]) if not isinstance(first["input"], dict) else "this combination",
+        allowed=_allowed(first),
+        mend=_field_help(location),
+    )
+
+
+def _is_section(field: FieldInfo | None) -> bool:
+    return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+
+
+def _allowed(error: Any) -> str:
+    message = str(error["msg"])
+    for opening in ("Input should be ", "Value error, "):
+        message = message.removeprefix(opening)
+    return message
+
+
+def _field_help(location: list[str]) -> str | None:
+    section = Settings.model_fields.get(location[0])
+    if len(location) < 2 or not _is_section(section):
+        return None
+    field = section.annotation.model_fields.get(location[1])  # type: ignore[union-attr]
+    return None if field is None or field.description is None else f"{location[1]} is: {field.description}"
+
+
+def _unknown_key(path: Path, key: str, allowed: list[str]) -> UsageProblem:
+    close = difflib.get_close_matches(key.rpartition(".")[2], allowed, n=1)
+    return UsageProblem(
+        "unknown setting",
+        where=f"{path}: {key}",
+        found=key.rpartition(".")[2],
+        allowed=", ".join(allowed),
+        mend=f"did you mean {close[0]}?" if close else "remove it",
+    )
