@@ -1,0 +1,138 @@
+"""Checkpoints that describe themselves: one safetensors file, written atomically, read without pickle.
+
+The header holds everything needed to rebuild the model and to go on: the segmenter's arguments, the label
+space, the settings, the step, and the progress made. Tensors are the model's ("model.NAME") and, in a
+checkpoint to resume from, the optimiser's ("optimizer.INDEX.NAME").
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
+from pipeline.data.label_space import LabelSpace
+from pipeline.errors import DataProblem
+from pipeline.runtime import atomic_path
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model at a step of its training.
+
+    Attributes:
+        arguments: rebuild the segmenter.
+        label_space: the classes, in the order of the train ids.
+        settings: every setting that can change a result, by dotted key.
+        step: optimisation steps taken.
+        progress: JSON-able state of the training (curves, best score, run id).
+        model: the segmenter's state dict; empty when only the header was read.
+        optimizer: the optimiser's buffers by "INDEX.NAME".
+    """
+
+    arguments: SegmenterArguments
+    label_space: LabelSpace
+    settings: dict[str, object]
+    step: int
+    progress: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Writes the file so that `path` holds either the old or the new checkpoint, never a part of one."""
+        header = {
+            "format": FORMAT,
+            "arguments": self.arguments.to_dict(),
+            "label_space": self.label_space.to_dict(),
+            "settings": self.settings,
+            "step": self.step,
+            "progress": self.progress,
+        }
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.items()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.items()}
+        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"kiloseg": json.dumps(header)})
+
+    def segmenter(self) -> Segmenter:
+        """The model with these weights, on the CPU, in evaluation mode."""
+        segmenter = build_segmenter(self.arguments)
+        segmenter.load_state_dict(self.model)
+        return segmenter.eval()
+
+
+def load_checkpoint(path: Path, *, header_only: bool = False) -> Checkpoint:
+    """Reads a checkpoint.
+
+    Args:
+        path: the file.
+        header_only: leave the tensors on disk.
+
+    Raises:
+        DataProblem: missing, damaged, not a kiloseg checkpoint, or of another format.
+    """
+    if not path.is_file():
+        raise DataProblem("no checkpoint", where=path, mend="train first: dvc repro train@VARIANT")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = [] if header_only else list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise DataProblem(
+            "unreadable checkpoint",
+            where=path,
+            found=error,
+            mend="remove the file and train again; training goes on from the last good checkpoint",
+        ) from error
+    header = json.loads(metadata.get("kiloseg", "{}"))
+    if header.get("format") != FORMAT:
+        raise DataProblem(
+            "not a checkpoint of this version of kiloseg",
+            where=path,
+            found=f"format {header.get('format')}",
+            allowed=f"format {FORMAT}",
+            mend="train again with this version",
+        )
+    return Checkpoint(
+        arguments=SegmenterArguments.from_dict(header["arguments"]),
+        label_space=LabelSpace.from_dict(header["label_space"]),
+        settings=header["settings"],
+        step=header["step"],
+        progress=header["progress"],
+        model=_under("model.", tensors),
+        optimizer=_under("optimizer.", tensors),
+    )
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's per-parameter state, flattened to "INDEX.NAME"."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, values in state.items()
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Puts back what `optimizer_tensors` took; rates and groups stay as they were built."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

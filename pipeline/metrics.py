@@ -1,0 +1,119 @@
+"""Segmentation metrics from per-class counts: three numbers a class, never a C x C confusion matrix.
+
+The counts are summed over the whole dataset before any ratio is taken, as in ADE20K and COCO-Stuff practice:
+a class's IoU is that of all its pixels in all images, not a mean over images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class ClassCounts:
+    """True positives, false positives and false negatives of every class, in labelled pixels.
+
+    Args:
+        num_classes: C.
+        device: where the counts are kept; give the device of the predictions.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        self.num_classes = num_classes
+        zeros = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
+        self.true_positives, self.predicted, self.actual = zeros
+
+    def update(self, prediction: Tensor, target: Tensor, ignore_index: int = -1) -> None:
+        """Counts one batch.
+
+        Args:
+            prediction: train ids in 0..C-1, any shape, int64.
+            target: train ids or `ignore_index`, same shape. Ignored pixels count nowhere, whatever was
+                predicted on them.
+        """
+        labelled = target != ignore_index
+        prediction, target = prediction[labelled], target[labelled]
+        for counts, ids in (
+            (self.true_positives, target[prediction == target]),
+            (self.predicted, prediction),
+            (self.actual, target),
+        ):
+            counts += torch.bincount(ids, minlength=self.num_classes)
+
+    @property
+    def false_positives(self) -> Tensor:
+        """(C,) labelled pixels given the class wrongly."""
+        return self.predicted - self.true_positives
+
+    @property
+    def false_negatives(self) -> Tensor:
+        """(C,) pixels of the class given another."""
+        return self.actual - self.true_positives
+
+    def iou(self) -> Tensor:
+        """(C,) float64 TP / (TP + FP + FN); NaN for a class that is neither in the truth nor predicted."""
+        union = self.predicted + self.actual - self.true_positives
+        return self.true_positives.double() / union
+
+    def accuracy(self) -> Tensor:
+        """(C,) float64 share of the class's pixels found; NaN for a class that is not in the truth."""
+        return self.true_positives.double() / self.actual
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The summary of `ClassCounts`. Group means are None when none of the group's classes was met."""
+
+    miou: float
+    """mean IoU of the classes present in truth or prediction"""
+    miou_present: float
+    """mean IoU of the classes present in the truth"""
+    miou_rare: float | None
+    miou_common: float | None
+    miou_frequent: float | None
+    miou_stuff: float | None
+    pixel_accuracy: float
+    mean_accuracy: float
+    classes_present: int
+    classes_predicted: int
+
+    def flat(self) -> dict[str, float]:
+        """What is known, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def summarise(counts: ClassCounts, frequencies: Sequence[str] | None = None) -> Metrics:
+    """Reduces the counts to the metrics that are reported.
+
+    Args:
+        counts: of the whole dataset.
+        frequencies: for each of the C classes r, c or f (LVIS's rare, common, frequent) or "stuff".
+    """
+    iou, accuracy = counts.iou(), counts.accuracy()
+    present = counts.actual > 0
+    groups: dict[str, float | None] = dict.fromkeys(("r", "c", "f", "stuff"))
+    if frequencies is not None:
+        for group in groups:
+            members = torch.tensor([frequency == group for frequency in frequencies], device=iou.device)
+            groups[group] = _mean(iou[members])
+    labelled = int(counts.actual.sum())
+    return Metrics(
+        miou=_mean(iou) or 0.0,
+        miou_present=_mean(iou[present]) or 0.0,
+        miou_rare=groups["r"],
+        miou_common=groups["c"],
+        miou_frequent=groups["f"],
+        miou_stuff=groups["stuff"],
+        pixel_accuracy=int(counts.true_positives.sum()) / max(labelled, 1),
+        mean_accuracy=_mean(accuracy[present]) or 0.0,
+        classes_present=int(present.sum()),
+        classes_predicted=int((counts.predicted > 0).sum()),
+    )
+
+
+def _mean(values: Tensor) -> float | None:
+    known = values[~values.isnan()]
+    return float(known.mean()) if known.numel() else None

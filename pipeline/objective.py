@@ -1,0 +1,99 @@
+"""From the network's stride-4 output and a target to the loss that is minimised.
+
+The output is upsampled bilinearly to the target's size, and only labelled pixels, as rows (P, D), reach the
+embedding losses of `models.losses`. The softmax baseline is left as it is usually built: full-resolution
+logits of every class, since their memory is what is being compared against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.heads import EmbeddingHead
+from models.losses import exact_cross_entropy, knn_cross_entropy, sampled_cross_entropy, separation_loss
+from models.segmenter import Segmenter
+from pipeline.settings import LossSettings
+
+IGNORE_INDEX = -1
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Scalars: `total` is what is differentiated."""
+
+    total: Tensor
+    cross_entropy: Tensor
+    separation: Tensor
+
+
+def segmentation_losses(
+    segmenter: Segmenter,
+    output: Tensor,
+    target: Tensor,
+    settings: LossSettings,
+    generator: torch.Generator | None = None,
+) -> Losses:
+    """Cross-entropy over the labelled pixels plus the weighted separation of the class embeddings.
+
+    Args:
+        segmenter: whose head made `output`; holds the class embeddings.
+        output: (N, D, h, w) pixel embeddings, or (N, C, h, w) logits of a softmax head.
+        target: (N, H, W) int64 train ids or IGNORE_INDEX.
+        settings: which loss.
+        generator: draws the negatives of `sampled`; on the output's device.
+
+    Returns:
+        The losses; a batch without labelled pixels gives a finite zero cross-entropy.
+    """
+    upsampled = F.interpolate(output.float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
+    head = segmenter.head
+    if not isinstance(head, EmbeddingHead):
+        labelled = (target != IGNORE_INDEX).sum().clamp(min=1)
+        summed = F.cross_entropy(upsampled, target, ignore_index=IGNORE_INDEX, reduction="sum")
+        return Losses(summed / labelled, (summed / labelled).detach(), torch.zeros_like(summed).detach())
+    labelled = target != IGNORE_INDEX
+    pixel_embeddings = upsampled.permute(0, 2, 3, 1)[labelled]  # (P, D)
+    class_embeddings = head.class_embeddings  # (C, D), normalised once for both terms
+    cross_entropy = _cross_entropy(pixel_embeddings, class_embeddings, target[labelled], settings, generator)
+    total, separation = cross_entropy, torch.zeros_like(cross_entropy)
+    if settings.separation_weight > 0 and len(class_embeddings) > 1:
+        separation = separation_loss(
+            class_embeddings,
+            min_separation=settings.min_separation,
+            work_bytes=settings.work_memory_mib * 2**20,
+        )
+        total = cross_entropy + settings.separation_weight * separation
+    return Losses(total, cross_entropy.detach(), separation.detach())
+
+
+def _cross_entropy(
+    pixel_embeddings: Tensor,
+    class_embeddings: Tensor,
+    target: Tensor,
+    settings: LossSettings,
+    generator: torch.Generator | None,
+) -> Tensor:
+    common = {
+        "temperature": settings.temperature,
+        "similarity": settings.similarity,
+        "ignore_index": IGNORE_INDEX,
+        "work_bytes": settings.work_memory_mib * 2**20,
+    }
+    if settings.name == "exact":
+        return exact_cross_entropy(pixel_embeddings, class_embeddings, target, **common)
+    if settings.name == "knn":
+        return knn_cross_entropy(
+            pixel_embeddings, class_embeddings, target, num_negatives=settings.num_negatives, **common
+        )
+    return sampled_cross_entropy(
+        pixel_embeddings,
+        class_embeddings,
+        target,
+        num_negatives=settings.num_negatives,
+        generator=generator,
+        **common,
+    )
