@@ -34,6 +34,38 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(signal.Signals(signal_number).name)
 
 
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a request that long work answers between two steps. A context manager.
+
+    The work calls `check` where its state is whole and saved. A second signal does not wait.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        with contextlib.suppress(ValueError):  # not the main thread: a sweep's trial is stopped by its driver
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, signal_number: int, frame: object) -> None:
+        if self.signal_number is not None:
+            raise Interrupted(signal_number)
+        self.signal_number = signal_number
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+    def check(self) -> None:
+        """Raises `Interrupted` when a stop was asked for."""
+        if self.signal_number is not None:
+            raise Interrupted(self.signal_number)
+
+
 def run(function: Callable[[], object]) -> int:
     """Calls `function` and turns what it raises into a message on stderr and an exit code.
 

@@ -6,9 +6,12 @@ Training is handed a `Tracker` and does not know where its numbers go: to MLflow
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
+
+from pipeline.settings import Settings
 
 
 class Tracker(Protocol):
@@ -41,3 +44,8 @@ class NoTracker:
 
     def log_artifact(self, path: Path) -> None:
         """Forgets the file."""
+
+
+def tracking_uri(settings: Settings) -> str:
+    """The store: MLFLOW_TRACKING_URI, or SQLite in the project."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{settings.project / 'mlflow.db'}"

@@ -1,0 +1,84 @@
+"""The `pipeline` command: a thin shell over the library that imports what a command needs when it runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.data_commands import app as data_app
+from pipeline.errors import Problem
+from pipeline.runtime import run
+
+app = typer.Typer(
+    name="pipeline",
+    help="Semantic segmentation with more than a thousand classes on a single GPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data_app, name="data")
+
+Params = Annotated[Path, typer.Option("--params", help="The settings file.", show_default=True)]
+PARAMS = Path("params.yaml")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kiloseg {importlib.metadata.version('kiloseg')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Semantic segmentation with more than a thousand classes on a single GPU."""
+
+
+@app.command()
+def doctor(params: Params = PARAMS) -> None:
+    """Say which versions, GPU, store, data and disk there are, what is missing and how to mend it."""
+    from pipeline.doctor import examine, show
+
+    findings = examine(params)
+    show(findings)
+    if any(finding.status == "missing" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    params: Params = PARAMS,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 5000,
+) -> None:
+    """Open MLflow's comparison UI on the store that the runs went to."""
+    from pipeline.settings import load_settings
+    from pipeline.tracking import tracking_uri
+
+    uri = tracking_uri(load_settings(params))
+    if uri.startswith(("http://", "https://")):
+        typer.echo(f"the runs are on the tracking server: open {uri}")
+        return
+    store = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and not store.is_file():
+        raise Problem("no runs yet", where=store, mend="make some first: dvc repro")
+    typer.echo(f"MLflow UI on {uri} at http://{host}:{port} (Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
+    os.execv(sys.executable, [*command, "--host", host, "--port", str(port)])
+
+
+def main() -> None:
+    """Runs the command and exits with its code; typer answers wrong usage itself, with code 2."""
+    sys.exit(run(app))
+
+
+if __name__ == "__main__":
+    main()

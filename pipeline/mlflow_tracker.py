@@ -1,0 +1,194 @@
+"""Tracking in MLflow: one run a variant, which training opens and evaluation continues.
+
+Only MLflow's client is used, never its global "active run": what a number belongs to is always said. The
+store is MLFLOW_TRACKING_URI, or `mlflow.db` (SQLite) in the project with its artifacts beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import getpass
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow when it is imported
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
+
+from pipeline.errors import Problem
+from pipeline.settings import Settings
+from pipeline.tracking import tracking_uri
+
+
+class MlflowTracker:
+    """A `Tracker` that writes to one MLflow run."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.client, self._run_id = client, run_id
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run."""
+        return self._run_id
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Records the parameters; those the run already has are left (MLflow never changes one)."""
+        known = self.client.get_run(self._run_id).data.params
+        fresh = [Param(key, str(value)) for key, value in params.items() if key not in known]
+        for start in range(0, len(fresh), 100):  # MLflow's limit for one call
+            self.client.log_batch(self._run_id, params=fresh[start : start + 100])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Records the numbers at `step`, in one call."""
+        now = int(time.time() * 1000)
+        values = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        self.client.log_batch(self._run_id, metrics=values)
+
+    def log_artifact(self, path: Path) -> None:
+        """Copies the file to the run."""
+        self.client.log_artifact(self._run_id, str(path))
+
+    def log_table(self, path: Path, name: str) -> None:
+        """Records a CSV file as a table that MLflow's UI shows and compares."""
+        with path.open(newline="", encoding="utf-8") as file:
+            columns, *rows = csv.reader(file)
+        data = [[_number(cell) for cell in row] for row in rows]
+        self.client.log_text(self._run_id, json.dumps({"columns": columns, "data": data}), name)
+        tag = "mlflow.loggedArtifacts"  # how MLflow's UI finds tables
+        self.client.set_tag(self._run_id, tag, json.dumps([{"path": name, "type": "table"}]))
+
+    def log_data(self, settings: Settings, context: str) -> None:
+        """Records the bootstrapped data as an input, once for each context ("training", "evaluation")."""
+        known = self.client.get_run(self._run_id).inputs.dataset_inputs
+        manifest = settings.bootstrapped / "manifest.json"
+        if not manifest.is_file() or any(tag.value == context for used in known for tag in used.tags):
+            return
+        source = json.dumps({"root": str(settings.data.root), "bootstrapped": str(settings.bootstrapped)})
+        dataset = Dataset(settings.data.root.name, _digest(manifest), "local", source)
+        used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+        self.client.log_inputs(self._run_id, [used])
+
+
+def _number(cell: str) -> float | str | None:
+    """The cell as a number where it is one, so that the UI sorts by value; empty as None."""
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        return cell
+
+
+@contextlib.contextmanager
+def open_run(settings: Settings, *, run_id: str | None = None) -> Iterator[MlflowTracker]:
+    """The run `run_id`, or a new one when it is None or not in this store.
+
+    The run ends FINISHED, KILLED when the process is interrupted, or FAILED on any other error.
+
+    Raises:
+        Problem: the store cannot be reached.
+    """
+    client, uri = _client(settings), tracking_uri(settings)
+    try:
+        run_id = _existing(client, run_id) or _create(client, settings)
+        client.update_run(run_id, status="RUNNING")
+    except MlflowException as error:
+        raise Problem(
+            "the MLflow store does not answer",
+            where=uri,
+            found=str(error).splitlines()[0],
+            mend="check MLFLOW_TRACKING_URI and that its server runs, or unset it to use mlflow.db",
+        ) from error
+    status = "FAILED"
+    try:
+        yield MlflowTracker(client, run_id)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run_id, status)
+
+
+def _client(settings: Settings) -> MlflowClient:
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.utils.uri"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # one line per database migration otherwise
+    os.environ.setdefault(
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"
+    )  # else an unreachable server hangs for minutes
+    return MlflowClient(tracking_uri=tracking_uri(settings))
+
+
+def _existing(client: MlflowClient, run_id: str | None) -> str | None:
+    if run_id is None:
+        return None
+    with contextlib.suppress(MlflowException):
+        if client.get_run(run_id).info.lifecycle_stage == "active":
+            return run_id
+    return None
+
+
+def _create(client: MlflowClient, settings: Settings) -> str:
+    variant = settings.variant or "default"
+    tags = {
+        "mlflow.user": _user(),
+        "mlflow.source.name": "kiloseg",
+        "mlflow.source.type": "PROJECT",
+        "variant": variant,
+        "git_commit": _git_commit(settings.project),
+        "dvc_lock": _digest(settings.project / "dvc.lock"),
+    }
+    if len(tags["git_commit"]) == 40:
+        tags["mlflow.source.git.commit"] = tags["git_commit"]
+    run = client.create_run(_experiment(client, settings), run_name=variant, tags=tags)
+    return str(run.info.run_id)
+
+
+def _experiment(client: MlflowClient, settings: Settings) -> str:
+    name = settings.tracking.experiment
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    local = tracking_uri(settings).startswith("sqlite:")
+    artifacts = (settings.project / "mlartifacts").as_uri() if local else None  # a server knows its own place
+    return str(client.create_experiment(name, artifact_location=artifacts))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container whose user has no name
+        return "unknown"
+
+
+def _git_commit(project: Path) -> str:
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=project,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "not a git repository"
+    return result.stdout.strip()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else "absent"
+
+
+def log_to_finished_run(settings: Settings, run_id: str | None, path: Path) -> None:
+    """Adds a file, such as the report, to a run that has ended; an unknown run is passed over."""
+    client = _client(settings)
+    known = _existing(client, run_id)
+    if known is not None:
+        client.log_artifact(known, str(path))

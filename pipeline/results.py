@@ -1,0 +1,226 @@
+"""The files an evaluated variant leaves: metrics, the per-class table, and the record that the report reads.
+
+`results/VARIANT/` holds what people and `dvc metrics show` look at; `evaluations/VARIANT/` holds everything
+the report needs (record, table, pictures), in one place that DVC can depend on whatever the variants are.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import csv
+import importlib.metadata
+import io
+import json
+import math
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.checkpoint import Checkpoint, load_checkpoint
+from pipeline.data.dataset import SegmentationDataset
+from pipeline.data.label_space import LabelSpace
+from pipeline.data.loaders import Batch, evaluation_loader
+from pipeline.errors import DataProblem
+from pipeline.evaluation import Evaluation, evaluate
+from pipeline.objective import IGNORE_INDEX
+from pipeline.runtime import PeakMemory, choose_device, set_threads, write_text
+from pipeline.settings import Settings
+from pipeline.training import TrainResult, checkpoint_folder
+
+LEGEND_CLASSES = 8
+Number = float | int
+
+
+def results_folder(settings: Settings) -> Path:
+    """What people look at: metrics.json, per_class.csv, curves."""
+    return settings.project / "results" / (settings.variant or "default")
+
+
+def evaluation_folder(settings: Settings) -> Path:
+    """What the report reads."""
+    return settings.project / "evaluations" / (settings.variant or "default")
+
+
+def write_training(settings: Settings, result: TrainResult) -> None:
+    """Writes the curves as CSV (for `dvc plots`) and the facts of the training as JSON."""
+    folder = results_folder(settings)
+    state = result.state
+    write_text(folder / "loss.csv", _csv(["step", "loss"], state.loss_curve))
+    write_text(folder / "holdout.csv", _csv(["step", "miou", "pixel_accuracy"], state.validation_curve))
+    facts = {
+        "steps": result.steps,
+        "seconds": state.seconds,
+        "images_per_second": result.images_per_second,
+        "best_step": state.best_step,
+        "best_holdout_miou": state.best_miou,
+        "peak_memory_gib": state.peak_memory_gib,
+        "peak_memory_kind": result.peak_memory_kind,
+        "device": result.device,
+    }
+    write_text(folder / "training.json", json.dumps(facts, indent=1) + "\n")
+
+
+def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]:
+    """Judges the variant's best checkpoint on val and writes both folders.
+
+    Returns:
+        The flat metrics and the checkpoint that earned them.
+    """
+    device = choose_device(settings.runtime.device)
+    threads = set_threads(settings.runtime.threads)
+    memory = PeakMemory(device)
+    checkpoint = load_checkpoint(checkpoint_folder(settings) / "best.safetensors")
+    segmenter = checkpoint.segmenter().to(device)
+    data = SegmentationDataset(settings.bootstrapped, settings.data.root, "val")
+    if data.label_space != checkpoint.label_space:
+        raise DataProblem(
+            "the checkpoint was trained on other classes",
+            where=settings.bootstrapped,
+            found=f"{data.label_space.num_classes} classes, other than the checkpoint's",
+            allowed=f"the {checkpoint.label_space.num_classes} classes of the checkpoint",
+            mend="train again on this data: dvc repro",
+        )
+    limit = settings.evaluate.max_images
+    total = len(data) if limit is None else min(limit, len(data))
+    pictures = _Pictures(
+        evaluation_folder(settings), checkpoint.label_space, settings.evaluate.examples, total
+    )
+    result = evaluate(
+        segmenter,
+        evaluation_loader(data, num_workers=settings.runtime.num_workers, limit=limit),
+        frequencies=checkpoint.label_space.frequencies,
+        device=device,
+        title=f"evaluate {settings.variant or ''}".strip(),
+        total=total,
+        on_prediction=pictures.add,
+    )
+    metrics: dict[str, Number] = {
+        **result.metrics.flat(),
+        "images": result.images,
+        "images_per_second": result.images_per_second,
+        "peak_memory_gib": memory.gib(),
+        "train_peak_memory_gib": checkpoint.progress["peak_memory_gib"],
+    }
+    training = json.loads((results_folder(settings) / "training.json").read_text(encoding="utf-8"))
+    curves = {
+        "loss_curve": _read_csv(results_folder(settings) / "loss.csv"),
+        "validation_curve": _read_csv(results_folder(settings) / "holdout.csv"),
+    }
+    record = {
+        "format": 1,
+        "variant": settings.variant or "default",
+        "metrics": {**metrics, "train_seconds": training["seconds"]},
+        "settings": settings.flat(),
+        "training": {**training, **curves},
+        "environment": environment(device, threads),
+        "num_classes": checkpoint.label_space.num_classes,
+        "parameters": sum(parameter.numel() for parameter in segmenter.parameters()),
+        "run_id": checkpoint.progress["run_id"],
+        "examples": pictures.examples,
+    }
+    table = per_class_table(result, checkpoint.label_space)
+    for folder in (results_folder(settings), evaluation_folder(settings)):
+        write_text(folder / "per_class.csv", table)
+    write_text(evaluation_folder(settings) / "record.json", json.dumps(record, indent=1) + "\n")
+    write_text(results_folder(settings) / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    return metrics, checkpoint
+
+
+def environment(device: torch.device, threads: int) -> dict[str, object]:
+    """What the numbers were computed on and with."""
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "timm", "numpy")},
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.machine() + " CPU",
+        "threads": threads,
+    }
+
+
+def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:
+    """One CSV line a class; IoU and accuracy are empty where they are not defined."""
+    counts = result.counts
+    columns = (counts.actual, counts.predicted, counts.iou(), counts.accuracy())
+    rows = []
+    for entry, *values in zip(label_space.classes, *(column.tolist() for column in columns), strict=True):
+        cells = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
+        rows.append([entry.class_id, entry.name, entry.source, entry.frequency, *cells])
+    header = ["class_id", "name", "source", "frequency", "true_pixels", "predicted_pixels", "iou", "accuracy"]
+    return _csv(header, rows)
+
+
+def _csv(header: list[str], rows: list[list[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+def _read_csv(path: Path) -> list[list[float]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]
+
+
+class _Pictures:
+    """Saves evenly spaced images with their truth and prediction in colours."""
+
+    def __init__(self, folder: Path, label_space: LabelSpace, wanted: int, total: int) -> None:
+        self.folder, self.label_space = folder, label_space
+        self.chosen = {round(index * total / wanted) for index in range(wanted)} if wanted else set()
+        self.seen = 0
+        self.examples: list[Mapping[str, object]] = []
+        shutil.rmtree(folder / "examples", ignore_errors=True)
+
+    def add(self, batch: Batch, prediction: Tensor) -> None:
+        """Looks at each image of a batch (N, H, W) in turn."""
+        for index, image_id in enumerate(batch.image_ids):
+            if self.seen in self.chosen:
+                self._save(int(image_id), batch.images[index], batch.target[index], prediction[index])
+            self.seen += 1
+
+    def _save(self, image_id: int, image: Tensor, target: Tensor, prediction: Tensor) -> None:
+        examples = self.folder / "examples"
+        examples.mkdir(parents=True, exist_ok=True)
+        prediction = prediction.where(target != IGNORE_INDEX, IGNORE_INDEX)
+        names = {kind: f"examples/{image_id:012d}_{kind}.png" for kind in ("truth", "prediction")}
+        names["image"] = f"examples/{image_id:012d}_image.jpg"
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(self.folder / names["image"], quality=90)
+        for kind, ids in (("truth", target), ("prediction", prediction)):
+            Image.fromarray(colourise(ids.numpy())).save(self.folder / names[kind])
+        self.examples.append({"image_id": image_id, **names, "legend": self._legend(target, prediction)})
+
+    def _legend(self, target: Tensor, prediction: Tensor) -> list[dict[str, str]]:
+        ids, pixels = torch.cat([target.flatten(), prediction.flatten()]).unique(return_counts=True)
+        order = pixels.argsort(descending=True).tolist()
+        commonest = [train_id for i in order if (train_id := int(ids[i])) != IGNORE_INDEX][:LEGEND_CLASSES]
+        return [
+            {
+                "name": self.label_space.classes[train_id].name,
+                "color": "#{:02x}{:02x}{:02x}".format(*class_colour(train_id)),
+            }
+            for train_id in commonest
+        ]
+
+
+def class_colour(train_id: int) -> tuple[int, int, int]:
+    """A fixed colour for a class: hues at the golden ratio, three lightnesses and two saturations."""
+    hue = (train_id * 0.6180339887498949) % 1.0
+    lightness, saturation = (0.42, 0.56, 0.70)[train_id % 3], (0.85, 0.55)[train_id // 3 % 2]
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def colourise(train_ids: np.ndarray) -> np.ndarray:
+    """(H, W) train ids -> (H, W, 3) uint8; unlabelled pixels are white."""
+    ids, inverse = np.unique(train_ids, return_inverse=True)
+    colours = [
+        (255, 255, 255) if train_id == IGNORE_INDEX else class_colour(int(train_id)) for train_id in ids
+    ]
+    return np.array(colours, dtype=np.uint8)[inverse].reshape(*train_ids.shape, 3)

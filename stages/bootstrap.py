@@ -1,0 +1,28 @@
+"""Stage bootstrap: turns the annotations of `data.root` into class-id masks, splits and a label space."""
+
+from __future__ import annotations
+
+import sys
+
+from pipeline.data.bootstrap import bootstrap
+from pipeline.runtime import run
+from pipeline.settings import load_settings
+
+
+def main() -> None:
+    """Bootstraps with the settings of the data section."""
+    settings = load_settings()
+    data = settings.data
+    bootstrap(
+        data.root,
+        settings.bootstrapped,
+        holdout_fraction=data.holdout_fraction,
+        holdout_seed=data.holdout_seed,
+        overlap=data.overlap,
+        keep_classes=data.keep_classes,
+        num_workers=settings.runtime.num_workers,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,30 @@
+"""Stage evaluate: judges one variant's best checkpoint on val.
+
+Usage: python -m stages.evaluate VARIANT
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pipeline.checkpoint import load_checkpoint
+from pipeline.mlflow_tracker import open_run
+from pipeline.results import evaluate_variant, results_folder
+from pipeline.runtime import run
+from pipeline.settings import load_settings
+from pipeline.training import checkpoint_folder
+
+
+def main(variant: str) -> None:
+    """Evaluates, and adds the metrics to the MLflow run that training opened."""
+    settings = load_settings(variant=variant)
+    trained = load_checkpoint(checkpoint_folder(settings) / "best.safetensors", header_only=True)
+    with open_run(settings, run_id=trained.progress["run_id"]) as tracker:
+        tracker.log_data(settings, "evaluation")
+        metrics, checkpoint = evaluate_variant(settings)
+        tracker.log_metrics({f"val/{name}": value for name, value in metrics.items()}, checkpoint.step)
+        tracker.log_table(results_folder(settings) / "per_class.csv", "per_class.json")
+
+
+if __name__ == "__main__":
+    sys.exit(run(lambda: main(*sys.argv[1:])))

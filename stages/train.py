@@ -1,0 +1,28 @@
+"""Stage train: trains one variant and writes its best checkpoint and curves.
+
+Usage: python -m stages.train VARIANT
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pipeline.mlflow_tracker import open_run
+from pipeline.results import write_training
+from pipeline.runtime import run
+from pipeline.settings import load_settings
+from pipeline.training import interrupted_state, train
+
+
+def main(variant: str) -> None:
+    """Trains in the MLflow run of an interrupted training under the same settings, or in a new one."""
+    settings = load_settings(variant=variant)
+    interrupted = interrupted_state(settings)
+    with open_run(settings, run_id=interrupted and interrupted.run_id) as tracker:
+        tracker.log_data(settings, "training")
+        result = train(settings, tracker)
+    write_training(settings, result)
+
+
+if __name__ == "__main__":
+    sys.exit(run(lambda: main(*sys.argv[1:])))
