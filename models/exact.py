@@ -1,0 +1,151 @@
+"""Cross-entropy over all classes, formed with both gradients tile by tile: an autograd function of its own.
+
+The softmax of one tile of pixels x classes is turned into its share of the loss and of the gradients, and
+overwritten by the next tile. The gradients are ready when the loss is; backward only scales them.
+
+A tile spans all classes where at least a few pixels of them fit the work buffer. Beyond (hundreds of thousands
+of classes) it spans some of them, and each is formed twice: for the normaliser, then for the gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from models.nearest import compute_dtype, full_precision
+from models.tiles import CosineTiles, DistanceTiles
+
+_TILES_IN_BUFFER = 8  # two are held; pairs too near for a matrix product may take five more for a moment
+_FEWEST_ROWS = 16  # with fewer pixels in a tile of all classes, moving the class gradient costs the most
+_BLOCK_ROWS = 512  # pixels in a tile of some classes
+
+
+class ExactCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of the labelled pixels over all classes; `models.losses` has the public function."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        pixel_embeddings: Tensor,
+        class_embeddings: Tensor,
+        target: Tensor,
+        class_offsets: Tensor | None,
+        temperature: float,
+        similarity: str,
+        ignore_index: int,
+        work_bytes: int,
+        with_gradients: bool,
+    ) -> Tensor:
+        """Return the scalar loss and keep both gradients.
+
+        Args:
+            ctx: what autograd hands to `backward`.
+            pixel_embeddings: (P, D).
+            class_embeddings: (C, D).
+            target: (P,) int64, 0..C-1 or `ignore_index`.
+            class_offsets: (C,) added to the logits, zero for every class that is somebody's target; or None.
+            temperature: divides the similarities.
+            similarity: "distance" or "cosine".
+            ignore_index: target of the pixels left out.
+            work_bytes: size of the work buffer.
+            with_gradients: False where nothing will be differentiated.
+        """
+        need_pixel, need_class = (with_gradients and need for need in ctx.needs_input_grad[:2])
+        classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
+        rows = labelled_rows(target, ignore_index)
+        count = len(target) if rows is None else len(rows)
+        size, columns, tile_elements = _tile_shape(count, classes, work_bytes)
+        make_tiles = DistanceTiles if similarity == "distance" else CosineTiles
+        pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
+        total = classes.new_zeros((), dtype=torch.float64)
+        with full_precision(pixel_embeddings):
+            tiles = make_tiles(classes, class_offsets, temperature, tile_elements, need_class)
+            for chosen in row_chunks(rows, count, size):
+                losses, gradient = _pixel_chunk(
+                    tiles, pixel_embeddings[chosen], target[chosen], columns, 1 / count, need_pixel
+                )
+                total += losses.sum(dtype=torch.float64)
+                if pixel_gradient is not None:
+                    pixel_gradient[chosen] = gradient.to(pixel_gradient.dtype)
+            class_gradient = tiles.class_gradient().to(class_embeddings.dtype) if need_class else None
+        ctx.save_for_backward(pixel_gradient, class_gradient)
+        return (total / max(count, 1)).to(classes.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, loss_gradient: Tensor) -> Any:
+        """Scale the gradients that the forward pass left."""
+        return *scaled_gradients(ctx, loss_gradient), None, None, None, None, None, None, None
+
+
+def scaled_gradients(ctx: Any, loss_gradient: Tensor) -> list[Tensor | None]:
+    """Return the gradients saved in the forward pass times the loss's own, leaving the saved ones as they are."""
+    return [
+        None if gradient is None else gradient * loss_gradient.to(gradient.dtype)
+        for gradient in ctx.saved_tensors
+    ]
+
+
+def labelled_rows(target: Tensor, ignore_index: int) -> Tensor | None:
+    """Return the indices of the labelled pixels, or None where all are labelled."""
+    labelled = target != ignore_index
+    return None if bool(labelled.all()) else labelled.nonzero()[:, 0]
+
+
+def row_chunks(rows: Tensor | None, count: int, size: int) -> Iterator[slice | Tensor]:
+    """Yield what selects `count` rows, `size` at a time: slices, or pieces of `rows`."""
+    for first in range(0, count, size):
+        last = min(first + size, count)
+        yield slice(first, last) if rows is None else rows[first:last]
+
+
+def _tile_shape(num_pixels: int, classes: Tensor, work_bytes: int) -> tuple[int, int, int]:
+    """Return the pixels and classes of a tile, and the elements it may have."""
+    num_classes, dim = classes.shape
+    tile_elements = max(1, work_bytes // _TILES_IN_BUFFER // classes.element_size())
+    most_rows = max(1, min(num_pixels, tile_elements // (4 * (dim + 2))))  # a chunk takes about 6 D a pixel
+    rows, columns = min(most_rows, tile_elements // num_classes), num_classes
+    if rows < min(most_rows, _FEWEST_ROWS):
+        rows = min(most_rows, _BLOCK_ROWS)
+        columns = min(num_classes, max(1, tile_elements // rows))
+    return rows, columns, rows * columns
+
+
+def _pixel_chunk(
+    tiles: DistanceTiles | CosineTiles,
+    pixels: Tensor,
+    target: Tensor,
+    columns: int,
+    weight: float,
+    need_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Compare (p, D) pixels with all classes, `columns` at a time.
+
+    Returns:
+        Their (p,) losses and the (p, D) gradient of the loss times `weight`, or None where not needed. The
+        gradient of the classes is added to `tiles.sums`.
+    """
+    num_classes = len(tiles.keys)
+    blocks = [(start, min(start + columns, num_classes)) for start in range(0, num_classes, columns)]
+    chunk = tiles.chunk(pixels.to(tiles.keys.dtype), target)
+    logits, shares, normalisers = tiles.softmax(chunk, *blocks[0])
+    for block in blocks[1:]:
+        normalisers = torch.logaddexp(normalisers, tiles.softmax(chunk, *block)[2])
+    losses = (normalisers - chunk.target_logits).clamp_min_(0)  # less than zero only by rounding
+    if not need_gradient and tiles.sums is None:
+        return losses, None
+
+    gradient = torch.zeros_like(chunk.scaled) if need_gradient else None
+    scale = torch.full_like(normalisers, weight)[:, None]
+    for block in blocks:
+        if len(blocks) > 1:
+            logits, shares, of_tile = tiles.softmax(chunk, *block)
+            scale = weight * (of_tile - normalisers).exp_()[:, None]
+        tiles.add_gradients(logits, shares, chunk, *block, scale, gradient)
+    missing = -weight * torch.expm1(-losses)[:, None]
+    tiles.add_target_gradients(chunk, missing, gradient)
+    return losses, None if gradient is None else gradient.div_(tiles.temperature)

@@ -1,0 +1,117 @@
+"""Cross-entropy over the target and its nearest competitors (the paper's loss), a few pixels at a time.
+
+Gathering K class embeddings for every pixel at once, as autograd would, takes P K D numbers: about 1 GB at
+batch 10, 512 x 512, K = 7, D = 12. Here they exist for one chunk of pixels, and so do their gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from models.exact import labelled_rows, row_chunks, scaled_gradients
+from models.nearest import Similarity, compute_dtype, full_precision, nearest_classes
+
+
+class KnnCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy over the target and K nearest others; `models.losses` has the public function."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        pixel_embeddings: Tensor,
+        class_embeddings: Tensor,
+        target: Tensor,
+        num_negatives: int,
+        temperature: float,
+        similarity: Similarity,
+        ignore_index: int,
+        work_bytes: int,
+        with_gradients: bool,
+    ) -> Tensor:
+        """Return the scalar loss and keep both gradients. Arguments as `models.losses.knn_cross_entropy`."""
+        need_pixel, need_class = (with_gradients and need for need in ctx.needs_input_grad[:2])
+        classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
+        pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
+        class_gradient = torch.zeros_like(classes) if need_class else None
+        rows = labelled_rows(target, ignore_index)
+        count = len(target) if rows is None else len(rows)
+        # Half of the buffer for the search; the other half for about four (p, 1+K, D) tensors.
+        per_pixel = 4 * (num_negatives + 2) * (classes.shape[1] + 4) * classes.element_size()
+        size = max(1, work_bytes // 2 // per_pixel)
+        total = classes.new_zeros((), dtype=torch.float64)
+        with full_precision(pixel_embeddings):
+            for chosen in row_chunks(rows, count, size):
+                pixels, own = pixel_embeddings[chosen].to(classes.dtype), target[chosen]
+                nearest = nearest_classes(
+                    pixels, classes, num_negatives + 1, similarity=similarity, work_bytes=work_bytes // 2
+                )
+                ids = target_first(nearest, own)  # (p, 1+K)
+                compared = classes[ids]  # (p, 1+K, D)
+                logits, slopes_of_pixels, slopes_of_classes = _logits_and_slopes(
+                    pixels, compared, temperature, similarity
+                )
+                losses = logits.logsumexp(dim=1) - logits[:, 0]
+                total += losses.sum(dtype=torch.float64)
+                if not need_pixel and not need_class:
+                    continue
+                weights = logits.softmax(dim=1)
+                weights[:, 0] -= 1
+                weights = weights.div_(count * temperature)[:, :, None]  # (p, 1+K, 1)
+                if pixel_gradient is not None:
+                    slopes = slopes_of_pixels.mul(weights).sum(dim=1)
+                    pixel_gradient[chosen] = slopes.to(pixel_gradient.dtype)
+                if class_gradient is not None:
+                    slopes = slopes_of_classes * weights
+                    class_gradient.index_add_(0, ids.flatten(), slopes.flatten(0, 1))
+        if class_gradient is not None:
+            class_gradient = class_gradient.to(class_embeddings.dtype)
+        ctx.save_for_backward(pixel_gradient, class_gradient)
+        return (total / max(count, 1)).to(classes.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, loss_gradient: Tensor) -> Any:
+        """Scale the gradients that the forward pass left."""
+        return *scaled_gradients(ctx, loss_gradient), None, None, None, None, None, None, None
+
+
+def target_first(nearest: Tensor, target: Tensor) -> Tensor:
+    """Turn the K+1 nearest classes into the target and K negatives.
+
+    The target is dropped from the nearest; where it is not among them, the furthest is. (Writing another class
+    in its place, as the released code does, makes class 0 its own negative and doubles others.)
+
+    Args:
+        nearest: (p, K+1) int64, nearest first.
+        target: (p,) int64.
+
+    Returns:
+        (p, 1+K) int64, target first, then the negatives from the nearest on.
+    """
+    dropped = nearest == target[:, None]
+    dropped[:, -1] |= ~dropped.any(dim=1)
+    negatives = nearest[~dropped].view(len(nearest), nearest.shape[1] - 1)
+    return torch.cat([target[:, None], negatives], dim=1)
+
+
+def _logits_and_slopes(
+    pixels: Tensor, compared: Tensor, temperature: float, similarity: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits (p, 1+K) and, times the temperature, their derivatives for the pixels and the classes.
+
+    Args:
+        pixels: (p, D).
+        compared: (p, 1+K, D), the classes of each pixel.
+        temperature: divides the similarities.
+        similarity: "distance" or "cosine".
+    """
+    if similarity == "cosine":
+        return torch.einsum("pd,pkd->pk", pixels, compared) / temperature, compared, pixels[:, None]
+    differences = pixels[:, None] - compared
+    distances = torch.linalg.vector_norm(differences, dim=2)
+    directions = differences.div_(distances.masked_fill(distances == 0, 1)[:, :, None])
+    return -distances / temperature, -directions, directions

@@ -1,0 +1,241 @@
+"""One tile of logits, pixels x classes, and what it adds to the gradients of cross-entropy.
+
+Everything here is in coordinates divided by the temperature, e' = e / temperature, so that a logit is
+-|e' - w'| (`DistanceTiles`, the paper's) or e'.w (`CosineTiles`) and needs no pass over the tile to be scaled.
+Two buffers of the size of a tile are used again and again; nothing else here grows with pixels x classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_NEAR = 2.0**-12  # share of the squared norms below which a squared distance is formed from differences
+
+
+@dataclass
+class PixelChunk:
+    """A few labelled pixels, ready to be compared with the classes.
+
+    Attributes:
+        scaled: (p, D) e'.
+        queries: (p, Q), whose product with the classes' keys makes a tile.
+        target: (p,) int64.
+        target_logits: (p,), from the embeddings directly: a matrix product blurs small distances.
+        target_directions: (p, D), derivative of the target logit for its class embedding.
+    """
+
+    scaled: Tensor
+    queries: Tensor
+    target: Tensor
+    target_logits: Tensor
+    target_directions: Tensor
+
+    def targets_in(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Return the rows whose target is one of classes start..stop-1, and its place among those."""
+        rows = ((self.target >= start) & (self.target < stop)).nonzero()[:, 0]
+        return rows, self.target[rows] - start
+
+
+class Tiles:
+    """What both similarities share: the buffers and the softmax of one tile.
+
+    Args:
+        classes: (C, D), in the dtype to compute in.
+        offsets: (C,) added to the logits, zero for every class that is somebody's target; or None.
+        temperature: divides the similarities.
+        tile_elements: most logits in a tile.
+    """
+
+    keys: Tensor  # (C, Q)
+
+    def __init__(
+        self, classes: Tensor, offsets: Tensor | None, temperature: float, tile_elements: int
+    ) -> None:
+        self.offsets, self.temperature = offsets, temperature
+        self._logits, self._shares = classes.new_empty(tile_elements), classes.new_empty(tile_elements)
+
+    def softmax(self, chunk: PixelChunk, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Compare a chunk with classes start..stop-1.
+
+        Returns:
+            logits (p, c) without the offsets, shares (p, c): their softmax within the tile, offsets included,
+            and normalisers (p,): the logarithm of its denominator. The first two live in the buffers.
+        """
+        shape = len(chunk.target), stop - start
+        logits = self._logits[: shape[0] * shape[1]].view(shape)
+        shares = self._shares[: shape[0] * shape[1]].view(shape)
+        self._fill(logits, chunk, start, stop)
+        if self.offsets is not None:
+            logits += self.offsets[start:stop]
+        torch.softmax(logits, dim=1, out=shares)
+        # The largest share is exp(largest logit - normaliser) and never underflows.
+        normalisers = logits.amax(dim=1) - shares.amax(dim=1).log_()
+        if self.offsets is not None:
+            logits -= self.offsets[start:stop]
+        return logits, shares, normalisers
+
+    def _fill(self, logits: Tensor, chunk: PixelChunk, start: int, stop: int) -> None:
+        raise NotImplementedError
+
+
+class CosineTiles(Tiles):
+    """Logits e'.w: each tile is one matrix product, and so is its share of each gradient."""
+
+    def __init__(
+        self,
+        classes: Tensor,
+        offsets: Tensor | None,
+        temperature: float,
+        tile_elements: int,
+        need_class_gradient: bool,
+    ) -> None:
+        super().__init__(classes, offsets, temperature, tile_elements)
+        self.keys = classes
+        self.sums = torch.zeros_like(classes) if need_class_gradient else None  # (C, D)
+
+    def chunk(self, pixels: Tensor, target: Tensor) -> PixelChunk:
+        """Prepare (p, D) pixels with their (p,) targets."""
+        scaled = pixels / self.temperature
+        logits = torch.linalg.vecdot(scaled, self.keys[target])
+        return PixelChunk(scaled, scaled, target, logits, scaled)
+
+    def _fill(self, logits: Tensor, chunk: PixelChunk, start: int, stop: int) -> None:
+        torch.mm(chunk.queries, self.keys[start:stop].t(), out=logits)
+        rows, columns = chunk.targets_in(start, stop)
+        logits[rows, columns] = chunk.target_logits[rows]
+
+    def add_gradients(
+        self,
+        logits: Tensor,
+        shares: Tensor,
+        chunk: PixelChunk,
+        start: int,
+        stop: int,
+        scale: Tensor,
+        gradient: Tensor | None,
+    ) -> None:
+        """Add what the tile's classes other than the targets contribute. Overwrites the tile.
+
+        Args:
+            logits: (p, c) from `softmax`.
+            shares: (p, c) from `softmax`.
+            chunk: the pixels.
+            start: first class of the tile.
+            stop: class after the last.
+            scale: (p, 1) from shares of the tile to probabilities, times the pixel's weight in the mean.
+            gradient: (p, D) of e', added to; or None.
+        """
+        rows, columns = chunk.targets_in(start, stop)
+        shares[rows, columns] = 0
+        if gradient is not None:
+            gradient.addcmul_(scale, shares @ self.keys[start:stop])
+        if self.sums is not None:
+            self.sums[start:stop].addmm_(shares.t(), scale * chunk.scaled)
+
+    def add_target_gradients(self, chunk: PixelChunk, missing: Tensor, gradient: Tensor | None) -> None:
+        """Add what the targets contribute; `missing` (p, 1) is 1 - p_target times the pixel's weight."""
+        if gradient is not None:
+            gradient.addcmul_(missing, self.keys[chunk.target], value=-1)
+        if self.sums is not None:
+            self.sums.index_add_(0, chunk.target, missing * chunk.target_directions, alpha=-1)
+
+    def class_gradient(self) -> Tensor:
+        """Return the (C, D) gradient of the class embeddings."""
+        assert self.sums is not None
+        return self.sums
+
+
+class DistanceTiles(Tiles):
+    """Logits -|e' - w'|, the paper's, from the matrix product (-2 e', |e'|^2, 1) . (w', 1, |w'|^2).
+
+    The product blurs squared distances by the rounding of the squared norms. Those that would suffer are formed
+    anew from differences; where e' meets w' exactly, the derivative of the distance is taken as zero.
+    """
+
+    def __init__(
+        self,
+        classes: Tensor,
+        offsets: Tensor | None,
+        temperature: float,
+        tile_elements: int,
+        need_class_gradient: bool,
+    ) -> None:
+        super().__init__(classes, offsets, temperature, tile_elements)
+        scaled = classes / temperature
+        norms = scaled.square().sum(dim=1, keepdim=True)
+        self.keys = torch.cat([scaled, torch.ones_like(norms), norms], dim=1)
+        self._classes = self.keys[:, :-2]  # w'
+        self._largest_norm = norms.max()
+        self._pairs = max(1, tile_elements // (8 * classes.shape[1]))
+        self._floor: Tensor | None = None
+        # (C, D+1) sum of p (e' - w') / |e' - w'| in two parts: what multiplies 1, and what multiplies w'.
+        self.sums = classes.new_zeros(len(classes), classes.shape[1] + 1) if need_class_gradient else None
+
+    def chunk(self, pixels: Tensor, target: Tensor) -> PixelChunk:
+        """Prepare (p, D) pixels with their (p,) targets."""
+        scaled = pixels / self.temperature
+        norms = scaled.square().sum(dim=1, keepdim=True)
+        queries = torch.cat([-2 * scaled, norms, torch.ones_like(norms)], dim=1)
+        differences = scaled - self._classes[target]
+        distances = torch.linalg.vector_norm(differences, dim=1, keepdim=True)
+        directions = differences.div_(distances.masked_fill(distances == 0, 1))
+        return PixelChunk(scaled, queries, target, -distances[:, 0], directions)
+
+    def _fill(self, logits: Tensor, chunk: PixelChunk, start: int, stop: int) -> None:
+        squares = torch.mm(chunk.queries, self.keys[start:stop].t(), out=logits)
+        rows, columns = chunk.targets_in(start, stop)
+        norm = self._largest_norm + chunk.queries[:, -2].max()
+        squares[rows, columns] = norm  # anything that is not near; the exact logit follows below
+        self._floor = None
+        if bool(squares.amin() < _NEAR * norm):
+            self._refine(squares, chunk, start, _NEAR * norm)
+            self._floor = norm.mul(torch.finfo(norm.dtype).eps).sqrt_()
+        squares.sqrt_().neg_()
+        logits[rows, columns] = chunk.target_logits[rows]
+
+    def _refine(self, squares: Tensor, chunk: PixelChunk, start: int, near: Tensor) -> None:
+        rows, columns = (squares < near).nonzero(as_tuple=True)
+        for first in range(0, len(rows), self._pairs):
+            some_rows, some_columns = rows[first : first + self._pairs], columns[first : first + self._pairs]
+            differences = chunk.scaled[some_rows] - self._classes[start + some_columns]
+            squares[some_rows, some_columns] = differences.square_().sum(dim=1)
+
+    def add_gradients(
+        self,
+        logits: Tensor,
+        shares: Tensor,
+        chunk: PixelChunk,
+        start: int,
+        stop: int,
+        scale: Tensor,
+        gradient: Tensor | None,
+    ) -> None:
+        """Add what the tile's classes other than the targets contribute. See `CosineTiles.add_gradients`."""
+        rows, columns = chunk.targets_in(start, stop)
+        shares[rows, columns] = 0
+        logits[rows, columns] = -1
+        if self._floor is not None:
+            # Within rounding of a class the direction is noise: let it fade to zero instead of growing.
+            logits.clamp_max_(-self._floor)
+        weights = shares.div_(logits)  # -p / |e' - w'|
+        if gradient is not None:
+            toward = chunk.scaled * weights.sum(dim=1, keepdim=True) - weights @ self._classes[start:stop]
+            gradient.addcmul_(scale, toward)
+        if self.sums is not None:
+            self.sums[start:stop].addmm_(weights.t(), torch.cat([scale * chunk.scaled, scale], dim=1))
+
+    def add_target_gradients(self, chunk: PixelChunk, missing: Tensor, gradient: Tensor | None) -> None:
+        """Add what the targets contribute; `missing` (p, 1) is 1 - p_target times the pixel's weight."""
+        if gradient is not None:
+            gradient.addcmul_(missing, chunk.target_directions)
+        if self.sums is not None:
+            self.sums[:, :-1].index_add_(0, chunk.target, missing * chunk.target_directions)
+
+    def class_gradient(self) -> Tensor:
+        """Return the (C, D) gradient of the class embeddings."""
+        assert self.sums is not None
+        gradient = self._classes * self.sums[:, -1:]
+        return gradient.sub_(self.sums[:, :-1]).div_(self.temperature)
