@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 repro: setup  ## run the whole pipeline on the embedded dataset
-	$(BIN)/dvc repro
+	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 
 test: lint types unit  ## everything that must hold before a commit
 

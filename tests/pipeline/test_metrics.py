@@ -1,0 +1,74 @@
+"""Per-class counts against counting by hand and against a confusion matrix."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.metrics import ClassCounts, summarise
+
+
+def test_counts_by_hand() -> None:
+    counts = ClassCounts(4)
+    #                              hit wrong wrong ignored hit
+    counts.update(torch.tensor([0, 1, 2, 3, 2]), torch.tensor([0, 0, 1, -1, 2]))
+    assert counts.true_positives.tolist() == [1, 0, 1, 0]
+    assert counts.false_positives.tolist() == [0, 1, 1, 0]
+    assert counts.false_negatives.tolist() == [1, 1, 0, 0]
+    iou = counts.iou().tolist()
+    assert iou[:3] == [0.5, 0.0, 0.5]
+    assert math.isnan(iou[3])  # predicted on an ignored pixel only: it was not met
+    metrics = summarise(counts, ["r", "c", "f", "stuff"])
+    assert metrics.miou == pytest.approx(1 / 3)
+    assert metrics.miou_present == pytest.approx(1 / 3)
+    assert (metrics.miou_rare, metrics.miou_common, metrics.miou_frequent) == (0.5, 0.0, 0.5)
+    assert metrics.miou_stuff is None
+    assert "miou_stuff" not in metrics.flat()
+    assert metrics.pixel_accuracy == 0.5
+    assert metrics.mean_accuracy == pytest.approx((0.5 + 0 + 1) / 3)
+
+
+def test_equal_to_a_confusion_matrix_over_several_batches() -> None:
+    generator = np.random.default_rng(0)
+    counts, matrix = ClassCounts(300), np.zeros((300, 300), dtype=np.int64)
+    for _ in range(3):
+        target = generator.integers(-1, 300, (2, 17, 13))
+        prediction = np.where(
+            generator.random(target.shape) < 0.5, target, generator.integers(0, 300, target.shape)
+        )
+        prediction = np.maximum(prediction, 0)
+        counts.update(torch.from_numpy(prediction), torch.from_numpy(target))
+        labelled = target >= 0
+        np.add.at(matrix, (target[labelled], prediction[labelled]), 1)
+    hits = np.diag(matrix)
+    with np.errstate(invalid="ignore"):
+        iou = hits / (matrix.sum(0) + matrix.sum(1) - hits)
+    np.testing.assert_allclose(counts.iou().numpy(), iou)
+    metrics = summarise(counts)
+    assert metrics.miou == pytest.approx(np.nanmean(iou))
+    assert metrics.pixel_accuracy == pytest.approx(hits.sum() / matrix.sum())
+
+
+def test_a_class_only_predicted_lowers_miou_but_not_that_of_the_present_classes() -> None:
+    counts = ClassCounts(3)
+    counts.update(torch.tensor([0, 0, 0, 2]), torch.tensor([0, 0, 0, 0]))
+    metrics = summarise(counts)
+    assert metrics.miou == pytest.approx(0.75 / 2)
+    assert metrics.miou_present == 0.75
+    assert (metrics.classes_present, metrics.classes_predicted) == (1, 2)
+
+
+def test_nothing_labelled_gives_zeros_and_no_nan() -> None:
+    counts = ClassCounts(5)
+    counts.update(torch.zeros(4, dtype=torch.int64), torch.full((4,), -1))
+    assert all(math.isfinite(value) for value in summarise(counts, ["r"] * 5).flat().values())
+
+
+def test_memory_is_three_numbers_a_class() -> None:
+    counts = ClassCounts(1_000_000)
+    counts.update(torch.tensor([999_999]), torch.tensor([999_999]))
+    kept = [value for value in vars(counts).values() if isinstance(value, torch.Tensor)]
+    assert sum(tensor.numel() for tensor in kept) == 3_000_000

@@ -1,0 +1,125 @@
+"""params.yaml becomes checked settings, or one clear error."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import UsageProblem
+from pipeline.settings import Settings, load_settings
+
+PROJECT = Path(__file__).parents[2]
+
+
+def write(folder: Path, **sections: object) -> Path:
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump({"data": {"root": "data/tiny"}, **sections}))
+    return path
+
+
+def test_the_projects_own_params_are_valid_for_every_variant() -> None:
+    plain = load_settings(PROJECT / "params.yaml")
+    assert set(plain.variants) >= {"exact", "essnet", "softmax"}
+    for variant in plain.variants:
+        assert load_settings(PROJECT / "params.yaml", variant=variant).variant == variant
+
+
+def test_a_variant_overrides_only_what_it_names(tmp_path: Path) -> None:
+    path = write(tmp_path, loss={"num_negatives": 5}, variants={"a": {"loss": {"name": "knn"}}, "b": {}})
+    assert load_settings(path).loss.name == "exact"
+    changed = load_settings(path, variant="a")
+    assert (changed.loss.name, changed.loss.num_negatives) == ("knn", 5)
+    assert load_settings(path, variant="b").loss == load_settings(path).loss
+
+
+def test_overrides_come_last_and_leave_the_file_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, variants={"a": {"loss": {"num_negatives": 3}}})
+    before = path.read_bytes()
+    assert load_settings(path, variant="a", overrides={"loss.num_negatives": 9}).loss.num_negatives == 9
+    assert path.read_bytes() == before
+
+
+def test_paths_are_relative_to_the_file_and_come_out_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, model={"weights": "w/a.safetensors"})
+    monkeypatch.chdir("/")
+    settings = load_settings(path)
+    assert settings.data.root == tmp_path / "data" / "tiny"
+    assert settings.model.weights == tmp_path / "w" / "a.safetensors"
+
+
+def test_settings_are_frozen(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path))
+    with pytest.raises(ValueError, match="frozen"):
+        settings.loss.temperature = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("sections", "key", "said"),
+    [
+        ({"loss": {"temprature": 1}}, "loss.temprature", "did you mean temperature"),
+        ({"los": {}}, "los", "did you mean loss"),
+        ({"project": "/"}, "project", "unknown setting"),
+        ({"loss": {"name": "exakt"}}, "loss.name", "'exact', 'knn' or 'sampled'"),
+        ({"loss": {"temperature": 0}}, "loss.temperature", "greater than 0"),
+        ({"loss": {"temperature": "hot"}}, "loss.temperature", "valid number"),
+        ({"loss": {"temperature": float("nan")}}, "loss.temperature", "finite number"),
+        ({"train": {"steps": 1.5}}, "train.steps", "integer"),
+        ({"train": {"steps": True}}, "train.steps", "integer"),
+        ({"train": {"scale_min": 3.0}}, "train", "must not exceed scale_max"),
+        ({"model": {"pretrained": True, "weights": "a"}}, "model", "exclude each other"),
+        ({"model": {"output_stride": 12}}, "model.output_stride", "8, 16 or 32"),
+        ({"data": {"root": "x", "holdout_fraction": 1.0}}, "data.holdout_fraction", "less than 1"),
+        ({"data": {}}, "data.root", "missing"),
+        ({"runtime": {"device": "gpu"}}, "runtime.device", "pattern"),
+        ({"variants": {"a": {"loss": 3}}}, "variants.a", "dictionary"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_and_what_is_allowed(
+    tmp_path: Path, sections: dict, key: str, said: str
+) -> None:
+    with pytest.raises(UsageProblem) as caught:
+        load_settings(write(tmp_path, **sections))
+    assert caught.value.exit_code == 2
+    assert caught.value.where is not None
+    assert caught.value.where.endswith(f"params.yaml: {key}") or f": {key}." in caught.value.where
+    assert said in str(caught.value)
+
+
+def test_a_mistake_in_any_variant_surfaces_when_another_is_loaded(tmp_path: Path) -> None:
+    path = write(tmp_path, variants={"good": {}, "bad": {"loss": {"name": "exakt"}}})
+    with pytest.raises(UsageProblem, match="exakt"):
+        load_settings(path, variant="good")
+
+
+@pytest.mark.parametrize("text", ["a: [", "just words", ""])
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UsageProblem):
+        load_settings(tmp_path / "params.yaml")
+
+
+def test_missing_file_and_unknown_variant_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageProblem, match="no settings file"):
+        load_settings(tmp_path / "params.yaml")
+    with pytest.raises(UsageProblem, match=r"unknown variant 'x'(.|\n)*a, b"):
+        load_settings(write(tmp_path, variants={"a": {}, "b": {}}), variant="x")
+    with pytest.raises(UsageProblem, match="cannot override"):
+        load_settings(write(tmp_path), overrides={"steps": 3})
+
+
+@given(
+    key=st.text(min_size=1, max_size=12), value=st.one_of(st.none(), st.booleans(), st.integers(), st.text())
+)
+def test_whatever_is_written_gives_settings_or_a_usage_problem(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: object
+) -> None:
+    path = write(tmp_path_factory.mktemp("params"), train={key: value})
+    with contextlib.suppress(UsageProblem):
+        assert isinstance(load_settings(path), Settings)
