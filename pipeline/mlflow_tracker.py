@@ -66,14 +66,13 @@ class MlflowTracker:
         tag = "mlflow.loggedArtifacts"  # how MLflow's UI finds tables
         self.client.set_tag(self._run_id, tag, json.dumps([{"path": name, "type": "table"}]))
 
-    def log_data(self, settings: Settings, context: str) -> None:
-        """Records the bootstrapped data as an input, once for each context ("training", "evaluation")."""
-        known = self.client.get_run(self._run_id).inputs.dataset_inputs
+    def log_data(self, settings: Settings, split: str, context: str) -> None:
+        """Records a split of the bootstrapped data as an input; `context` is MLflow's word for its use."""
         manifest = settings.bootstrapped / "manifest.json"
-        if not manifest.is_file() or any(tag.value == context for used in known for tag in used.tags):
-            return
+        if not manifest.is_file():
+            return  # the work itself will say what is missing
         source = json.dumps({"root": str(settings.data.root), "bootstrapped": str(settings.bootstrapped)})
-        dataset = Dataset(settings.data.root.name, _digest(manifest), "local", source)
+        dataset = Dataset(f"{settings.data.root.name} {split}", _digest(manifest), "local", source)
         used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
         self.client.log_inputs(self._run_id, [used])
 

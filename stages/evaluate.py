@@ -20,7 +20,7 @@ def main(variant: str) -> None:
     settings = load_settings(variant=variant)
     trained = load_checkpoint(checkpoint_folder(settings) / "best.safetensors", header_only=True)
     with open_run(settings, run_id=trained.progress["run_id"]) as tracker:
-        tracker.log_data(settings, "evaluation")
+        tracker.log_data(settings, "val", context="evaluation")
         metrics, checkpoint = evaluate_variant(settings)
         tracker.log_metrics({f"val/{name}": value for name, value in metrics.items()}, checkpoint.step)
         tracker.log_table(results_folder(settings) / "per_class.csv", "per_class.json")

@@ -19,7 +19,7 @@ def main(variant: str) -> None:
     settings = load_settings(variant=variant)
     interrupted = interrupted_state(settings)
     with open_run(settings, run_id=interrupted and interrupted.run_id) as tracker:
-        tracker.log_data(settings, "training")
+        tracker.log_data(settings, "train", context="training")
         result = train(settings, tracker)
     write_training(settings, result)
 

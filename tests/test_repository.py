@@ -1,4 +1,4 @@
-"""The rules of the house, held by tests: import direction, dvc.yaml against the settings, documented commands."""
+"""The rules of the house, held by tests: import direction, dvc.yaml against settings, packaging."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from pipeline.tracking import tracking_uri
 
 
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Settings:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     variants = {"exact": {}, "essnet": {"loss": {"name": "knn"}}}
     (tmp_path / "params.yaml").write_text(
@@ -38,7 +40,7 @@ def test_one_run_holds_what_training_and_evaluation_say(
     manifest.parent.mkdir(parents=True)
     manifest.write_text("{}")
     with open_run(settings) as tracker:
-        tracker.log_data(settings, "training")
+        tracker.log_data(settings, "train", context="training")
         tracker.log_params(settings.flat())
         tracker.log_metrics({"train/loss": 2.0}, 1)
         tracker.log_metrics({"train/loss": 1.0}, 2)
@@ -46,8 +48,8 @@ def test_one_run_holds_what_training_and_evaluation_say(
     table.write_text('name,iou\n"a, b",0.5\nc,\n')
     with open_run(settings, run_id=tracker.run_id) as continued:
         continued.log_params(settings.flat())  # again, as a resumed training does
-        continued.log_data(settings, "training")
-        continued.log_data(settings, "evaluation")
+        continued.log_data(settings, "train", context="training")
+        continued.log_data(settings, "val", context="evaluation")
         continued.log_metrics({"val/miou": 0.25}, 2)
         continued.log_table(table, "per_class.json")
     experiment = client.get_experiment_by_name("kiloseg")
@@ -61,8 +63,9 @@ def test_one_run_holds_what_training_and_evaluation_say(
     assert run.data.metrics == {"train/loss": 1.0, "val/miou": 0.25}
     assert [point.step for point in client.get_metric_history(tracker.run_id, "train/loss")] == [1, 2]
     assert {"variant", "git_commit", "dvc_lock"} <= set(run.data.tags)
-    contexts = [used.tags[0].value for used in run.inputs.dataset_inputs]
-    assert sorted(contexts) == ["evaluation", "training"]
+    inputs = {used.dataset.name: used.tags[0].value for used in run.inputs.dataset_inputs}
+    assert inputs == {"tiny train": "training", "tiny val": "evaluation"}
+    assert len(run.inputs.dataset_inputs) == 2
     stored = Path(client.download_artifacts(tracker.run_id, "per_class.json", str(tmp_path)))
     assert json.loads(stored.read_text()) == {
         "columns": ["name", "iou"],
