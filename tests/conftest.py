@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -14,9 +16,59 @@ os.environ["DVC_NO_ANALYTICS"] = "true"
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store with MLflow's schema and no experiment: migrating one takes seconds, copying it none."""
+    """An SQLite store with MLflow's schema and no experiment: migrating one takes seconds."""
     from mlflow import MlflowClient
 
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+PARAMS = {
+    "data": {"root": "data/tiny", "holdout_fraction": 0.2},
+    "model": {
+        "backbone": "test_resnet",
+        "decoder_channels": 16,
+        "embedding_dim": 8,
+        "batch_norm_momentum": 0.1,
+    },
+    "train": {
+        "steps": 8,
+        "batch_size": 2,
+        "crop_size": 48,
+        "learning_rate": 0.02,
+        "validate_every": 4,
+        "checkpoint_every": 2,
+    },
+    "evaluate": {"examples": 2},
+    "runtime": {"device": "cpu", "threads": 1, "num_workers": 0},
+    "variants": {
+        "exact": {},
+        "essnet": {"loss": {"name": "knn", "num_negatives": 3}},
+        "sampled": {"loss": {"name": "sampled", "num_negatives": 16}},
+        "softmax": {"model": {"head": "softmax"}},
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def bootstrapped_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with shrunken settings and bootstrapped data, for all tests: not to be changed."""
+    from pipeline.data.bootstrap import bootstrap
+    from pipeline.data.tiny import generate_tiny
+
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    generate_tiny(folder / "data" / "tiny", num_train=12, num_val=4)
+    bootstrap(folder / "data" / "tiny", folder / "data" / "bootstrapped", holdout_fraction=0.2)
+    return folder
+
+
+@pytest.fixture
+def project(bootstrapped_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh project folder that shares the bootstrapped data and is the working directory."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "data").symlink_to(bootstrapped_project / "data")
+    shutil.copy(bootstrapped_project / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

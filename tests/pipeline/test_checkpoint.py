@@ -1,0 +1,85 @@
+"""Checkpoints hold everything, and a bad one is one clear error."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.segmenter import SegmenterArguments, build_segmenter
+from pipeline.checkpoint import Checkpoint, load_checkpoint, optimizer_tensors, restore_optimizer
+from pipeline.data.label_space import LabelSpace
+from pipeline.errors import DataProblem
+
+ARGUMENTS = SegmenterArguments(backbone="test_resnet", decoder_channels=8, embedding_dim=4, num_classes=300)
+
+
+def make(label_space: LabelSpace) -> tuple[Checkpoint, torch.optim.Optimizer, torch.nn.Module]:
+    torch.manual_seed(0)
+    segmenter = build_segmenter(ARGUMENTS)
+    optimizer = torch.optim.SGD(segmenter.parameters(), lr=0.1, momentum=0.9)
+    segmenter(torch.rand(2, 3, 32, 32)).square().mean().backward()
+    optimizer.step()
+    progress = {"finished": False, "curve": [[1, 0.1], [2, 1e-17]]}
+    model, tensors = segmenter.state_dict(), optimizer_tensors(optimizer)
+    checkpoint = Checkpoint(ARGUMENTS, label_space, {"train.steps": 3}, 7, progress, model, tensors)
+    return checkpoint, optimizer, segmenter
+
+
+@pytest.fixture
+def label_space(bootstrapped_project: Path) -> LabelSpace:
+    return LabelSpace.load(bootstrapped_project / "data" / "bootstrapped" / "label_space.json")
+
+
+def test_what_is_saved_comes_back(tmp_path: Path, label_space: LabelSpace) -> None:
+    checkpoint, _, segmenter = make(label_space)
+    checkpoint.save(tmp_path / "a.safetensors")
+    loaded = load_checkpoint(tmp_path / "a.safetensors")
+    for field in dataclasses.fields(Checkpoint):
+        if field.name not in ("model", "optimizer"):
+            assert getattr(loaded, field.name) == getattr(checkpoint, field.name)
+    for mine, theirs in ((checkpoint.model, loaded.model), (checkpoint.optimizer, loaded.optimizer)):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    images = torch.rand(1, 3, 33, 47)
+    torch.testing.assert_close(loaded.segmenter()(images), segmenter.eval()(images))
+
+
+def test_a_restored_optimiser_takes_the_same_next_step(tmp_path: Path, label_space: LabelSpace) -> None:
+    checkpoint, optimizer, segmenter = make(label_space)
+    other = build_segmenter(ARGUMENTS)
+    other.load_state_dict(checkpoint.model)
+    restored = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
+    restore_optimizer(restored, checkpoint.optimizer)
+    for network, step in ((segmenter, optimizer), (other, restored)):
+        network.train()
+        step.zero_grad()
+        network(torch.ones(2, 3, 32, 32)).square().mean().backward()
+        step.step()
+    for mine, theirs in zip(segmenter.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_header_alone_can_be_read(tmp_path: Path, label_space: LabelSpace) -> None:
+    make(label_space)[0].save(tmp_path / "a.safetensors")
+    header = load_checkpoint(tmp_path / "a.safetensors", header_only=True)
+    assert (header.step, header.model) == (7, {})
+
+
+def test_bad_files_are_named(tmp_path: Path, label_space: LabelSpace) -> None:
+    with pytest.raises(DataProblem, match=r"no checkpoint(.|\n)*dvc repro train"):
+        load_checkpoint(tmp_path / "none.safetensors")
+    path = tmp_path / "a.safetensors"
+    make(label_space)[0].save(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(DataProblem, match="unreadable checkpoint"):
+        load_checkpoint(path)
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(DataProblem, match="unreadable checkpoint"):
+        load_checkpoint(path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(DataProblem, match="format None"):
+        load_checkpoint(path)

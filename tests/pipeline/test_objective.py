@@ -1,0 +1,98 @@
+"""From the stride-4 output to the loss, against the plain computation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.segmenter import SegmenterArguments, build_segmenter
+from pipeline.objective import segmentation_losses
+from pipeline.optim import build_optimizer, set_learning_rate
+from pipeline.settings import LossSettings, TrainSettings
+
+
+def build(head: str, num_classes: int = 37):
+    torch.manual_seed(0)
+    return build_segmenter(
+        SegmenterArguments(
+            backbone="test_resnet", decoder_channels=8, embedding_dim=6, num_classes=num_classes, head=head
+        )
+    )
+
+
+@pytest.fixture
+def target() -> torch.Tensor:
+    target = torch.randint(0, 37, (2, 30, 42), generator=torch.Generator().manual_seed(1))
+    target[:, :7] = -1
+    return target
+
+
+@pytest.mark.parametrize("name", ["exact", "knn", "sampled"])
+@pytest.mark.parametrize("similarity", ["distance", "cosine"])
+def test_with_all_negatives_every_loss_is_the_full_cross_entropy(
+    name: str, similarity: str, target: torch.Tensor
+) -> None:
+    segmenter = build("embedding")
+    output = segmenter(torch.rand(2, 3, 30, 42))
+    settings = LossSettings(name=name, similarity=similarity, num_negatives=36, temperature=0.1)
+    losses = segmentation_losses(segmenter, output, target, settings)
+    upsampled = F.interpolate(output, size=(30, 42), mode="bilinear", align_corners=False).movedim(1, -1)
+    classes = segmenter.head.class_embeddings
+    logits = -torch.cdist(upsampled.reshape(-1, 6), classes, compute_mode="donot_use_mm_for_euclid_dist")
+    if similarity == "cosine":
+        logits = upsampled.reshape(-1, 6) @ classes.T
+    expected = F.cross_entropy(logits / 0.1, target.flatten(), ignore_index=-1)
+    torch.testing.assert_close(losses.cross_entropy, expected.detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses.total.detach(), losses.cross_entropy + losses.separation)
+
+
+def test_the_softmax_baseline_is_the_dense_cross_entropy(target: torch.Tensor) -> None:
+    segmenter = build("softmax")
+    output = segmenter(torch.rand(2, 3, 30, 42))
+    losses = segmentation_losses(segmenter, output, target, LossSettings())
+    upsampled = F.interpolate(output, size=(30, 42), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(losses.total, F.cross_entropy(upsampled, target, ignore_index=-1))
+    assert losses.separation == 0
+
+
+@pytest.mark.parametrize("head", ["embedding", "softmax"])
+def test_a_batch_without_labelled_pixels_has_a_finite_zero_loss_and_gradients(head: str) -> None:
+    segmenter = build(head)
+    target = torch.full((1, 32, 32), -1)
+    losses = segmentation_losses(
+        segmenter, segmenter(torch.rand(1, 3, 32, 32)), target, LossSettings(separation_weight=0)
+    )
+    assert losses.total == 0
+    losses.total.backward()
+    assert all(
+        parameter.grad is None or parameter.grad.isfinite().all() for parameter in segmenter.parameters()
+    )
+
+
+def test_separation_is_weighted_and_can_be_left_out(target: torch.Tensor) -> None:
+    segmenter = build("embedding")
+    with torch.no_grad():
+        next(p for p in segmenter.head.parameters() if p.shape == (37, 6))[:] = (
+            1.0  # all classes in one place
+        )
+    output = segmenter(torch.rand(2, 3, 30, 42))
+    doubled = segmentation_losses(segmenter, output, target, LossSettings(separation_weight=2.0))
+    assert doubled.separation == pytest.approx(0.2, abs=1e-3)
+    assert doubled.total.item() == pytest.approx((doubled.cross_entropy + 2 * doubled.separation).item())
+    without = segmentation_losses(segmenter, output, target, LossSettings(separation_weight=0.0))
+    assert without.separation == 0
+
+
+def test_the_rate_decays_polynomially_and_the_backbone_follows_at_its_factor() -> None:
+    settings = TrainSettings(steps=100, learning_rate=0.01, poly_power=0.9, backbone_rate_factor=0.1)
+    segmenter = build("embedding")
+    optimizer = build_optimizer(segmenter, settings)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert {id(p) for p in parameters} == {id(p) for p in segmenter.parameters()}
+    assert len(parameters) == len({id(p) for p in parameters})
+    assert set_learning_rate(optimizer, settings, 0) == 0.01
+    for step in (1, 50, 99):
+        rate = set_learning_rate(optimizer, settings, step)
+        assert rate == pytest.approx(0.01 * (1 - step / 100) ** 0.9)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate * 0.1, rate])

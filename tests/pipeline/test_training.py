@@ -1,0 +1,170 @@
+"""Training on the embedded dataset: it learns, repeats itself, resumes exactly and fails clearly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.checkpoint import load_checkpoint
+from pipeline.errors import DataProblem, Problem
+from pipeline.runtime import Interrupted
+from pipeline.settings import Settings, load_settings
+from pipeline.tracking import NoTracker
+from pipeline.training import checkpoint_folder, interrupted_state, train
+
+
+class Recorder(NoTracker):
+    """Keeps the losses by step, and can do something at a step."""
+
+    def __init__(self, at: int | None = None, do=None) -> None:
+        self.losses: dict[int, float] = {}
+        self.at, self.do = at, do
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        if "train/loss" in metrics:
+            self.losses[step] = metrics["train/loss"]
+            if step == self.at:
+                self.do()
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = load_checkpoint(one).model, load_checkpoint(other).model
+    return all(torch.equal(first[name], second[name]) for name in first | second)
+
+
+@pytest.fixture
+def settings(project: Path) -> Settings:
+    return load_settings(variant="exact")
+
+
+def test_the_loss_falls_when_a_few_images_are_seen_again_and_again(project: Path) -> None:
+    overrides = {
+        "train.steps": 40,
+        "train.scale_min": 1.0,
+        "train.scale_max": 1.0,
+        "train.validate_every": 40,
+    }
+    recorder = Recorder()
+    train(load_settings(variant="exact", overrides=overrides), recorder)
+    losses = list(recorder.losses.values())
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("variant", ["exact", "essnet", "sampled", "softmax"])
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(project: Path, variant: str) -> None:
+    recorders = [Recorder(), Recorder(), Recorder()]
+    for recorder, seed, name in zip(recorders, (0, 0, 1), "abc", strict=True):
+        overrides = {"train.seed": seed, "train.steps": 3}
+        train(load_settings(variant=variant, overrides=overrides), recorder, folder=project / name)
+    assert recorders[0].losses == recorders[1].losses != recorders[2].losses
+    assert same_weights(project / "a" / "last.safetensors", project / "b" / "last.safetensors")
+
+
+@pytest.mark.parametrize("variant", ["exact", "sampled"])
+def test_a_crashed_run_resumes_to_exactly_the_undisturbed_one(project: Path, variant: str) -> None:
+    settings = load_settings(variant=variant)
+    undisturbed = Recorder()
+    expected = train(settings, undisturbed, folder=project / "whole")
+
+    def crash() -> None:
+        raise MemoryError("as if killed")
+
+    first = Recorder(at=5, do=crash)  # the last checkpoint is that of step 4
+    with pytest.raises(MemoryError):
+        train(settings, first)
+    state = interrupted_state(settings)
+    assert state is not None
+    assert not state.finished
+    second = Recorder()
+    result = train(settings, second)
+    assert min(second.losses) == 5
+    assert {**first.losses, **second.losses} == undisturbed.losses
+    assert result.state.loss_curve == expected.state.loss_curve
+    assert result.state.validation_curve == expected.state.validation_curve
+    for name in ("best", "last"):
+        folder = checkpoint_folder(settings)
+        assert same_weights(folder / f"{name}.safetensors", project / "whole" / f"{name}.safetensors")
+    assert interrupted_state(settings) is None  # finished: the next run starts anew
+
+
+def test_a_polite_stop_loses_no_step(settings: Settings) -> None:
+    undisturbed = Recorder()
+    train(settings, undisturbed, folder=settings.project / "whole")
+    first = Recorder(at=3, do=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(settings, first)
+    second = Recorder()
+    train(settings, second)
+    assert sorted(first.losses) == [1, 2, 3]
+    assert sorted(second.losses) == [4, 5, 6, 7, 8]
+    assert {**first.losses, **second.losses} == undisturbed.losses
+
+
+def test_a_killed_process_resumes(settings: Settings) -> None:
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_training import Recorder
+from pipeline.settings import load_settings
+from pipeline.training import train
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+train(load_settings(variant="exact"), Recorder(at=7, do=kill))
+"""
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    resumed = Recorder()
+    train(settings, resumed)
+    assert sorted(resumed.losses) == [7, 8]
+
+
+def test_other_settings_start_anew(settings: Settings, project: Path) -> None:
+    first = Recorder(at=5, do=lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted):
+        train(settings, first)
+    other = load_settings(variant="exact", overrides={"train.learning_rate": 0.03})
+    assert interrupted_state(other) is None
+    second = Recorder()
+    train(other, second)
+    assert sorted(second.losses) == list(range(1, 9))
+
+
+def test_the_best_checkpoint_is_chosen_on_the_held_out_part_and_describes_itself(settings: Settings) -> None:
+    result = train(settings, NoTracker())
+    checkpoint = load_checkpoint(result.checkpoint)
+    best = max(miou for _, miou, _ in result.state.validation_curve)
+    assert result.state.best_miou == best == checkpoint.progress["best_miou"]
+    assert checkpoint.step == result.state.best_step
+    assert checkpoint.label_space.num_classes == 1284
+    assert checkpoint.settings == settings.flat()
+    images = torch.rand(1, 3, 40, 56)
+    assert checkpoint.segmenter().predict(images, size=(40, 56)).shape == (1, 40, 56)
+
+
+def test_a_loss_that_is_no_longer_finite_names_step_and_images(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pipeline.training as module
+
+    real = module.segmentation_losses
+
+    def broken(*arguments):
+        losses = real(*arguments)
+        return module.Losses(losses.total, losses.cross_entropy * float("nan"), losses.separation)
+
+    monkeypatch.setattr(module, "segmentation_losses", broken)
+    with pytest.raises(Problem, match=r"no longer finite(.|\n)*images \d+, \d+") as caught:
+        train(settings, NoTracker())
+    assert caught.value.exit_code == 1
+
+
+def test_training_without_bootstrapped_data_says_what_to_run(tmp_path: Path, project: Path) -> None:
+    (tmp_path / "data").unlink()
+    with pytest.raises(DataProblem, match=r"dvc repro|pipeline data bootstrap"):
+        train(load_settings(variant="exact"), NoTracker())
