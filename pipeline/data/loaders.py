@@ -1,0 +1,183 @@
+"""Batches for training and evaluation, the same whatever the number of worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.data.dataset import Sample
+from pipeline.data.sampling import Draw, ShuffledBatches, sample_seed
+from pipeline.errors import DataProblem, Problem
+
+_MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the network is given at a step.
+
+    Args:
+        images: (N, 3, H, W) uint8; become floats in [0, 1] only on the device.
+        target: (N, H, W) int64 train ids, `IGNORE_INDEX` where unlabelled.
+        image_ids: N ids.
+    """
+
+    images: Tensor
+    target: Tensor
+    image_ids: tuple[int, ...]
+
+    def pin_memory(self) -> Batch:
+        """Called by torch's loader: a copy from which the GPU can fetch while it computes."""
+        return Batch(self.images.pin_memory(), self.target.pin_memory(), self.image_ids)
+
+
+class Transform(Protocol):
+    """A random change of one sample, decided by the generator alone."""
+
+    def __call__(self, image: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Changes (3, H, W) uint8 and (H, W) int64 alike; all samples come out in one size."""
+        ...
+
+
+class Samples(Protocol):
+    """What the loaders need of a dataset."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+def train_loader(
+    dataset: Samples,
+    transform: Transform,
+    *,
+    batch_size: int,
+    num_steps: int,
+    seed: int,
+    start_step: int = 0,
+    num_workers: int | Literal["auto"] = "auto",
+) -> Iterator[Batch]:
+    """The batches of steps start_step..num_steps - 1.
+
+    They depend on the dataset, the transform, the batch size and the seed, not on the workers nor on where
+    the run was resumed.
+
+    Raises:
+        DataProblem: the dataset is empty; and, when a batch is fetched, whatever Problem reading it met.
+    """
+    if len(dataset) == 0:
+        raise DataProblem(
+            "there is no image to train on",
+            found="an empty train split",
+            mend="check data.root and data.holdout_fraction, then bootstrap again",
+        )
+    batches = ShuffledBatches(
+        len(dataset), batch_size=batch_size, num_steps=num_steps, seed=seed, start_step=start_step
+    )
+    return _fetch(_Augmented(dataset, transform, seed), batches, num_workers)
+
+
+def evaluation_loader(
+    dataset: Samples, *, num_workers: int | Literal["auto"] = "auto", limit: int | None = None
+) -> Iterator[Batch]:
+    """Every image once, whole and alone (sizes differ), in the dataset's order.
+
+    Args:
+        dataset: the split.
+        num_workers: processes besides this one.
+        limit: only the first images.
+
+    Raises:
+        Problem: when a batch is fetched, whatever reading it met.
+    """
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    return _fetch(_Plain(dataset), [[Draw(0, index)] for index in range(count)], num_workers)
+
+
+def resolve_num_workers(num_workers: int | Literal["auto"]) -> int:
+    """The number itself, or for "auto" the cores this process may use less one, at most 8."""
+    if num_workers != "auto":
+        return num_workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(cores - 1, _MOST_WORKERS))
+
+
+class _Plain(Dataset[Sample | Problem]):
+    """Reads samples. A Problem is handed on as a value: torch would rebuild it from its text, and fail."""
+
+    def __init__(self, dataset: Samples) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, draw: Draw) -> Sample | Problem:
+        try:
+            return self.read(draw)
+        except Problem as problem:
+            return problem
+
+    def read(self, draw: Draw) -> Sample:
+        """One sample, or a Problem raised."""
+        return self.dataset[draw.index]
+
+
+class _Augmented(_Plain):
+    """Reads samples and transforms each with a generator of its own."""
+
+    def __init__(self, dataset: Samples, transform: Transform, seed: int) -> None:
+        super().__init__(dataset)
+        self.transform, self.seed = transform, seed
+
+    def read(self, draw: Draw) -> Sample:
+        """One sample, transformed as the seed, the epoch and the index decide."""
+        sample = self.dataset[draw.index]
+        generator = torch.Generator().manual_seed(sample_seed(self.seed, draw))
+        image, target = self.transform(sample.image, sample.target, generator)
+        return Sample(image, target, sample.image_id)
+
+
+def _fetch(
+    samples: _Plain, batches: Iterable[Sequence[Draw]], num_workers: int | Literal["auto"]
+) -> Iterator[Batch]:
+    loader = DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=resolve_num_workers(num_workers),
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # torch draws a base seed: not from the global generator
+    )
+    return _raising(loader)
+
+
+def _raising(loader: Iterable[Batch | Problem]) -> Iterator[Batch]:
+    for item in loader:
+        if isinstance(item, Problem):
+            raise item
+        yield item
+
+
+def _collate(samples: list[Sample | Problem]) -> Batch | Problem:
+    read: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, Problem):
+            return sample
+        read.append(sample)
+    return Batch(
+        torch.stack([sample.image for sample in read]),
+        torch.stack([sample.target for sample in read]),
+        tuple(sample.image_id for sample in read),
+    )
+
+
+def _start_worker(worker: int) -> None:
+    """One thread each, and Ctrl-C left to the parent, which saves its state and then ends the workers."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,18 @@
+"""Stage prepare: draws the embedded dataset into data/tiny."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pipeline.data.tiny import generate_tiny
+from pipeline.runtime import run
+
+
+def main() -> None:
+    """Draws the default embedded dataset; an intact one is left as it is."""
+    generate_tiny(Path("data/tiny"))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
