@@ -3,8 +3,8 @@
 The softmax of one tile of pixels x classes is turned into its share of the loss and of the gradients, and
 overwritten by the next tile. The gradients are ready when the loss is; backward only scales them.
 
-A tile spans all classes where at least a few pixels of them fit the work buffer. Beyond (hundreds of thousands
-of classes) it spans some of them, and each is formed twice: for the normaliser, then for the gradients.
+A tile spans all classes where at least a few pixels of them fit the work buffer. Beyond that (hundreds of
+thousands of classes) it spans some, and each tile is formed twice: for the normaliser, then for the gradients.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class ExactCrossEntropy(torch.autograd.Function):
                     tiles, pixel_embeddings[chosen], target[chosen], columns, 1 / count, need_pixel
                 )
                 total += losses.sum(dtype=torch.float64)
-                if pixel_gradient is not None:
+                if pixel_gradient is not None and gradient is not None:
                     pixel_gradient[chosen] = gradient.to(pixel_gradient.dtype)
             class_gradient = tiles.class_gradient().to(class_embeddings.dtype) if need_class else None
         ctx.save_for_backward(pixel_gradient, class_gradient)
@@ -83,7 +83,7 @@ class ExactCrossEntropy(torch.autograd.Function):
 
 
 def scaled_gradients(ctx: Any, loss_gradient: Tensor) -> list[Tensor | None]:
-    """Return the gradients saved in the forward pass times the loss's own, leaving the saved ones as they are."""
+    """Return the gradients saved in the forward pass times that of the loss, and leave the saved ones alone."""
     return [
         None if gradient is None else gradient * loss_gradient.to(gradient.dtype)
         for gradient in ctx.saved_tensors

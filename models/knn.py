@@ -82,8 +82,8 @@ class KnnCrossEntropy(torch.autograd.Function):
 def target_first(nearest: Tensor, target: Tensor) -> Tensor:
     """Turn the K+1 nearest classes into the target and K negatives.
 
-    The target is dropped from the nearest; where it is not among them, the furthest is. (Writing another class
-    in its place, as the released code does, makes class 0 its own negative and doubles others.)
+    The target is dropped from the nearest; where it is not among them, the furthest is. (The released code
+    writes another class in its place, which makes class 0 its own negative and doubles others.)
 
     Args:
         nearest: (p, K+1) int64, nearest first.

@@ -144,10 +144,10 @@ def sampled_cross_entropy(
 ) -> Tensor:
     """Compute cross-entropy over the classes present in the batch and a sample of the others.
 
-    All pixels share the sample, drawn evenly and without replacement. Each drawn class stands for several that
-    were not, so -log(probability of being drawn) is added to its logits: the sum of exponentials is then right
-    on average. A pixel's target is never its own negative. With all other classes drawn, and always with
-    num_negatives >= C - 1, this equals `exact_cross_entropy`.
+    All pixels share the sample, drawn evenly and without replacement. Each drawn class stands for several
+    that were not, so -log(probability of being drawn) is added to its logits: the sum of exponentials is
+    then right on average. A pixel's target is never its own negative. With all other classes drawn, and so
+    always with num_negatives >= C - 1, this equals `exact_cross_entropy`.
 
     Args:
         pixel_embeddings: (P, D) float.
@@ -202,8 +202,8 @@ def separation_loss(
 ) -> Tensor:
     """Compute (1/C) sum over c of max(0, min_separation - distance from c to the nearest other class).
 
-    The nearest is searched without a C x C matrix, and the gradient goes to both classes of a pair. Two classes
-    at the very same place get none: no direction leads apart.
+    The nearest is searched without a C x C matrix, and the gradient goes to both classes of a pair. Two
+    classes at the very same place get none: no direction leads apart.
 
     Args:
         class_embeddings: (C, D) float.

@@ -20,7 +20,7 @@ Similarity = Literal["distance", "cosine"]
 
 SIMILARITIES = ("distance", "cosine")
 WORK_BYTES = 32 * 2**20
-"""Default size of the work buffer: what a search or a loss may hold besides its inputs, results and gradients."""
+"""Default work buffer: what a search or a loss may hold besides its inputs, results and gradients."""
 
 _GROUP = 16  # classes whose smallest score is looked at before the classes themselves
 
@@ -56,7 +56,7 @@ def nearest_classes(
     """
     check_embeddings(pixel_embeddings, class_embeddings)
     check_similarity(similarity)
-    num_pixels, num_classes = len(pixel_embeddings), len(class_embeddings)
+    num_classes = len(class_embeddings)
     if not 1 <= k <= num_classes:
         raise ValueError(f"k is {k}; allowed are 1 to {num_classes}, the number of classes")
     fused = fused_kernels(pixel_embeddings, class_embeddings)
@@ -186,8 +186,8 @@ def _class_keys(classes: Tensor, similarity: str) -> Tensor:
 def _smallest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k smallest scores of each row and their columns, ascending, equal ones by column.
 
-    The k smallest lie in the k groups with the smallest minima, so the slow selection sees only those. A group
-    is every G-th column: then the minima are taken over whole rows at a time.
+    The k smallest lie in the k groups with the smallest minima, so the slow selection sees only those. A
+    group is every G-th column: then the minima are taken over whole rows at a time.
     """
     num_rows, num_columns = scores.shape
     num_groups = num_columns // _GROUP

@@ -1,7 +1,7 @@
 """One tile of logits, pixels x classes, and what it adds to the gradients of cross-entropy.
 
 Everything here is in coordinates divided by the temperature, e' = e / temperature, so that a logit is
--|e' - w'| (`DistanceTiles`, the paper's) or e'.w (`CosineTiles`) and needs no pass over the tile to be scaled.
+-|e' - w'| (`DistanceTiles`, the paper's) or e'.w (`CosineTiles`), and no pass over the tile scales it.
 Two buffers of the size of a tile are used again and again; nothing else here grows with pixels x classes.
 """
 
@@ -151,8 +151,8 @@ class CosineTiles(Tiles):
 class DistanceTiles(Tiles):
     """Logits -|e' - w'|, the paper's, from the matrix product (-2 e', |e'|^2, 1) . (w', 1, |w'|^2).
 
-    The product blurs squared distances by the rounding of the squared norms. Those that would suffer are formed
-    anew from differences; where e' meets w' exactly, the derivative of the distance is taken as zero.
+    The product blurs squared distances by the rounding of the squared norms. Those that would suffer are
+    formed anew from differences; where e' meets w' exactly, the derivative of the distance is zero.
     """
 
     def __init__(
