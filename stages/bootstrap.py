@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from pipeline.data.bootstrap import bootstrap
+from pipeline.data.loaders import resolve_num_workers
 from pipeline.runtime import run
 from pipeline.settings import load_settings
 
@@ -20,7 +21,7 @@ def main() -> None:
         holdout_seed=data.holdout_seed,
         overlap=data.overlap,
         keep_classes=data.keep_classes,
-        num_workers=settings.runtime.num_workers,
+        num_workers=resolve_num_workers(settings.runtime.num_workers),
     )
 
 
