@@ -1,0 +1,141 @@
+"""What every fused function needs before it can launch: is Triton here, do the tensors fit, how large are the
+tiles.
+
+Imports cleanly where Triton is not installed (macOS, CPU-only builds); the functions then raise with the
+reason.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+TRITON_INSTALLED = find_spec("triton") is not None
+SMALLEST_DIM = 4
+LARGEST_DIM = 256
+LARGEST_TILE = 256
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SIMILARITIES = ("distance", "cosine")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How one program is cut: its pixels, its classes, its warps, and the loads in flight."""
+
+    pixels: int
+    classes: int
+    warps: int
+    stages: int
+
+    def options(self) -> dict[str, Any]:
+        """The launch options of Triton. Fused multiply-adds are asked for: from 3.10 on they are not the default."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
+
+def supports(pixel_embeddings: torch.Tensor, class_embeddings: torch.Tensor) -> bool:
+    """True where the fused functions can take these two tensors.
+
+    That is: Triton is installed, D is 4..256, both are fp32, bf16 or fp16, and both lie on one CUDA device,
+    or anywhere while TRITON_INTERPRET=1 is set (Triton's interpreter, thousands of times slower: for tests
+    only).
+    """
+    return _reason_against(pixel_embeddings, class_embeddings) is None
+
+
+def require(pixel_embeddings: torch.Tensor, class_embeddings: torch.Tensor, similarity: str) -> None:
+    """Raises what `supports` only answers: RuntimeError for the machine, ValueError for the call."""
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"similarity is {similarity!r}; allowed: {', '.join(SIMILARITIES)}")
+    if class_embeddings.dim() != 2 or class_embeddings.shape[0] < 1:
+        raise ValueError(
+            f"class_embeddings has shape {tuple(class_embeddings.shape)}; allowed: (C, D) with C >= 1"
+        )
+    reason = _reason_against(pixel_embeddings, class_embeddings)
+    if reason is not None:
+        raise reason
+
+
+def _reason_against(pixel_embeddings: torch.Tensor, class_embeddings: torch.Tensor) -> Exception | None:
+    mend = "use the functions of models.losses and models.nearest instead"
+    if not TRITON_INSTALLED:
+        return RuntimeError(f"the fused kernels need Triton, which is not installed; {mend}")
+    on_gpu = pixel_embeddings.is_cuda and pixel_embeddings.device == class_embeddings.device
+    if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
+        return RuntimeError(
+            f"the fused kernels need both tensors on one CUDA device; found {pixel_embeddings.device} and "
+            f"{class_embeddings.device}; {mend}, or set TRITON_INTERPRET=1 to try the kernels on the CPU"
+        )
+    dim = class_embeddings.shape[-1]
+    if not SMALLEST_DIM <= dim <= LARGEST_DIM:
+        return ValueError(f"embedding size D is {dim}; allowed: {SMALLEST_DIM}..{LARGEST_DIM}; {mend}")
+    for name, tensor in (("pixel_embeddings", pixel_embeddings), ("class_embeddings", class_embeddings)):
+        if tensor.dtype not in DTYPES:
+            return ValueError(f"{name} is {tensor.dtype}; allowed: float32, bfloat16, float16; {mend}")
+    return None
+
+
+def arithmetic(pixel_dtype: torch.dtype, class_dtype: torch.dtype, dim: int) -> dict[str, Any]:
+    """The compile-time constants for D and for the precision of the matrix products.
+
+    fp32 rows: three TF32 passes ("tf32x3"), about 2^-21 in a product of unit vectors. One TF32 pass (2^-11)
+    would ruin the distance, whose square is a small difference of large terms; true fp32 products ("ieee")
+    would gain a bit or two below the rounding of that same difference, at several times the cost. bf16 rows:
+    products of bf16 are exact in the fp32 accumulator, one pass loses nothing. fp16 rows, or fp16 beside
+    bf16: both are exact in TF32, one TF32 pass. The softmax factors keep fp32's range.
+    """
+    import triton.language as tl
+
+    dtypes = {pixel_dtype, class_dtype}
+    if torch.float32 in dtypes:
+        work, precision, round_to_tf32 = tl.float32, "tf32x3", False
+    elif torch.float16 in dtypes:
+        work, precision, round_to_tf32 = tl.float32, "tf32", True
+    else:
+        work, precision, round_to_tf32 = tl.bfloat16, "tf32", False
+    return {
+        "DIM": dim,
+        "PADDED_DIM": max(16, 1 << (dim - 1).bit_length()),
+        "WORK": work,
+        "PRECISION": precision,
+        "ROUND_TO_TF32": round_to_tf32,
+    }
+
+
+def class_terms(class_embeddings: torch.Tensor, similarity: str, absent: float) -> torch.Tensor:
+    """|w|² ("distance") or 0 ("cosine") of each class, fp32, then `absent` up to a multiple of every tile's size."""
+    num_classes = class_embeddings.shape[0]
+    terms = torch.full(
+        (-(-num_classes // LARGEST_TILE) * LARGEST_TILE,), absent, device=class_embeddings.device
+    )
+    if similarity == "distance":
+        write_squared_lengths(class_embeddings, terms)
+    else:
+        terms[:num_classes] = 0.0
+    return terms
+
+
+def write_squared_lengths(table: torch.Tensor, out: torch.Tensor) -> None:
+    """out[r] = |table[r]|² for a contiguous (R, D) table; `out` is fp32 and may be longer."""
+    from models import fused_kernels as kernels
+
+    block = 128
+    grid = (-(-table.shape[0] // block),)
+    if table.shape[0]:
+        padded = max(16, 1 << (table.shape[1] - 1).bit_length())
+        kernels.squared_lengths[grid](
+            table, out, table.shape[0], DIM=table.shape[1], PADDED_DIM=padded, BLOCK=block
+        )
+
+
+@contextmanager
+def on_device_of(tensor: torch.Tensor) -> Iterator[None]:
+    """Triton launches on the current device, whatever its arguments: make it theirs."""
+    if tensor.is_cuda:
+        with torch.cuda.device(tensor.device):
+            yield
+    else:
+        yield

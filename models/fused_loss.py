@@ -1,0 +1,177 @@
+"""Drives the loss kernels over chunks of pixels and collects the loss and both gradients."""
+
+from dataclasses import dataclass
+
+import torch
+
+from models.fused_launch import Tile, arithmetic, class_terms, write_squared_lengths
+
+WORK_BYTES = 32 * 2**20
+LOG2_E = 1.4426950408889634
+FAR_AWAY = 1e30
+"""Squared length of a class that does not exist: its exponential is 0, its reciprocal root above 0."""
+CHUNK_PIXELS = 2**19
+"""Fills a large GPU several times over, and its embeddings at D = 16 still fit the second-level cache."""
+CLASS_PROGRAMS = 1024
+"""Class tiles times pixel slices aimed at; a constant, so that no result depends on the size of the GPU."""
+SLICE_PIXELS = 512
+"""A slice of fewer pixels is not worth its partial gradient."""
+
+# By padded D. Chosen by the registers and spills that ptxas reports for sm_90 under Triton 3.6 and 3.9;
+# which of the choices without spills is fastest is open until they run on a GPU.
+FORWARD_TILES = {
+    16: Tile(64, 64, 4, 3),
+    32: Tile(64, 64, 4, 3),
+    64: Tile(64, 64, 4, 3),
+    128: Tile(64, 64, 8, 2),
+    256: Tile(64, 32, 8, 2),
+}
+CLASS_TILES = {
+    16: Tile(64, 64, 4, 3),
+    32: Tile(64, 64, 4, 3),
+    64: Tile(64, 64, 4, 3),
+    128: Tile(64, 64, 8, 2),
+    256: Tile(32, 64, 8, 2),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The options of one call."""
+
+    temperature: float
+    similarity: str
+    ignore_index: int
+    work_bytes: int
+    with_gradients: bool
+
+
+@dataclass
+class Measured:
+    """What one forward pass leaves behind: the mean loss, and the gradients of the *summed* loss."""
+
+    loss: torch.Tensor  # fp32 scalar
+    labelled: torch.Tensor  # number of labelled pixels, at least 1
+    pixel_gradient: torch.Tensor | None  # shaped and typed by the measuring function
+    class_gradient: torch.Tensor | None  # (C, D) fp32
+
+    def scaled_gradients(self, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Both gradients times grad_output / labelled, in place; in fp32, where half precision loses the factor."""
+        from models import fused_kernels as kernels
+
+        factor = (grad_output.double() / self.labelled).float().reshape(1)
+        block = 2048
+        for gradient in (self.pixel_gradient, self.class_gradient):
+            if gradient is not None and gradient.numel():
+                grid = (-(-gradient.numel() // block),)
+                kernels.scale_in_place[grid](gradient, factor, gradient.numel(), BLOCK=block)
+        return self.pixel_gradient, self.class_gradient
+
+
+class LossPass:
+    """One forward pass: `add` the chunks in turn, then `finish`.
+
+    Args:
+        class_embeddings: (C, D), contiguous.
+        pixel_dtype: dtype of the chunks to come.
+        plan: the options of the call.
+        chunk_pixels: most pixels that one chunk has.
+        with_classes: whether the class gradient is wanted.
+    """
+
+    def __init__(
+        self,
+        class_embeddings: torch.Tensor,
+        pixel_dtype: torch.dtype,
+        plan: Plan,
+        chunk_pixels: int,
+        with_classes: bool,
+    ) -> None:
+        device = class_embeddings.device
+        num_classes, dim = class_embeddings.shape
+        self.constants = arithmetic(pixel_dtype, class_embeddings.dtype, dim)
+        self.constants["DISTANCE"] = plan.similarity == "distance"
+        self.forward_tile = FORWARD_TILES[self.constants["PADDED_DIM"]]
+        self.class_tile = CLASS_TILES[self.constants["PADDED_DIM"]]
+        self.classes = class_embeddings
+        self.terms = class_terms(class_embeddings, plan.similarity, FAR_AWAY)
+        self.plan = plan
+        self.scale = LOG2_E / plan.temperature
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.labelled = torch.zeros((), dtype=torch.int64, device=device)
+        # Softmax sums of the current chunk: (pixel terms, log sums, target weights).
+        self.sums = torch.empty(3, chunk_pixels, dtype=torch.float32, device=device)
+        self.partial_gradients: torch.Tensor | None = None
+        if with_classes:
+            slices = number_of_slices(num_classes, dim, chunk_pixels, plan.work_bytes, self.class_tile)
+            self.partial_gradients = torch.zeros(slices, num_classes, dim, dtype=torch.float32, device=device)
+
+    def add(self, pixels: torch.Tensor, target: torch.Tensor, gradient: torch.Tensor | None) -> None:
+        """Counts a chunk in.
+
+        Args:
+            pixels: (B, D), contiguous.
+            target: (B,), contiguous.
+            gradient: (B, D) to be overwritten with the gradient of the summed loss, or None where none is
+                wanted.
+        """
+        from models import fused_kernels as kernels
+
+        num_pixels, num_classes, tile = len(pixels), len(self.classes), self.forward_tile
+        pixel_terms, log_sums, target_weights = self.sums
+        if self.constants["DISTANCE"]:
+            write_squared_lengths(pixels, pixel_terms)
+        tiles = -(-num_pixels // tile.pixels)
+        losses = torch.empty(tiles, dtype=torch.float32, device=pixels.device)
+        counts = torch.empty(tiles, dtype=torch.int32, device=pixels.device)
+        kernels.loss_forward[(tiles,)](
+            pixels, pixel_terms, self.classes, self.terms, target, losses, counts, log_sums, target_weights,
+            pixels if gradient is None else gradient,
+            num_pixels, num_classes, self.scale, self.plan.ignore_index,
+            BLOCK_P=tile.pixels, BLOCK_C=tile.classes, WITH_PIXEL_GRADIENT=gradient is not None,
+            WITH_CLASS_GRADIENT=self.partial_gradients is not None, **self.constants, **tile.options(),
+        )  # fmt: skip
+        self.loss += losses.sum(dtype=torch.float64)
+        self.labelled += counts.sum()
+        if self.partial_gradients is not None:
+            tile = self.class_tile
+            slices = len(self.partial_gradients)
+            pixels_per_slice = -(-num_pixels // (slices * tile.pixels)) * tile.pixels
+            kernels.class_backward[(-(-num_classes // tile.classes), slices)](
+                pixels, pixel_terms, self.classes, self.terms, target, log_sums, target_weights,
+                self.partial_gradients, num_pixels, num_classes, pixels_per_slice, self.scale,
+                BLOCK_P=tile.pixels, BLOCK_C=tile.classes, **self.constants, **tile.options(),
+            )  # fmt: skip
+
+    def finish(self, pixel_gradient: torch.Tensor | None) -> Measured:
+        """The mean over all chunks; a finite zero where no pixel was labelled."""
+        labelled = self.labelled.clamp(min=1)
+        partial = self.partial_gradients
+        class_gradient = None if partial is None else partial[0] if len(partial) == 1 else partial.sum(0)
+        return Measured((self.loss / labelled).float(), labelled, pixel_gradient, class_gradient)
+
+
+def number_of_slices(num_classes: int, dim: int, chunk_pixels: int, work_bytes: int, tile: Tile) -> int:
+    """Pixel slices for the class gradient: enough programs, within a quarter of the work buffer, at least one."""
+    wanted = -(-CLASS_PROGRAMS // -(-num_classes // tile.classes))
+    affordable = work_bytes // 4 // (num_classes * dim * 4)
+    return max(1, min(wanted, affordable, -(-chunk_pixels // SLICE_PIXELS)))
+
+
+def measure_rows(
+    pixel_embeddings: torch.Tensor,
+    class_embeddings: torch.Tensor,
+    target: torch.Tensor,
+    plan: Plan,
+    with_pixels: bool,
+    with_classes: bool,
+) -> Measured:
+    """The loss of (P, D) embeddings; the pixel gradient has their shape and dtype."""
+    rows = pixel_embeddings.contiguous()
+    chunk = min(CHUNK_PIXELS, max(1, len(rows)))
+    loss_pass = LossPass(class_embeddings, rows.dtype, plan, chunk, with_classes)
+    gradient = torch.empty_like(rows) if with_pixels else None
+    for start in range(0, len(rows), chunk):
+        part = slice(start, start + chunk)
+        loss_pass.add(rows[part], target[part], None if gradient is None else gradient[part])
+    return loss_pass.finish(gradient)

@@ -1,0 +1,71 @@
+"""Nearest-class search as GPU kernels: what `models.nearest.nearest_classes` answers, without its chunks."""
+
+import torch
+
+from models.fused_launch import Tile, arithmetic, class_terms, on_device_of, require
+
+MAX_NEAREST = 64
+"""Longest list that still fits a program's registers; ask `models.nearest` for more."""
+
+# By padded D; see FORWARD_TILES in models.fused_loss for how they were chosen.
+SEARCH_TILES = {
+    16: Tile(64, 64, 4, 3),
+    32: Tile(64, 64, 4, 3),
+    64: Tile(64, 64, 4, 3),
+    128: Tile(64, 64, 4, 2),
+    256: Tile(64, 32, 4, 2),
+}
+
+
+@torch.no_grad()
+def fused_nearest_classes(
+    pixel_embeddings: torch.Tensor, class_embeddings: torch.Tensor, k: int, *, similarity: str = "distance"
+) -> torch.Tensor:
+    """Ids of the k classes nearest to each pixel, nearest first, the lower id first among equals.
+
+    Args:
+        pixel_embeddings: (P, D), D of 4..256, fp32, bf16 or fp16.
+        class_embeddings: (C, D).
+        k: how many, 1..min(C, `MAX_NEAREST`).
+        similarity: "distance" (least |e - w|) or "cosine" (largest e·w).
+
+    Returns:
+        (P, k) int64, without gradient.
+
+    Raises:
+        ValueError: a shape, dtype, k or option outside the above.
+        RuntimeError: no Triton, or tensors not on a CUDA device.
+    """
+    require(pixel_embeddings, class_embeddings, similarity)
+    num_classes, dim = class_embeddings.shape
+    if pixel_embeddings.dim() != 2 or pixel_embeddings.shape[1] != dim:
+        raise ValueError(f"pixel_embeddings has shape {tuple(pixel_embeddings.shape)}; allowed: (P, {dim})")
+    if not 1 <= k <= min(num_classes, MAX_NEAREST):
+        raise ValueError(
+            f"k is {k}; allowed here: 1..{min(num_classes, MAX_NEAREST)} "
+            f"(C is {num_classes}; models.nearest.nearest_classes has no limit but C)"
+        )
+    from models import fused_search_kernels as kernels
+
+    pixels, classes = pixel_embeddings.contiguous(), class_embeddings.contiguous()
+    found = torch.empty(len(pixels), k, dtype=torch.int64, device=pixels.device)
+    if len(pixels) == 0:
+        return found
+    constants = arithmetic(pixels.dtype, classes.dtype, dim)
+    del constants["ROUND_TO_TF32"]
+    tile = SEARCH_TILES[constants["PADDED_DIM"]]
+    grid = (-(-len(pixels) // tile.pixels),)
+    constants |= {"BLOCK_P": tile.pixels, "BLOCK_C": tile.classes, **tile.options()}
+    factor = 2.0 if similarity == "distance" else 1.0
+    with on_device_of(pixels):
+        terms = class_terms(classes, similarity, float("inf"))
+        if k == 1:
+            kernels.nearest_one[grid](
+                pixels, classes, terms, found, len(pixels), num_classes, factor, **constants
+            )
+        else:
+            slots = max(2, 1 << (k - 1).bit_length())
+            kernels.nearest_many[grid](
+                pixels, classes, terms, found, len(pixels), num_classes, k, factor, SLOTS=slots, **constants
+            )
+    return found

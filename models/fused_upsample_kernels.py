@@ -1,0 +1,122 @@
+"""Bilinear upsampling of a band of full-resolution rows, and its exact transpose, without atomics.
+
+The same arithmetic as `F.interpolate(mode="bilinear", align_corners=False)` towards a given size: the source
+position of full-resolution row Y is max((Y + 0.5)·h/H - 0.5, 0) in fp32, and its two neighbours share it
+linearly. Maps are channels-last, so that one neighbour is one contiguous row of D.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# Triton reads annotations as types of its own.
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def neighbours(position, ratio, size):
+    """The two source indices of an output index, and the share of the second."""
+    source = tl.maximum((position.to(tl.float32) + 0.5) * ratio - 0.5, 0.0)
+    first = tl.minimum(source.to(tl.int32), size - 1)
+    second = tl.minimum(first + 1, size - 1)
+    return first, second, source - first.to(tl.float32)
+
+
+@triton.jit
+def share_of(position, cell, ratio, size):
+    """How much of the source index `cell` an output index receives (0 when it is not a neighbour)."""
+    first, second, share = neighbours(position, ratio, size)
+    return tl.where(first == cell, 1.0 - share, 0.0) + tl.where(second == cell, share, 0.0)
+
+
+@triton.jit(do_not_specialize=["first_row", "num_pixels"])
+def upsample_band(
+    maps,
+    band,
+    first_row,
+    num_pixels,
+    height,
+    width,
+    full_height,
+    full_width,
+    row_ratio,
+    column_ratio,
+    DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Full-resolution pixels of a band as rows of (B, D), from maps (N, h, w, D); `first_row` counts n·H + Y."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < num_pixels
+    row = first_row + index // full_width
+    image = (row // full_height).to(tl.int64)
+    top, bottom, down = neighbours(row % full_height, row_ratio, height)
+    left, right, across = neighbours(index % full_width, column_ratio, width)
+    dims = tl.arange(0, PADDED_DIM)
+    mask = inside[:, None] & (dims[None, :] < DIM)
+    upper = ((image * height + top) * width)[:, None]
+    lower = ((image * height + bottom) * width)[:, None]
+    upper_left = tl.load(maps + (upper + left[:, None]) * DIM + dims[None, :], mask=mask, other=0.0)
+    upper_right = tl.load(maps + (upper + right[:, None]) * DIM + dims[None, :], mask=mask, other=0.0)
+    lower_left = tl.load(maps + (lower + left[:, None]) * DIM + dims[None, :], mask=mask, other=0.0)
+    lower_right = tl.load(maps + (lower + right[:, None]) * DIM + dims[None, :], mask=mask, other=0.0)
+    across = across[:, None]
+    above = (1.0 - across) * upper_left.to(tl.float32) + across * upper_right.to(tl.float32)
+    below = (1.0 - across) * lower_left.to(tl.float32) + across * lower_right.to(tl.float32)
+    mixed = (1.0 - down)[:, None] * above + down[:, None] * below
+    tl.store(band + index.to(tl.int64)[:, None] * DIM + dims[None, :], mixed, mask=mask)
+
+
+@triton.jit(do_not_specialize=["first_row", "end_row", "first_cell_row", "footprint"])
+def add_band_gradient(
+    band_gradient,
+    map_gradient,
+    first_row,
+    end_row,
+    first_cell_row,
+    height,
+    width,
+    full_height,
+    full_width,
+    row_ratio,
+    column_ratio,
+    footprint,
+    DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Adds to each low-resolution pixel what the full-resolution pixels of the band owe it.
+
+    One program owns BLOCK neighbouring low-resolution pixels of one row; `footprint` is a bound on the
+    full-resolution columns that one of them reaches. Bands follow one another, so nobody else writes these
+    rows meanwhile.
+    """
+    cell_row = first_cell_row + tl.program_id(0)
+    image = cell_row // height
+    cell_y = cell_row % height
+    cell_x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    dims = tl.arange(0, PADDED_DIM)
+    inside = (cell_x < width)[:, None] & (dims[None, :] < DIM)
+    total = tl.zeros((BLOCK, PADDED_DIM), tl.float32)
+
+    # One row or column more on either side than the exact footprint: the shares decide, the bounds only save
+    # time.
+    top = tl.maximum(((cell_y.to(tl.float32) - 0.5) / row_ratio - 0.5).to(tl.int32) - 1, 0)
+    bottom = tl.minimum(((cell_y.to(tl.float32) + 1.5) / row_ratio - 0.5).to(tl.int32) + 3, full_height)
+    begin = tl.maximum(top, first_row - image * full_height)
+    end = tl.minimum(bottom, end_row - image * full_height)
+    left = tl.maximum(((cell_x.to(tl.float32) - 0.5) / column_ratio - 0.5).to(tl.int32) - 1, 0)
+    for row in range(begin, end):
+        row_share = share_of(row + tl.zeros((1,), tl.int32), cell_y, row_ratio, height)
+        band_row = (image * full_height + row - first_row).to(tl.int64) * full_width
+        for step in range(footprint):
+            column = left + step
+            share = row_share * share_of(column, cell_x, column_ratio, width)
+            mask = inside & (share != 0.0)[:, None] & (column < full_width)[:, None]
+            values = tl.load(
+                band_gradient + (band_row + column)[:, None] * DIM + dims[None, :], mask=mask, other=0.0
+            )
+            total += values.to(tl.float32) * share[:, None]
+
+    place = (cell_row.to(tl.int64) * width + cell_x)[:, None] * DIM + dims[None, :]
+    earlier = tl.load(map_gradient + place, mask=inside, other=0.0)
+    tl.store(map_gradient + place, earlier + total, mask=inside)
