@@ -1,39 +1,285 @@
-"""Which class a pixel can have: the categories of LVIS and COCO-Stuff merged into one numbered list."""
+"""Which class a pixel can have: the categories of LVIS and COCO-Stuff merged into one numbered list.
+
+A *category id* is a number in an annotation file, a *class id* (1..C, 0 = unlabelled) a number in our masks.
+LVIS v1's categories keep their ids 1..1203; a stuff category of the same name takes the LVIS id, and the
+other 81 follow in COCO's order as 1204..1284. Each annotation's class id is looked up once, in one table per
+source. The reference renumbers its masks in place, one category after the other, so that a pixel can be
+renumbered twice (blanket 93 -> 110 -> 1217, which is desk-stuff); with a table that cannot happen.
+"""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import difflib
+import io
 import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import Any
+
+from pipeline.data.categories import OfficialCategories as OfficialCategories
+from pipeline.data.categories import official_categories as official_categories
+from pipeline.errors import DataProblem, UsageProblem
+from pipeline.runtime import write_text
+
+FORMAT = "kiloseg label space 1"
+MAX_CLASSES = 65_534
+"""Masks are 16-bit; 0 is unlabelled and 65,535 stays free as a mark of other tools."""
+
+LVIS, STUFF = "lvis", "stuff"
+UNLABELLED_STUFF = (183, 255)
+"""COCO-Stuff's "other", which stands for every thing, and the 255 that its pixel maps use for unlabelled."""
 
 
 @dataclass(frozen=True)
-class OfficialCategories:
-    """The category lists as published.
+class ClassEntry:
+    """One class.
 
     Args:
-        lvis: LVIS v1's 1,203 categories: id, name, synset, frequency.
-        stuff: COCO-Stuff's 92 entries: id, name, supercategory; the last, 183 "other", stands for things.
-        merged_pairs: stuff category id -> LVIS category id of the ten that share a name.
+        class_id: its number in the masks, 1..C.
+        name: as in the source.
+        source: the list that gave the class its name, "lvis" or "stuff".
+        frequency: LVIS's r (rare), c (common) or f (frequent), or "stuff".
+        category_ids: for each source the category ids whose pixels belong to the class.
     """
 
-    lvis: list[dict[str, Any]]
-    stuff: list[dict[str, Any]]
-    merged_pairs: dict[int, int]
+    class_id: int
+    name: str
+    source: str
+    frequency: str
+    category_ids: Mapping[str, tuple[int, ...]]
 
 
-def official_categories() -> OfficialCategories:
-    """Reads the lists that come with the package (`pipeline/data/categories/`)."""
-    folder = resources.files("pipeline.data.categories")
+@dataclass(frozen=True)
+class LabelSpace:
+    """All classes in the order of their ids, and the categories that are deliberately unlabelled.
 
-    def read(name: str, key: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = json.loads(folder.joinpath(name).read_text(encoding="utf-8"))[key]
-        return rows
+    Args:
+        classes: the entry of class id i at place i - 1, which is its train id.
+        unlabelled: for each source the category ids whose pixels count as unlabelled.
 
-    pairs = read("merged_pairs.json", "pairs")
-    return OfficialCategories(
-        lvis=read("lvis_v1.json", "categories"),
-        stuff=read("coco_stuff.json", "categories"),
-        merged_pairs={pair["stuff_id"]: pair["lvis_id"] for pair in pairs},
-    )
+    Raises:
+        UsageProblem: no class, or more than fit into 16-bit masks.
+    """
+
+    classes: tuple[ClassEntry, ...]
+    unlabelled: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.classes) <= MAX_CLASSES:
+            raise UsageProblem(
+                "a label space of this size cannot be stored",
+                found=f"{len(self.classes)} classes",
+                allowed=f"1 to {MAX_CLASSES}, as the masks are 16-bit",
+                mend="name the classes that you need in data.keep_classes",
+            )
+        ids = [entry.class_id for entry in self.classes]
+        if ids != list(range(1, len(ids) + 1)):
+            raise DataProblem("class ids must be 1, 2, 3, ... in order", found=f"{ids[:5]} ...")
+        for source in self.sources:
+            known = [category for entry in self.classes for category in entry.category_ids.get(source, ())]
+            twice = [c for c, n in Counter([*known, *self.unlabelled.get(source, ())]).items() if n > 1]
+            if twice:
+                raise DataProblem(
+                    "a category belongs to two classes", where=source, found=f"category {twice[0]}"
+                )
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.classes)
+
+    @property
+    def names(self) -> list[str]:
+        """The class names in the order of the train ids."""
+        return [entry.name for entry in self.classes]
+
+    @property
+    def frequencies(self) -> list[str]:
+        """r, c, f or stuff of each class, in the order of the train ids."""
+        return [entry.frequency for entry in self.classes]
+
+    @property
+    def sources(self) -> list[str]:
+        """The kinds of annotation files that the classes come from, in the order of first appearance."""
+        of_classes = (source for entry in self.classes for source in entry.category_ids)
+        return list(dict.fromkeys([*of_classes, *self.unlabelled]))
+
+    def lookup(self, source: str) -> dict[int, int]:
+        """The table category id -> class id of a source; 0 for unlabelled, unknown categories are absent."""
+        table = dict.fromkeys(self.unlabelled.get(source, ()), 0)
+        for entry in self.classes:
+            table |= dict.fromkeys(entry.category_ids.get(source, ()), entry.class_id)
+        return table
+
+    def subset(self, keep: Iterable[str | int]) -> LabelSpace:
+        """Only the wanted classes, renumbered 1..C in their old order; the rest becomes unlabelled.
+
+        Args:
+            keep: names or class ids of this label space.
+
+        Raises:
+            UsageProblem: an unknown name or id, a name that several classes bear, or nothing to keep.
+        """
+        wanted = {self._find(key) for key in keep}
+        kept = [entry for entry in self.classes if entry.class_id in wanted]
+        unlabelled = {source: list(ids) for source, ids in self.unlabelled.items()}
+        for entry in self.classes:
+            if entry.class_id not in wanted:
+                for source, ids in entry.category_ids.items():
+                    unlabelled.setdefault(source, []).extend(ids)
+        return LabelSpace(
+            tuple(dataclasses.replace(entry, class_id=i) for i, entry in enumerate(kept, start=1)),
+            {source: tuple(sorted(ids)) for source, ids in unlabelled.items()},
+        )
+
+    def _find(self, key: str | int) -> int:
+        if isinstance(key, str):
+            matches = [entry.class_id for entry in self.classes if entry.name == key]
+        else:
+            matches = [key] if not isinstance(key, bool) and 1 <= key <= self.num_classes else []
+        if len(matches) == 1:
+            return matches[0]
+        close = difflib.get_close_matches(str(key), self.names, n=3)
+        mend = f"name one by its id: {matches}" if matches else f"did you mean {', '.join(close)}?"
+        raise UsageProblem(
+            "several classes bear this name" if matches else "no such class to keep",
+            where="data.keep_classes",
+            found=repr(key),
+            allowed=f"class names, or class ids from 1 to {self.num_classes}",
+            mend=mend if matches or close else "look them up in label_space.csv of the whole dataset",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain types for JSON; `from_dict` is its inverse."""
+        return {
+            "format": FORMAT,
+            "num_classes": self.num_classes,
+            "unlabelled": {source: list(ids) for source, ids in self.unlabelled.items()},
+            "classes": [
+                {
+                    "class_id": entry.class_id,
+                    "name": entry.name,
+                    "source": entry.source,
+                    "frequency": entry.frequency,
+                    "category_ids": {source: list(ids) for source, ids in entry.category_ids.items()},
+                }
+                for entry in self.classes
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any], *, where: str | Path | None = None) -> LabelSpace:
+        """Rebuilds what `to_dict` gave.
+
+        Raises:
+            DataProblem: another format, or damaged.
+        """
+        try:
+            if tree["format"] != FORMAT:
+                raise ValueError(f"format {tree['format']!r}")
+            classes = tuple(
+                ClassEntry(
+                    int(row["class_id"]),
+                    str(row["name"]),
+                    str(row["source"]),
+                    str(row["frequency"]),
+                    {str(source): tuple(map(int, ids)) for source, ids in row["category_ids"].items()},
+                )
+                for row in tree["classes"]
+            )
+            unlabelled = {str(s): tuple(map(int, ids)) for s, ids in tree["unlabelled"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataProblem(
+                "not a label space of this version of kiloseg",
+                where=where,
+                found=f"{type(error).__name__}: {error}",
+                allowed=FORMAT,
+                mend="make it again: pipeline data bootstrap ROOT OUT",
+            ) from error
+        return cls(classes, unlabelled)
+
+    def save(self, path: Path) -> None:
+        """Writes JSON with one line a class."""
+        tree = self.to_dict()
+        classes = ",\n".join("  " + json.dumps(row) for row in tree.pop("classes"))
+        head = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in tree.items())
+        write_text(path, f'{{\n{head},\n "classes": [\n{classes}\n ]\n}}\n')
+
+    @classmethod
+    def load(cls, path: Path) -> LabelSpace:
+        """Reads what `save` wrote.
+
+        Raises:
+            DataProblem: missing, damaged or of another format.
+        """
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataProblem(
+                "no readable label space",
+                where=path,
+                found=error,
+                mend="run pipeline data bootstrap ROOT OUT",
+            ) from error
+        return cls.from_dict(tree if isinstance(tree, dict) else {}, where=path)
+
+    def save_csv(self, path: Path) -> None:
+        """Writes one line a class, with the category ids of each source in a column (several: by blanks)."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        columns = [f"{source}_category_ids" for source in self.sources]
+        writer.writerow(["class_id", "name", "source", "frequency", *columns])
+        for entry in self.classes:
+            ids = (" ".join(map(str, entry.category_ids.get(source, ()))) for source in self.sources)
+            writer.writerow([entry.class_id, entry.name, entry.source, entry.frequency, *ids])
+        write_text(path, text.getvalue())
+
+
+def merge_categories(
+    lvis: Sequence[Mapping[str, Any]],
+    stuff: Sequence[Mapping[str, Any]],
+    merged_pairs: Mapping[int, int],
+) -> LabelSpace:
+    """The label space of LVIS and COCO-Stuff together.
+
+    LVIS's categories are numbered in the order of their ids, which leaves 1..1203 as they are; then follow
+    the stuff categories that merge with none, in the order of theirs.
+
+    Args:
+        lvis: the `categories` of an LVIS file: id, name, frequency.
+        stuff: the `categories` of a COCO-Stuff file: id, name.
+        merged_pairs: stuff category id -> LVIS category id. A pair of which one is not there is passed over.
+
+    Raises:
+        DataProblem: a pair of the table bears two names, so that it was made for other categories.
+        UsageProblem: more classes than fit into 16-bit masks.
+    """
+    things = {category["id"]: category for category in lvis}
+    stuff = sorted((c for c in stuff if c["id"] not in UNLABELLED_STUFF), key=lambda c: c["id"])
+    merged: dict[int, tuple[int, ...]] = {}
+    alone = []
+    for category in stuff:
+        partner = things.get(merged_pairs.get(category["id"], -1))
+        if partner is None:
+            alone.append(category)
+        elif partner["name"] != category["name"]:
+            raise DataProblem(
+                "a pair of categories to merge bears two names",
+                found=f"stuff {category['id']} {category['name']}, LVIS {partner['id']} {partner['name']}",
+                allowed="one name, as in the official category lists",
+                mend="use the official annotation files, whose categories the table of pairs is made for",
+            )
+        else:
+            merged[partner["id"]] = (category["id"],)
+    entries = []
+    for category_id in sorted(things):
+        category = things[category_id]
+        ids = {LVIS: (category_id,)} | ({STUFF: merged[category_id]} if category_id in merged else {})
+        entries.append((category["name"], LVIS, category["frequency"], ids))
+    entries += [(category["name"], STUFF, "stuff", {STUFF: (category["id"],)}) for category in alone]
+    classes = tuple(ClassEntry(class_id, *entry) for class_id, entry in enumerate(entries, start=1))
+    return LabelSpace(classes, {STUFF: UNLABELLED_STUFF})

@@ -1,0 +1,230 @@
+"""From a dataset in the official COCO / LVIS layout to masks, splits, statistics and a label space.
+
+The images are those that LVIS lists: its train list gives `train` and `holdout` (a part kept back for
+choosing checkpoints), its val list gives `val`. An image without a single labelled pixel teaches and measures
+nothing: it is left out, by name. The output is the same to the byte whatever the machine and the number of
+workers, and names no path outside the dataset:
+
+    label_space.json label_space.csv     the classes
+    train-000.arrow ...                  masks, see `pipeline.data.shards`
+    class_statistics.csv                 images and pixels of each class in each split
+    manifest.json                        how it was made, from what, what is in it and what was left out
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.annotations import ImageEntry
+from pipeline.data.atomic_folder import atomic_folder
+from pipeline.data.label_space import LabelSpace
+from pipeline.data.manifest import SplitCounts, class_statistics, describe, is_bootstrapped
+from pipeline.data.masks import Shape, check_overlap_rule, draw_mask
+from pipeline.data.official_layout import SPLITS, LeftOut, OfficialLayout
+from pipeline.data.parallel import ordered_map, worker_pool
+from pipeline.data.shards import MaskRow, compress_mask, write_shard
+from pipeline.errors import DataProblem, UsageProblem
+from pipeline.runtime import Progress, write_text
+
+IMAGES_PER_SHARD = 5_000
+
+
+@dataclass(frozen=True)
+class BootstrapResult:
+    """What was made.
+
+    Args:
+        out: the folder.
+        label_space: the classes.
+        counts: by split.
+        left_out: images that got no place.
+    """
+
+    out: Path
+    label_space: LabelSpace
+    counts: dict[str, SplitCounts]
+    left_out: list[LeftOut]
+
+
+def bootstrap(
+    root: Path,
+    out: Path,
+    *,
+    holdout_fraction: float = 0.1,
+    holdout_seed: int = 0,
+    overlap: str = "first",
+    keep_classes: Sequence[str | int] | None = None,
+    num_workers: int = 0,
+    check_images: bool = True,
+    images_per_shard: int = IMAGES_PER_SHARD,
+) -> BootstrapResult:
+    """Bootstraps a dataset.
+
+    Args:
+        root: folder with `train2017/`, `val2017/` and `annotations/`.
+        out: the folder to make; the output of an earlier run is replaced when the new one is whole.
+        holdout_fraction: share of LVIS's train images to keep back, 0 <= fraction < 1. At least one is kept
+            back and one left, where there are two.
+        holdout_seed: which images are kept back; their ids and the seed alone decide.
+        overlap: which annotation keeps a pixel claimed by several, see `pipeline.data.masks`.
+        keep_classes: names or class ids of the whole label space to keep; None for all.
+        num_workers: processes that draw; 0 or 1 for this one alone.
+        check_images: open each image for its size. Without it only its presence is checked.
+        images_per_shard: the most images in one file of masks.
+
+    Raises:
+        DataProblem: anything missing, damaged or at odds in `root`; the first in the order of splits and ids.
+        UsageProblem: an option out of range, an unknown class to keep, an `out` that is not ours.
+    """
+    check_overlap_rule(overlap)
+    if not 0 <= holdout_fraction < 1:
+        raise UsageProblem(
+            "a value is out of range",
+            where="data.holdout_fraction",
+            found=holdout_fraction,
+            allowed="0 <= fraction < 1",
+        )
+    root, out = Path(root), Path(out)
+    with atomic_folder(out, is_bootstrapped) as folder, worker_pool(num_workers) as pool:
+        layout = OfficialLayout(root, keep_classes)
+        splits = layout.splits(holdout_fraction, holdout_seed)
+        _check_presence(root, splits.images)
+        left_out = list(splits.left_out)
+        counts = {split: SplitCounts.zero(layout.label_space.num_classes) for split in SPLITS}
+        draw = partial(_draw, root=root, overlap=overlap, check_image=check_images)
+        shards: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
+        with Progress("draw masks", sum(map(len, splits.images.values()))) as progress:
+            for split, part, images in _parts(splits.images, images_per_shard):
+                drawings = ((entry, list(layout.shapes(entry))) for entry in images)
+                rows = ordered_map(draw, drawings, pool)
+                kept = _Kept(zip(images, rows, strict=True), split, counts[split], left_out, progress.advance)
+                name = f"{split}-{part:03d}.arrow"
+                write_shard(folder / name, kept)
+                shards[split].append({"file": name, "images": kept.number})
+        _check_any_left(root, counts, left_out)
+        layout.label_space.save(folder / "label_space.json")
+        layout.label_space.save_csv(folder / "label_space.csv")
+        write_text(folder / "class_statistics.csv", class_statistics(layout.label_space, counts))
+        choices = {
+            "overlap": overlap,
+            "keep_classes": None if keep_classes is None else list(keep_classes),
+            "holdout": {"fraction": holdout_fraction, "seed": holdout_seed},
+        }
+        manifest = describe(layout.label_space, choices, layout.paths, counts, shards, left_out)
+        write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    return BootstrapResult(out, layout.label_space, counts, left_out)
+
+
+def _parts(images: Mapping[str, list[ImageEntry]], size: int) -> Iterator[tuple[str, int, list[ImageEntry]]]:
+    """Each split cut into the images of one file of masks: (split, number of the file, images)."""
+    for split, entries in images.items():
+        for part, first in enumerate(range(0, len(entries), size)):
+            yield split, part, entries[first : first + size]
+
+
+class _Kept:
+    """The drawn rows with at least one labelled pixel, counted as they pass; the others are noted."""
+
+    def __init__(
+        self,
+        drawn: Iterable[tuple[ImageEntry, MaskRow]],
+        split: str,
+        counts: SplitCounts,
+        left_out: list[LeftOut],
+        advance: Callable[[], None],
+    ) -> None:
+        self.drawn, self.split, self.counts, self.left_out = drawn, split, counts, left_out
+        self.advance, self.number = advance, 0
+
+    def __iter__(self) -> Iterator[MaskRow]:
+        for entry, row in self.drawn:
+            self.advance()
+            if row.class_ids:
+                self.counts.add(row)
+                self.number += 1
+                yield row
+            else:
+                reason = "no labelled pixel"
+                self.left_out.append(LeftOut(entry.image_id, row.file, self.split, reason))
+
+
+def _draw(drawing: tuple[ImageEntry, list[Shape]], *, root: Path, overlap: str, check_image: bool) -> MaskRow:
+    """Draws one image; this runs in the workers."""
+    image, shapes = drawing
+    file = image.file or ""
+    if check_image:
+        _check_header(root / file, image)
+    mask = draw_mask(shapes, image.height, image.width, overlap=overlap)
+    pixels = np.bincount(mask.ravel())
+    class_ids = np.flatnonzero(pixels[1:]) + 1
+    return MaskRow(
+        image.image_id,
+        file,
+        image.height,
+        image.width,
+        compress_mask(mask),
+        class_ids.tolist(),
+        pixels[class_ids].tolist(),
+    )
+
+
+def _check_header(path: Path, image: ImageEntry) -> None:
+    """Compares the size of the stored raster, which is the one that COCO annotates whatever EXIF says."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            size = opened.size
+    except Exception as error:  # Pillow raises nearly anything on damaged files
+        raise DataProblem(
+            "unreadable image",
+            where=f"{path} (image {image.image_id})",
+            found=error,
+            mend="take the file from its source again",
+        ) from error
+    if size != (image.width, image.height):
+        raise DataProblem(
+            "an image of another size than its annotation",
+            where=f"{path} (image {image.image_id})",
+            found=f"{size[0]} x {size[1]} (width x height)",
+            allowed=f"{image.width} x {image.height} as in the LVIS file",
+            mend="take the original file; resized copies do not fit the annotations",
+        )
+
+
+def _check_presence(root: Path, images: Mapping[str, list[ImageEntry]]) -> None:
+    """Raises for the first missing image, before any work is put into the others."""
+    folders: dict[str, set[str]] = {}
+    missing = []
+    for entries in images.values():
+        for entry in entries:
+            folder, _, name = (entry.file or "").rpartition("/")
+            if folder not in folders:
+                path = root / folder
+                folders[folder] = {file.name for file in path.iterdir()} if path.is_dir() else set()
+            if name not in folders[folder]:
+                missing.append(entry)
+    if missing:
+        path = root / (missing[0].file or "")
+        raise DataProblem(
+            "missing image" if path.parent.is_dir() else "missing folder of images",
+            where=path if path.parent.is_dir() else path.parent,
+            found=f"{len(missing)} listed images do not exist, first image {missing[0].image_id}",
+            mend="unpack COCO's train2017.zip and val2017.zip in the dataset's root",
+        )
+
+
+def _check_any_left(root: Path, counts: Mapping[str, SplitCounts], left_out: list[LeftOut]) -> None:
+    if counts["train"].num_images == 0:
+        raise DataProblem(
+            "no image to train on",
+            where=root,
+            found=f"{len(left_out)} listed images are without a labelled pixel",
+            mend="check the annotations and data.keep_classes",
+        )

@@ -1,0 +1,126 @@
+"""The bootstrapped images and masks as tensors: the one place where class ids become train ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipeline.data.label_space import LabelSpace
+from pipeline.data.manifest import read_manifest
+from pipeline.data.official_layout import SPLITS
+from pipeline.data.shards import MaskRow, MaskShards
+from pipeline.errors import DataProblem, UsageProblem
+
+IGNORE_INDEX = -1
+"""Train id of unlabelled pixels: below all classes, since every number from 0 on may be a class."""
+
+
+class Sample(NamedTuple):
+    """One image with its truth.
+
+    Args:
+        image: (3, H, W) uint8, RGB.
+        target: (H, W) int64 train ids 0..C-1, or IGNORE_INDEX.
+        image_id: COCO's.
+    """
+
+    image: Tensor
+    target: Tensor
+    image_id: int
+
+
+class SegmentationDataset(Dataset[Sample]):
+    """One split of a bootstrapped dataset. Picklable; every loader process maps the masks for itself.
+
+    Args:
+        bootstrapped: the folder made by `bootstrap`.
+        root: the dataset's folder with the images.
+        split: train, holdout or val.
+        transform: applied to each sample.
+
+    Raises:
+        DataProblem: nothing bootstrapped there; on access, an unreadable image or mask, by name.
+        UsageProblem: an unknown split.
+    """
+
+    def __init__(
+        self,
+        bootstrapped: Path,
+        root: Path,
+        split: str,
+        transform: Callable[[Sample], Sample] | None = None,
+    ) -> None:
+        if split not in SPLITS:
+            raise UsageProblem("no such split", found=split, allowed=", ".join(SPLITS))
+        self.bootstrapped, self.root, self.split, self.transform = bootstrapped, root, split, transform
+        shards = read_manifest(bootstrapped)["splits"][split]["shards"]
+        self.label_space = LabelSpace.load(bootstrapped / "label_space.json")
+        self._rows = MaskShards(
+            [bootstrapped / shard["file"] for shard in shards], [shard["images"] for shard in shards]
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        row = self._rows.row(index % len(self))
+        image = read_image(self.root / row.file, row.height, row.width)
+        # class id -> train id; 0, unlabelled, becomes IGNORE_INDEX
+        target = torch.from_numpy(self._rows.mask(row).astype(np.int64)) - 1
+        sample = Sample(torch.from_numpy(image).permute(2, 0, 1).contiguous(), target, row.image_id)
+        return sample if self.transform is None else self.transform(sample)
+
+    def row(self, index: int) -> MaskRow:
+        """What is stored of the image at 0 <= index < len, its mask compressed."""
+        return self._rows.row(index)
+
+    def class_mask(self, index: int) -> np.ndarray:
+        """(H, W) uint16 class ids as stored, 0 = unlabelled."""
+        return self._rows.mask(self._rows.row(index))
+
+    def image_ids(self) -> list[int]:
+        """COCO's ids in the order of the split."""
+        return list(self._rows.column("image_id"))
+
+    def class_presence(self) -> Iterator[np.ndarray]:
+        """For each image the train ids that are seen in it, ascending: what repeat-factor sampling counts."""
+        for class_ids in self._rows.column("class_ids"):
+            yield np.asarray(class_ids, dtype=np.int64) - 1
+
+
+def read_image(path: Path, height: int, width: int) -> np.ndarray:
+    """Decodes an image to (height, width, 3) uint8 RGB, whether stored as RGB, grey or CMYK.
+
+    EXIF orientation is not applied: COCO annotates the stored raster.
+
+    Raises:
+        DataProblem: missing, unreadable, or of another size.
+    """
+    try:
+        with Image.open(path) as opened:
+            pixels = np.array(opened.convert("RGB"))
+    except Exception as error:  # Pillow raises nearly anything on damaged files
+        raise DataProblem(
+            "unreadable image" if path.is_file() else "missing image",
+            where=path,
+            found=error,
+            mend="take the file from its source again, or remove the image from the annotations",
+        ) from error
+    if pixels.shape[:2] != (height, width):
+        raise DataProblem(
+            "an image of another size than its mask",
+            where=path,
+            found=f"{pixels.shape[1]} x {pixels.shape[0]} (width x height)",
+            allowed=f"{width} x {height}",
+            mend="take the original file, or bootstrap again: pipeline data bootstrap ROOT OUT",
+        )
+    return pixels

@@ -1,0 +1,85 @@
+"""Bootstrapped masks as pictures: 16-bit PNG files, and overlays with the names of the classes."""
+
+from __future__ import annotations
+
+import colorsys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.data.dataset import SegmentationDataset, read_image
+from pipeline.data.official_layout import SPLITS
+from pipeline.errors import UsageProblem
+from pipeline.runtime import Progress, atomic_path
+
+
+def export_masks(bootstrapped: Path, folder: Path, *, split: str | None = None) -> int:
+    """Writes `<image_id:012d>.png` of class ids (16-bit grey, 0 = unlabelled) for each image.
+
+    Args:
+        bootstrapped: the folder made by `bootstrap`.
+        folder: where to write; files of the same name are replaced one by one.
+        split: train, holdout or val; None for all.
+
+    Returns:
+        The number of files.
+    """
+    datasets = [SegmentationDataset(bootstrapped, folder, name) for name in ([split] if split else SPLITS)]
+    total = sum(map(len, datasets))
+    folder.mkdir(parents=True, exist_ok=True)
+    with Progress("write masks", total) as progress:
+        for dataset in datasets:
+            for index, image_id in enumerate(dataset.image_ids()):
+                with atomic_path(folder / f"{image_id:012d}.png") as temporary:
+                    Image.fromarray(dataset.class_mask(index)).save(temporary, format="PNG")
+                progress.advance()
+    return total
+
+
+def overlay(bootstrapped: Path, root: Path, image_id: int) -> Image.Image:
+    """The image with its classes laid over it by colour, each named near its middle.
+
+    Raises:
+        DataProblem: nothing bootstrapped, or an unreadable image.
+        UsageProblem: no split has the image.
+    """
+    for split in SPLITS:
+        dataset = SegmentationDataset(bootstrapped, root, split)
+        ids = dataset.image_ids()
+        if image_id in ids:
+            row, mask = dataset.row(ids.index(image_id)), dataset.class_mask(ids.index(image_id))
+            names = {i: dataset.label_space.classes[i - 1].name for i in row.class_ids}
+            return _lay_over(read_image(root / row.file, row.height, row.width), mask, names)
+    raise UsageProblem(
+        "no such image",
+        where=bootstrapped,
+        found=image_id,
+        allowed="an id of the splits; what was left out is named in manifest.json",
+    )
+
+
+def _lay_over(image: np.ndarray, mask: np.ndarray, names: dict[int, str]) -> Image.Image:
+    blended = image.astype(np.float32)
+    for class_id in names:
+        hue = class_id * 0.6180339887 % 1.0  # golden ratio: neighbouring ids far apart
+        colour = np.array(colorsys.hsv_to_rgb(hue, 0.8, 1.0)) * 255
+        inside = mask == class_id
+        blended[inside] = 0.5 * blended[inside] + 0.5 * colour
+    picture = Image.fromarray(blended.astype(np.uint8))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=max(11, image.shape[0] // 36))
+    for class_id, name in names.items():
+        rows, columns = np.nonzero(mask == class_id)
+        # the pixel nearest to the middle: it lies on the class even where the middle does not
+        middle = np.abs(rows - np.median(rows)) + np.abs(columns - np.median(columns))
+        nearest = int(middle.argmin())
+        draw.text(
+            (int(columns[nearest]), int(rows[nearest])),
+            f"{name} ({class_id})",
+            fill="white",
+            font=font,
+            anchor="mm",
+            stroke_width=2,
+            stroke_fill="black",
+        )
+    return picture

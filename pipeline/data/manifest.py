@@ -1,0 +1,138 @@
+"""What a bootstrapped folder says of itself: its manifest and the statistics of its classes."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.label_space import LabelSpace
+from pipeline.data.official_layout import SPLITS, LeftOut
+from pipeline.data.shards import MaskRow
+from pipeline.errors import DataProblem
+
+FORMAT = "kiloseg bootstrapped dataset 1"
+
+
+@dataclass
+class SplitCounts:
+    """What a split holds; the arrays are (C + 1,) int64 with a place for each class id, 0 for unlabelled."""
+
+    images: np.ndarray
+    pixels: np.ndarray
+    num_images: int = 0
+
+    @classmethod
+    def zero(cls, num_classes: int) -> SplitCounts:
+        """Nothing counted yet."""
+        return cls(np.zeros(num_classes + 1, np.int64), np.zeros(num_classes + 1, np.int64))
+
+    @property
+    def labelled_pixels(self) -> int:
+        """Pixels of any class."""
+        return int(self.pixels[1:].sum())
+
+    def add(self, row: MaskRow) -> None:
+        """Counts one image in."""
+        self.num_images += 1
+        self.images[row.class_ids] += 1
+        self.pixels[row.class_ids] += row.pixel_counts
+        self.pixels[0] += row.height * row.width - sum(row.pixel_counts)
+
+
+def is_bootstrapped(folder: Path) -> bool:
+    """Whether `folder` is the output of `bootstrap`, of any version."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    name = manifest.get("format") if isinstance(manifest, dict) else None
+    return isinstance(name, str) and name.rpartition(" ")[0] == FORMAT.rpartition(" ")[0]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a bootstrapped folder.
+
+    Raises:
+        DataProblem: nothing is there, or it is of another version.
+    """
+    if not is_bootstrapped(folder):
+        raise DataProblem(
+            "no bootstrapped dataset",
+            where=folder,
+            mend="make it: dvc repro bootstrap, or pipeline data bootstrap ROOT OUT",
+        )
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    if manifest["format"] != FORMAT:
+        raise DataProblem(
+            "a bootstrapped dataset of another version",
+            where=folder,
+            found=manifest["format"],
+            allowed=FORMAT,
+            mend="make it again: dvc repro bootstrap, or pipeline data bootstrap ROOT OUT",
+        )
+    return manifest
+
+
+def describe(
+    label_space: LabelSpace,
+    choices: Mapping[str, object],
+    sources: Sequence[Path],
+    counts: Mapping[str, SplitCounts],
+    shards: Mapping[str, list[dict[str, object]]],
+    left_out: Sequence[LeftOut],
+) -> dict[str, Any]:
+    """The manifest as plain types.
+
+    Args:
+        label_space: the classes.
+        choices: the options that shaped the result.
+        sources: the annotation files, recorded by name, size and digest.
+        counts: by split.
+        shards: by split the files of masks: name and number of images.
+        left_out: the images that got no place.
+    """
+    return {
+        "format": FORMAT,
+        "num_classes": label_space.num_classes,
+        **choices,
+        "annotation_files": [_fingerprint(path) for path in sources],
+        "splits": {split: _totals(counts[split]) | {"shards": shards[split]} for split in SPLITS},
+        "left_out": [asdict(image) for image in left_out],
+    }
+
+
+def _totals(counts: SplitCounts) -> dict[str, object]:
+    return {
+        "images": counts.num_images,
+        "pixels": int(counts.pixels.sum()),
+        "labelled_pixels": counts.labelled_pixels,
+        "classes_seen": int((counts.images[1:] > 0).sum()),
+    }
+
+
+def _fingerprint(path: Path) -> dict[str, object]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def class_statistics(label_space: LabelSpace, counts: Mapping[str, SplitCounts]) -> str:
+    """One CSV line a class: in how many images of each split it is seen, on how many pixels."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = [f"{split}_{unit}" for split in SPLITS for unit in ("images", "pixels")]
+    writer.writerow(["class_id", "name", "source", "frequency", *columns])
+    for entry in label_space.classes:
+        values = (
+            int(array[entry.class_id]) for s in SPLITS for array in (counts[s].images, counts[s].pixels)
+        )
+        writer.writerow([entry.class_id, entry.name, entry.source, entry.frequency, *values])
+    return text.getvalue()

@@ -1,0 +1,165 @@
+"""LVIS v1 and COCO-Stuff as they are published: which images there are and what is drawn on each.
+
+    train2017/ val2017/                                             the images, found by LVIS's `coco_url`
+    annotations/lvis_v1_train.json lvis_v1_val.json                 which images belong to train and val
+    annotations/stuff_train2017.json stuff_val2017.json             stuff, split as COCO splits its images
+
+LVIS splits COCO's images anew, so that an image's stuff is looked up by its id in both stuff files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.data.annotations import RESTORE, AnnotationFile, ImageEntry, read_lvis, read_stuff
+from pipeline.data.label_space import LVIS, STUFF, merge_categories, official_categories
+from pipeline.data.masks import Shape
+from pipeline.errors import DataProblem
+from pipeline.runtime import Progress
+
+LVIS_FILES = {"train": "lvis_v1_train.json", "val": "lvis_v1_val.json"}
+STUFF_FILES = ("stuff_train2017.json", "stuff_val2017.json")
+SPLITS = ("train", "holdout", "val")
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """An image that got no place in a split, and why."""
+
+    image_id: int
+    file: str
+    split: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The images of each split by ascending id, and those that are left out."""
+
+    images: dict[str, list[ImageEntry]]
+    left_out: list[LeftOut]
+
+
+class OfficialLayout:
+    """The four annotation files of a root, read and held against each other.
+
+    Args:
+        root: the dataset's folder.
+        keep_classes: names or class ids of the whole label space to keep; None for all.
+
+    Raises:
+        DataProblem: missing or damaged files, or files that contradict each other.
+        UsageProblem: an unknown class to keep.
+    """
+
+    def __init__(self, root: Path, keep_classes: Sequence[str | int] | None = None) -> None:
+        if not root.is_dir():
+            raise DataProblem(
+                "no such dataset folder",
+                where=root,
+                allowed="a folder with train2017/, val2017/ and annotations/",
+                mend="name the right folder in data.root; data/tiny is made by dvc repro",
+            )
+        self.root = root
+        folder = root / "annotations"
+        self.paths = [folder / name for name in (*LVIS_FILES.values(), *STUFF_FILES)]
+        with Progress("read annotation files", len(self.paths)) as progress:
+            files = []
+            for path in self.paths:
+                files.append((read_stuff if path.name in STUFF_FILES else read_lvis)(path))
+                progress.advance(path.name)
+        self.lvis = dict(zip(LVIS_FILES, files, strict=False))
+        self.stuff = files[len(LVIS_FILES) :]
+        _check_same_categories(*self.lvis.values())
+        _check_same_categories(*self.stuff)
+        _check_listed_once(*self.lvis.values())
+        _check_listed_once(*self.stuff)
+        pairs = official_categories().merged_pairs
+        whole = merge_categories(files[0].categories, self.stuff[0].categories, pairs)
+        self.label_space = whole if keep_classes is None else whole.subset(keep_classes)
+        self._class_ids = {source: self.label_space.lookup(source) for source in (LVIS, STUFF)}
+
+    def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
+        """Divides the images. What is held out follows from the images' ids and the seed, not their order."""
+        images: dict[str, list[ImageEntry]] = {}
+        left_out = []
+        for split, file in self.lvis.items():
+            images[split] = []
+            for entry in sorted(file.images.values(), key=lambda entry: entry.image_id):
+                shapes = list(self.shapes(entry))
+                if any(shape.class_id for shape in shapes):
+                    images[split].append(entry)
+                else:
+                    reason = "no annotation of a kept class" if shapes else "no annotation"
+                    left_out.append(LeftOut(entry.image_id, entry.file or "", split, reason))
+        held = held_out([entry.image_id for entry in images["train"]], holdout_fraction, holdout_seed)
+        images["holdout"] = [entry for entry in images["train"] if entry.image_id in held]
+        images["train"] = [entry for entry in images["train"] if entry.image_id not in held]
+        return Splits({split: images[split] for split in SPLITS}, left_out)
+
+    def shapes(self, image: ImageEntry) -> Iterator[Shape]:
+        """The annotations of an image in drawing order: LVIS first, then stuff, each as in its file."""
+        for source, files in ((LVIS, list(self.lvis.values())), (STUFF, self.stuff)):
+            class_ids = self._class_ids[source]
+            for file in files:
+                _check_same_size(image, file)
+                for annotation in file.by_image.get(image.image_id, ()):
+                    where = f"{file.name}: image {image.image_id}, annotation {annotation['id']}"
+                    yield Shape(class_ids[annotation["category_id"]], annotation["segmentation"], where)
+
+
+def held_out(image_ids: Sequence[int], fraction: float, seed: int) -> set[int]:
+    """The images to keep back: those with the smallest hashes of seed and id.
+
+    Returns:
+        round(fraction * n) of the n ids; where fraction > 0 and n >= 2, at least one and at most n - 1.
+    """
+    if not fraction or len(image_ids) < 2:
+        return set()
+    number = min(max(round(fraction * len(image_ids)), 1), len(image_ids) - 1)
+
+    def rank(image_id: int) -> bytes:
+        return hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
+
+    return set(sorted(image_ids, key=rank)[:number])
+
+
+def _check_same_categories(first: AnnotationFile, second: AnnotationFile) -> None:
+    names = [{category["id"]: category["name"] for category in file.categories} for file in (first, second)]
+    for category_id in sorted(names[0].keys() | names[1].keys()):
+        found = [repr(by_id[category_id]) if category_id in by_id else "absent" for by_id in names]
+        if found[0] != found[1]:
+            raise DataProblem(
+                "two files disagree about a category",
+                where=f"{first.name} and {second.name}",
+                found=f"category {category_id}: {found[0]} and {found[1]}",
+                allowed="the same categories in both",
+                mend="take both from the same release",
+            )
+
+
+def _check_listed_once(first: AnnotationFile, second: AnnotationFile) -> None:
+    for image_id in first.images:
+        if image_id in second.images:
+            raise DataProblem(
+                "an image is listed in both halves of a dataset",
+                where=f"{first.name} and {second.name}",
+                found=f"image {image_id}",
+                allowed="each image in one of them",
+                mend=RESTORE,
+            )
+
+
+def _check_same_size(image: ImageEntry, file: AnnotationFile) -> None:
+    other = file.images.get(image.image_id)
+    if other is not None and (other.height, other.width) != (image.height, image.width):
+        raise DataProblem(
+            "two files disagree about the size of an image",
+            where=f"{file.name}: image {image.image_id}",
+            found=f"{other.width} x {other.height} (width x height)",
+            allowed=f"{image.width} x {image.height} as in the LVIS file",
+            mend="take both from the same release",
+        )

@@ -1,0 +1,84 @@
+"""`pipeline data`: bootstrap a dataset and look at what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Make masks from annotations, and look at them.", no_args_is_help=True)
+
+Root = Annotated[Path, typer.Argument(help="Dataset with train2017/, val2017/ and annotations/.")]
+Out = Annotated[Path, typer.Argument(help="The bootstrapped folder.")]
+
+
+@app.command()
+def bootstrap(
+    root: Root,
+    out: Out,
+    holdout_fraction: Annotated[
+        float, typer.Option(help="Share of the train images kept back for choosing checkpoints.")
+    ] = 0.1,
+    holdout_seed: Annotated[int, typer.Option(help="Which images are kept back.")] = 0,
+    overlap: Annotated[
+        str, typer.Option(help="Which annotation keeps a pixel claimed by several.")
+    ] = "first",
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Name or class id of a class to keep; repeat it for more.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that draw.", min=0)] = 0,
+    check_images: Annotated[bool, typer.Option(help="Open every image and compare its size.")] = True,
+) -> None:
+    """Turn the annotations under ROOT into class-id masks, splits and a label space in OUT."""
+    from pipeline.data.bootstrap import bootstrap as make
+
+    result = make(
+        root,
+        out,
+        holdout_fraction=holdout_fraction,
+        holdout_seed=holdout_seed,
+        overlap=overlap,
+        keep_classes=[int(key) if key.isdigit() else key for key in keep] if keep else None,
+        num_workers=workers,
+        check_images=check_images,
+    )
+    typer.echo(f"{out}: {result.label_space.num_classes} classes")
+    for split, counts in result.counts.items():
+        share = counts.labelled_pixels / max(int(counts.pixels.sum()), 1)
+        typer.echo(f"  {split:8}{counts.num_images:7} images, {share:.0%} of their pixels labelled")
+    if result.left_out:
+        typer.echo(f"  left out{len(result.left_out):7} images, named with the reason in manifest.json")
+
+
+@app.command()
+def masks(
+    out: Out,
+    folder: Annotated[Path, typer.Argument(help="Where to write the PNG files.")],
+    split: Annotated[str | None, typer.Option(help="Only train, holdout or val.")] = None,
+) -> None:
+    """Write every mask of OUT as <image_id>.png, 16-bit class ids, to look at or use elsewhere."""
+    from pipeline.data.export import export_masks
+
+    number = export_masks(out, folder, split=split)
+    typer.echo(f"{folder}: {number} masks")
+
+
+@app.command()
+def show(
+    out: Out,
+    image_id: Annotated[int, typer.Argument(help="COCO's id of the image.")],
+    root: Annotated[
+        Path | None, typer.Option(help="The dataset; by default data.root of params.yaml.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="File to write; by default <image_id>.png here.")] = None,
+) -> None:
+    """Write a picture of one image with its classes laid over it by colour and name."""
+    from pipeline.data.export import overlay
+    from pipeline.settings import load_settings
+
+    picture = overlay(out, root or load_settings().data.root, image_id)
+    to = to or Path(f"{image_id:012d}.png")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(to)
+    typer.echo(str(to))
