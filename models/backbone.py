@@ -1,0 +1,215 @@
+"""The backbone: any timm model that gives features, made to give the two levels a DeepLabV3+ decoder takes.
+
+The low level has stride 4, the high level the output stride: what was asked where timm can dilate the model,
+the model's own stride where it cannot (said in a warning, with what would work).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import warnings
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.backbone_weights import LoadedWeights, check_weights_reachable, load_weights
+
+OutputStride = Literal[8, 16, 32]
+
+LOW_STRIDE = 4
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+_REFUSALS = (TypeError, NotImplementedError, RuntimeError, ValueError, AssertionError)
+"""What timm's models raise on an argument they do not take; VGG and GhostNet assert."""
+
+
+class OutputStrideWarning(UserWarning):
+    """The backbone cannot reach the output stride that was asked for."""
+
+
+class Features(NamedTuple):
+    """Two levels of features of the padded images, Hp x Wp pixels, both multiples of `size_multiple`."""
+
+    low: Tensor  # (N, low_channels, Hp/4, Wp/4)
+    high: Tensor  # (N, high_channels, Hp/output_stride, Wp/output_stride)
+
+
+class Backbone(nn.Module):
+    """A timm model without its classifier, giving low-level and high-level features.
+
+    Images are normalised with the mean and standard deviation that the model's weights were trained with
+    (buffers, so they travel with the weights) and padded at the right and the bottom with the mean colour.
+    A model without features of stride 4 (a plain vision transformer) gets its first features resized to it.
+
+    Args:
+        name: timm's name of the model, with or without the tag of its weights.
+        output_stride: wanted stride of the high-level features.
+        pretrained: download timm's weights.
+        weights: local safetensors file with timm's parameter names, instead of `pretrained`.
+        batch_norm_momentum: of the running statistics (0.01 in the paper's code); None: the model's own.
+
+    Attributes:
+        output_stride: the stride reached.
+        low_channels, high_channels: channels of the two levels.
+        size_multiple: height and width are padded to multiples of this.
+        image_size: the only (height, width) the model takes, to which smaller images are padded; mostly None.
+        loaded: what came from `weights`; None without.
+
+    Raises:
+        ValueError: unknown name, a model without usable features, `pretrained` and `weights` together, or
+            weights that do not fit.
+        FileNotFoundError: no file at `weights`.
+        ConnectionError: `pretrained` without a network.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        output_stride: int = 16,
+        pretrained: bool = False,
+        weights: str | Path | None = None,
+        batch_norm_momentum: float | None = None,
+    ) -> None:
+        super().__init__()
+        config = _pretrained_config(name)
+        if pretrained and weights is not None:
+            raise ValueError("pretrained and weights exclude each other: set one of the two")
+        if pretrained:
+            check_weights_reachable(name, config)
+        self.name = name
+        self.network, arguments = _create(name, output_stride, fixed_size=bool(config.fixed_input_size))
+        if pretrained:
+            try:
+                self.network = timm.create_model(name, features_only=True, pretrained=True, **arguments)
+            except OSError as error:
+                raise ConnectionError(f"the weights of {name!r} could not be downloaded: {error}") from error
+        self.loaded: LoadedWeights | None = None
+        if weights is not None:
+            self.loaded = load_weights(self.network, Path(weights), name=name)
+        if batch_norm_momentum is not None:
+            for module in self.network.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.momentum = batch_norm_momentum
+
+        strides: list[int] = list(self.network.feature_info.reduction())
+        channels: list[int] = list(self.network.feature_info.channels())
+        # The finest of the strides nearest to 4: 4 itself in most models, 16 in a plain transformer.
+        self._low_index = min(range(len(strides)), key=lambda i: (abs(math.log2(strides[i] / LOW_STRIDE)), i))
+        self.low_channels, self.high_channels = channels[self._low_index], channels[-1]
+        self.output_stride = strides[-1]
+        self.size_multiple = math.lcm(max(strides), LOW_STRIDE)
+        if self.output_stride != output_stride:
+            _warn_of_stride(name, asked=output_stride, reached=self.output_stride)
+        self.image_size = self._only_size(config.input_size) if config.fixed_input_size else None
+        self.register_buffer("mean", torch.tensor(config.mean or _IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(config.std or _IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Features:
+        """Features of (N, 3, H, W) images in [0, 1]; any H and W unless `image_size` is set."""
+        pixels = self._pad((images - self.mean) / self.std)
+        levels = [self._channels_first(level) for level in self.network(pixels)]
+        size = [side // LOW_STRIDE for side in pixels.shape[-2:]]
+        low = levels[self._low_index]
+        if list(low.shape[-2:]) != size:
+            low = F.interpolate(low, size=size, mode="bilinear", align_corners=False)
+        return Features(low, levels[-1])
+
+    def _pad(self, pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[-2:]
+        if self.image_size is not None:
+            bottom, right = self.image_size[0] - height, self.image_size[1] - width
+            if bottom < 0 or right < 0:
+                allowed = f"at most {self.image_size[0]}x{self.image_size[1]}"
+                raise ValueError(
+                    f"{self.name} takes images of one size only: {height}x{width} found, {allowed} allowed; "
+                    "take smaller crops or another backbone (convolutional, Swin and ViT ones take any size)"
+                )
+        else:
+            bottom, right = -height % self.size_multiple, -width % self.size_multiple
+        return F.pad(pixels, (0, right, 0, bottom)) if bottom or right else pixels
+
+    def _channels_first(self, level: Tensor) -> Tensor:
+        # Without output_fmt timm's features are NCHW; Swin and its kin say "NHWC".
+        if str(getattr(self.network, "output_fmt", "NCHW")).endswith("NHWC"):
+            return level.permute(0, 3, 1, 2)
+        return level
+
+    @torch.no_grad()
+    def _only_size(self, input_size: tuple[int, int, int]) -> tuple[int, int] | None:
+        """None if the model runs on a small oblong image too, else the size it was made for."""
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            levels = self.network(torch.zeros(1, 3, 2 * self.size_multiple, 3 * self.size_multiple))
+            expected = [
+                2 * self.size_multiple // self.output_stride,
+                3 * self.size_multiple // self.output_stride,
+            ]
+            free = list(self._channels_first(levels[-1]).shape[-2:]) == expected
+        except _REFUSALS:
+            free = False
+        finally:
+            self.network.train(was_training)
+        return None if free else (input_size[1], input_size[2])
+
+
+def _pretrained_config(name: str) -> Any:
+    """timm's description of the model's weights: mean, std, input size, where they are."""
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
+        raise ValueError(
+            f"unknown backbone: timm {timm.__version__} has no model {name!r}\n"
+            f"  allowed: {', '.join(close) or 'any name of timm.list_models()'}\n"
+            "  way out: correct model.backbone; python -c 'import timm; print(timm.list_models(\"*net*\"))'"
+        )
+    try:
+        config = timm.models.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        architecture, _, tag = name.partition(".")
+        tags = timm.list_pretrained(f"{architecture}.*")
+        raise ValueError(
+            f"unknown weights tag {tag!r} of backbone {architecture!r}\n"
+            f"  allowed: {', '.join(tags) or 'none'}"
+        ) from error
+    # A few models have no description of weights at all: timm's defaults stand in.
+    return config if config is not None else timm.models.PretrainedCfg(input_size=(3, 224, 224))
+
+
+def _create(name: str, output_stride: int, *, fixed_size: bool) -> tuple[nn.Module, dict[str, object]]:
+    """The features of the model, untrained, by the first arguments that timm takes, and those arguments."""
+    strides: list[dict[str, object]] = [{"output_stride": output_stride}]
+    strides += [{"output_stride": stride} for stride in (16, 32) if stride > output_stride]
+    # Swin took strict_img_size before it took dynamic_img_size.
+    sizes: list[dict[str, object]] = [{"dynamic_img_size": True}, {"strict_img_size": False}, {}]
+    attempts = [{**stride, **size} for stride in [*strides, {}] for size in (sizes if fixed_size else [{}])]
+    refusal: BaseException | None = None
+    for arguments in attempts:
+        try:
+            return timm.create_model(name, features_only=True, pretrained=False, **arguments), arguments
+        except _REFUSALS as error:
+            refusal = error
+    raise ValueError(
+        f"backbone {name!r} gives no features in timm {timm.__version__}: {refusal}\n"
+        "  allowed: a model that timm creates with features_only=True, such as resnet50, "
+        "tf_efficientnet_lite0, convnext_tiny, swin_tiny_patch4_window7_224"
+    ) from refusal
+
+
+def _warn_of_stride(name: str, *, asked: int, reached: int) -> None:
+    warnings.warn(
+        f"output stride {asked} asked of backbone {name!r}, {reached} reached: timm cannot dilate this model, so "
+        f"it runs at its own stride. Set model.output_stride to {reached} if that is meant. Strides 8 and 16 "
+        "work with ResNet, RegNet, EfficientNet, MobileNet, NFNet and ConvNeXt kinds; plain vision "
+        "transformers run at their patch size.",
+        OutputStrideWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,178 @@
+"""The whole network: backbone, decoder and head, and the arguments that rebuild it from a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.backbone import LOW_STRIDE, Backbone
+from models.decoder import DeepLabV3PlusDecoder
+from models.heads import EmbeddingHead, SoftmaxHead
+from models.nearest import WORK_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterArguments:
+    """Everything needed to build the segmenter again, weights aside.
+
+    Attributes:
+        num_classes: C.
+        backbone: timm's name of the model.
+        output_stride: wanted stride of the backbone's last features.
+        decoder: the kind of decoder.
+        decoder_channels: its output channels.
+        head: "embedding" (the method) or "softmax" (the baseline).
+        embedding_dim: D; unused by the softmax head.
+        batch_norm_momentum: of the backbone's running statistics; None leaves the model's own.
+    """
+
+    num_classes: int
+    backbone: str = "resnet50"
+    output_stride: int = 16
+    decoder: Literal["deeplabv3plus"] = "deeplabv3plus"
+    decoder_channels: int = 256
+    head: Literal["embedding", "softmax"] = "embedding"
+    embedding_dim: int = 16
+    batch_norm_momentum: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments by name, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SegmenterArguments:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: a name that is no argument, or `num_classes` missing.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = [name for name in values if name not in names]
+        if unknown or "num_classes" not in values:
+            problem = f"unknown: {', '.join(unknown)}" if unknown else "num_classes missing"
+            raise ValueError(f"arguments of another segmenter: {problem}; allowed: {', '.join(names)}")
+        return cls(**values)
+
+
+class ParameterGroups(NamedTuple):
+    """The trainable parameters by what may be trained differently, each with its name in the state dict."""
+
+    backbone: list[tuple[str, nn.Parameter]]
+    decoder: list[tuple[str, nn.Parameter]]  # and the head's convolution
+    class_embeddings: list[tuple[str, nn.Parameter]]  # empty for a softmax head
+
+
+class Segmenter(nn.Module):
+    """Images to pixel embeddings or logits at stride 4, and to classes at full resolution.
+
+    Args:
+        backbone: features at stride 4 and at the output stride.
+        decoder: fuses the two to one map at stride 4.
+        head: what is learned per class.
+    """
+
+    def __init__(
+        self, backbone: Backbone, decoder: DeepLabV3PlusDecoder, head: EmbeddingHead | SoftmaxHead
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.decoder = decoder
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pixel embeddings of length 1 or logits, at stride 4.
+
+        Args:
+            images: (N, 3, H, W) float in [0, 1]; mean and standard deviation are applied inside.
+
+        Returns:
+            (N, D or C, ceil(H/4), ceil(W/4)).
+        """
+        return self.head(self._decoded(images))
+
+    def predict(
+        self, images: Tensor, size: tuple[int, int] | None = None, *, work_bytes: int = WORK_BYTES
+    ) -> Tensor:
+        """The class of each pixel, in evaluation mode and without gradient, at constant work memory.
+
+        Args:
+            images: (N, 3, H, W) float in [0, 1].
+            size: height and width of the result; those of the images if None.
+            work_bytes: budget of the scores held at a time.
+
+        Returns:
+            (N, *size) int64 train ids.
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            # Not inference_mode: some timm models cache tensors here which a later training step would use.
+            with torch.no_grad():
+                height, width = size if size is not None else images.shape[-2:]
+                return self.head.predict(self._decoded(images), (height, width), work_bytes=work_bytes)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def parameter_groups(self) -> ParameterGroups:
+        """Backbone, decoder with the head's convolution, and the class table, for rates of their own."""
+        groups = ParameterGroups([], [], [])
+        for name, parameter in self.named_parameters():
+            if name.startswith("backbone."):
+                groups.backbone.append((name, parameter))
+            elif name == "head.class_table":
+                groups.class_embeddings.append((name, parameter))
+            else:
+                groups.decoder.append((name, parameter))
+        return groups
+
+    def _decoded(self, images: Tensor) -> Tensor:
+        """(N, channels, ceil(H/4), ceil(W/4)); what the backbone padded is cut off again."""
+        features = self.backbone(images)
+        decoded = self.decoder(features.low, features.high)
+        height, width = (-(-side // LOW_STRIDE) for side in images.shape[-2:])
+        return decoded[..., :height, :width]
+
+
+def build_segmenter(
+    arguments: SegmenterArguments, *, pretrained: bool = False, weights: str | Path | None = None
+) -> Segmenter:
+    """Build the network; every weight is random unless the backbone's are given.
+
+    Args:
+        arguments: what to build.
+        pretrained: download timm's weights of the backbone.
+        weights: local safetensors file with the backbone's weights, instead.
+
+    Raises:
+        ValueError, FileNotFoundError, ConnectionError: as `Backbone`, and for arguments out of range.
+    """
+    if arguments.decoder != "deeplabv3plus" or arguments.head not in ("embedding", "softmax"):
+        raise ValueError(
+            f"decoder is {arguments.decoder!r}, head is {arguments.head!r}; "
+            "allowed: decoder 'deeplabv3plus', head 'embedding' or 'softmax'"
+        )
+    backbone = Backbone(
+        arguments.backbone,
+        output_stride=arguments.output_stride,
+        pretrained=pretrained,
+        weights=weights,
+        batch_norm_momentum=arguments.batch_norm_momentum,
+    )
+    decoder = DeepLabV3PlusDecoder(
+        backbone.low_channels,
+        backbone.high_channels,
+        output_stride=backbone.output_stride,
+        channels=arguments.decoder_channels,
+    )
+    head: EmbeddingHead | SoftmaxHead
+    if arguments.head == "embedding":
+        head = EmbeddingHead(decoder.channels, arguments.embedding_dim, arguments.num_classes)
+    else:
+        head = SoftmaxHead(decoder.channels, arguments.num_classes)
+    return Segmenter(backbone, decoder, head)
