@@ -1,0 +1,257 @@
+"""`pipeline doctor`: what this machine and project have, what is missing and how to mend it.
+
+Nothing heavy is imported (torch alone takes seconds): versions come from the installed metadata, the GPU from
+nvidia-smi, the store from its file or a request with a deadline. A finding never raises: a doctor that
+falls ill is no help.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pipeline.errors import Problem
+from pipeline.installation import (
+    DEADLINE,
+    Finding,
+    Status,
+    look_at_gpu,
+    look_at_opencv,
+    look_at_versions,
+)
+from pipeline.runtime import GIB
+from pipeline.settings import Settings, load_settings
+from pipeline.tracking import tracking_uri
+
+__all__ = ["Finding", "examine", "show"]
+
+LAYOUT = (
+    "annotations/lvis_v1_train.json",
+    "annotations/lvis_v1_val.json",
+    "annotations/stuff_train2017.json",
+    "annotations/stuff_val2017.json",
+    "train2017",
+    "val2017",
+)
+_LITTLE_DISK, _NO_DISK = 5 * GIB, GIB // 2
+
+
+def examine(params: Path) -> list[Finding]:
+    """Looks at the installation, the machine and the project that `params` belongs to.
+
+    Args:
+        params: the settings file; its folder is the project.
+
+    Returns:
+        Findings in reading order. A settings file that cannot be used is one of them, and what depends on
+        it (store, data, weights) is then left out.
+    """
+    project = params.absolute().parent
+    plain, settings, findings = _settings(params)
+    cuda = any(one.runtime.device.startswith("cuda") for one in settings)
+    gpu = _Answer(lambda: look_at_gpu(wanted=cuda), "gpu")
+    store = _Answer(lambda: [] if plain is None else _store(plain), "store")
+    findings = [*look_at_versions(), *look_at_opencv(), *findings]
+    if plain is not None:
+        findings += [*_data(plain), *_weights(settings)]
+    findings += [*_repository(project), *_disk(project)]
+    order = ("python", "packages", "opencv", "gpu", "settings", "store", "data", "weights", "git", "dvc")
+    rank = {topic: position for position, topic in enumerate(order)}
+    return sorted(
+        [*findings, *gpu.wait(), *store.wait()], key=lambda finding: rank.get(finding.topic, len(order))
+    )
+
+
+def show(findings: Iterable[Finding]) -> None:
+    """Prints the findings: a table on a terminal, else plain lines that other programs can read."""
+    findings = list(findings)
+    if sys.stdout.isatty():
+        _show_table(findings)
+        return
+    for finding in findings:
+        print(f"{finding.status:8} {finding.topic:9} {finding.text}")
+        if finding.mend is not None:
+            print(f"{'':8} {'':9} way out: {finding.mend}")
+
+
+def _show_table(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    styles: dict[Status, tuple[str, str]] = {
+        "ok": ("✓ ok", "green"),
+        "warning": ("! warning", "yellow"),
+        "missing": ("✗ missing", "bold red"),
+    }
+    table = Table("", "topic", "found", box=None, pad_edge=False, header_style="dim")
+    for finding in findings:
+        text = Text(finding.text)
+        if finding.mend is not None:
+            text.append(f"\nway out: {finding.mend}", style="dim")
+        table.add_row(Text(*styles[finding.status]), finding.topic, text)
+    Console().print(table)
+
+
+class _Answer:
+    """The findings of something that may never answer, asked in a thread that does not hold up the exit."""
+
+    def __init__(self, ask: Callable[[], list[Finding]], topic: str) -> None:
+        self.findings = [
+            Finding(topic, "warning", f"no answer within {DEADLINE:g} s", f"see what keeps the {topic} busy")
+        ]
+        self._until = time.monotonic() + DEADLINE
+        self._thread = threading.Thread(target=self._run, args=(ask,), daemon=True)
+        self._thread.start()
+
+    def _run(self, ask: Callable[[], list[Finding]]) -> None:
+        self.findings = ask()
+
+    def wait(self) -> list[Finding]:
+        """What was found by the deadline."""
+        self._thread.join(max(self._until - time.monotonic(), 0.0))
+        return self.findings
+
+
+def _settings(params: Path) -> tuple[Settings | None, list[Settings], list[Finding]]:
+    """The plain settings, those of every variant, and what is to be said of them."""
+    try:
+        plain = load_settings(params)
+        variants = [load_settings(params, variant=name) for name in plain.variants]
+    except Problem as problem:
+        where = [part for part in (problem.where, problem.found and f"found {problem.found}") if part]
+        allowed = [] if problem.allowed is None else [f"allowed: {problem.allowed}"]
+        text, mend = ", ".join([problem.what, *where]), "; ".join(filter(None, [problem.mend, *allowed]))
+        return None, [], [Finding("settings", "missing", text, mend or None)]
+    except OSError as error:
+        return None, [], [Finding("settings", "missing", f"{params}: {error.strerror}", "make it readable")]
+    names = ", ".join(plain.variants)
+    if not names:
+        return plain, [plain], [Finding("settings", "warning", f"{params}: no variants", "name at least one")]
+    return plain, variants, [Finding("settings", "ok", f"{params}: variants {names}")]
+
+
+def _store(settings: Settings) -> list[Finding]:
+    uri = tracking_uri(settings)
+    if uri.startswith(("http://", "https://")):
+        return [_server(uri)]
+    if uri.startswith("sqlite:///"):
+        return [_sqlite(Path(uri.removeprefix("sqlite:///")))]
+    return [
+        Finding("store", "ok", f"{uri.partition(':')[0]} store from MLFLOW_TRACKING_URI, not looked into")
+    ]
+
+
+def _server(uri: str) -> Finding:
+    scheme, _, rest = uri.partition("://")
+    shown = f"{scheme}://{rest.rpartition('@')[2].rstrip('/')}"  # without user:password@
+    mend = "start the server, or correct or unset MLFLOW_TRACKING_URI"
+    try:
+        with urllib.request.urlopen(f"{shown}/health", timeout=DEADLINE * 0.8):
+            return Finding("store", "ok", f"the tracking server answers: {shown}")
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            return Finding("store", "ok", f"the tracking server answers and wants a login: {shown}")
+        return Finding("store", "missing", f"{shown}/health answers {error.code} {error.reason}", mend)
+    except (OSError, ValueError) as error:
+        return Finding("store", "missing", f"no tracking server at {shown}: {error}", mend)
+
+
+def _sqlite(path: Path) -> Finding:
+    if not path.exists():
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not os.access(folder, os.W_OK):
+            return Finding("store", "missing", f"{folder} is not writable", "make it writable for the store")
+        return Finding("store", "ok", f"{path} will be made by the first run")
+    if not os.access(path, os.W_OK):
+        return Finding("store", "missing", f"{path} is not writable", "make it writable for the runs")
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=DEADLINE / 2)
+        try:
+            (runs,) = connection.execute("select count(*) from runs").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        mend = "move it away: the next run makes a new one"
+        return Finding("store", "missing", f"{path} is no MLflow store: {error}", mend)
+    return Finding("store", "ok", f"{path}: {runs} runs")
+
+
+def _data(settings: Settings) -> list[Finding]:
+    root, embedded = settings.data.root, settings.project / "data" / "tiny"
+    absent = [name for name in LAYOUT if not _present(root / name)]
+    if root == embedded.resolve() and not root.exists():
+        yet = Finding("data", "warning", f"{root} is not generated yet", "make repro, or dvc repro prepare")
+    elif absent:
+        mend = "set data.root to a folder in the official COCO/LVIS layout (see the README)"
+        if root == embedded.resolve():
+            mend = "dvc repro --force prepare makes it again"
+        yet = Finding("data", "missing", f"{root} lacks {', '.join(absent)}", mend)
+    else:
+        yet = Finding("data", "ok", f"{root}: annotations and images")
+    folder = settings.bootstrapped
+    if (folder / "manifest.json").is_file():
+        return [yet, Finding("data", "ok", f"{folder}: bootstrapped")]
+    return [yet, Finding("data", "warning", f"{folder} is not bootstrapped yet", "dvc repro bootstrap")]
+
+
+def _present(path: Path) -> bool:
+    """Whether a file, or a folder with something in it, is there."""
+    try:
+        return next(path.iterdir(), None) is not None if path.is_dir() else path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def _weights(settings: Iterable[Settings]) -> list[Finding]:
+    models = {(one.model.backbone, one.model.weights, one.model.pretrained) for one in settings}
+    findings = []
+    for backbone, weights, pretrained in sorted(models, key=str):
+        if weights is not None and not weights.is_file():
+            mend = "correct model.weights, or set it to null"
+            findings.append(Finding("weights", "missing", f"{backbone}: no file {weights}", mend))
+        elif weights is not None:
+            size = weights.stat().st_size / 1e6
+            findings.append(Finding("weights", "ok", f"{backbone}: {weights}, {size:.1f} MB"))
+        elif pretrained:
+            text = f"{backbone}: timm downloads them once (without a network, name a file in model.weights)"
+            findings.append(Finding("weights", "ok", text))
+    return findings
+
+
+def _repository(project: Path) -> list[Finding]:
+    findings = []
+    if shutil.which("git") is None:
+        text = "no git on PATH: runs carry no commit, and dvc exp does not work"
+        findings.append(Finding("git", "warning", text, "install git"))
+    elif not any((folder / ".git").exists() for folder in (project, *project.parents)):
+        text = f"{project} is in no git repository: runs carry no commit, and dvc exp does not work"
+        findings.append(Finding("git", "warning", text, "git init, and commit the project"))
+    else:
+        findings.append(Finding("git", "ok", "the project is in a git repository"))
+    if not (project / ".dvc" / "config").is_file():
+        findings.append(Finding("dvc", "missing", f"{project} is no DVC project", "dvc init"))
+    elif not (project / "dvc.yaml").is_file():
+        text = f"{project} has no dvc.yaml: dvc repro has nothing to do"
+        findings.append(Finding("dvc", "missing", text, "git restore dvc.yaml"))
+    else:
+        findings.append(Finding("dvc", "ok", f"{project} is a DVC project"))
+    return findings
+
+
+def _disk(project: Path) -> list[Finding]:
+    folder = next(path for path in (project, *project.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    text = f"{free / GIB:.1f} GiB free at {folder}"
+    mend = "free some space; `dvc gc --workspace` drops old results from DVC's cache"
+    if free >= _LITTLE_DISK:
+        return [Finding("disk", "ok", text)]
+    return [Finding("disk", "missing" if free < _NO_DISK else "warning", text, mend)]
