@@ -3,8 +3,8 @@
 The softmax of one tile of pixels x classes is turned into its share of the loss and of the gradients, and
 overwritten by the next tile. The gradients are ready when the loss is; backward only scales them.
 
-A tile spans all classes where at least a few pixels of them fit the work buffer. Beyond that (hundreds of
-thousands of classes) it spans some, and each tile is formed twice: for the normaliser, then for the gradients.
+A tile spans all classes where at least a few pixels of them fit the work buffer. Beyond that (a hundred
+thousand classes) it spans some, and each tile is formed twice: for the normaliser, then for the gradients.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from models.nearest import compute_dtype, full_precision
 from models.tiles import CosineTiles, DistanceTiles
 
-_TILES_IN_BUFFER = 8  # two are held; pairs too near for a matrix product may take five more for a moment
+_TILES_IN_BUFFER = 16  # two are held (in the cache, this small); what needs refining may take five more
 _FEWEST_ROWS = 16  # with fewer pixels in a tile of all classes, moving the class gradient costs the most
 _BLOCK_ROWS = 512  # pixels in a tile of some classes
 
@@ -83,7 +83,7 @@ class ExactCrossEntropy(torch.autograd.Function):
 
 
 def scaled_gradients(ctx: Any, loss_gradient: Tensor) -> list[Tensor | None]:
-    """Return the gradients saved in the forward pass times that of the loss, and leave the saved ones alone."""
+    """Return the saved gradients times that of the loss, and leave the saved ones as they are."""
     return [
         None if gradient is None else gradient * loss_gradient.to(gradient.dtype)
         for gradient in ctx.saved_tensors
@@ -141,11 +141,10 @@ def _pixel_chunk(
 
     gradient = torch.zeros_like(chunk.scaled) if need_gradient else None
     scale = torch.full_like(normalisers, weight)[:, None]
+    missing = -weight * torch.expm1(-losses)[:, None]
     for block in blocks:
         if len(blocks) > 1:
             logits, shares, of_tile = tiles.softmax(chunk, *block)
-            scale = weight * (of_tile - normalisers).exp_()[:, None]
-        tiles.add_gradients(logits, shares, chunk, *block, scale, gradient)
-    missing = -weight * torch.expm1(-losses)[:, None]
-    tiles.add_target_gradients(chunk, missing, gradient)
+            scale = weight * (of_tile - normalisers).exp_().clamp_min_(1e-30)[:, None]
+        tiles.add_gradients(logits, shares, chunk, *block, scale, missing, gradient)
     return losses, None if gradient is None else gradient.div_(tiles.temperature)

@@ -23,18 +23,22 @@ class PixelChunk:
         scaled: (p, D) e'.
         queries: (p, Q), whose product with the classes' keys makes a tile.
         target: (p,) int64.
+        num_classes: C.
         target_logits: (p,), from the embeddings directly: a matrix product blurs small distances.
-        target_directions: (p, D), derivative of the target logit for its class embedding.
+        target_directions: (p, D), derivative of the target's logit for its embedding; None for cosine.
     """
 
     scaled: Tensor
     queries: Tensor
     target: Tensor
+    num_classes: int
     target_logits: Tensor
-    target_directions: Tensor
+    target_directions: Tensor | None = None
 
     def targets_in(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return the rows whose target is one of classes start..stop-1, and its place among those."""
+        if start == 0 and stop == self.num_classes:
+            return torch.arange(len(self.target), device=self.target.device), self.target
         rows = ((self.target >= start) & (self.target < stop)).nonzero()[:, 0]
         return rows, self.target[rows] - start
 
@@ -100,7 +104,7 @@ class CosineTiles(Tiles):
         """Prepare (p, D) pixels with their (p,) targets."""
         scaled = pixels / self.temperature
         logits = torch.linalg.vecdot(scaled, self.keys[target])
-        return PixelChunk(scaled, scaled, target, logits, scaled)
+        return PixelChunk(scaled, scaled, target, len(self.keys), logits)
 
     def _fill(self, logits: Tensor, chunk: PixelChunk, start: int, stop: int) -> None:
         torch.mm(chunk.queries, self.keys[start:stop].t(), out=logits)
@@ -115,9 +119,10 @@ class CosineTiles(Tiles):
         start: int,
         stop: int,
         scale: Tensor,
+        missing: Tensor,
         gradient: Tensor | None,
     ) -> None:
-        """Add what the tile's classes other than the targets contribute. Overwrites the tile.
+        """Add what the tile contributes, and overwrite it.
 
         Args:
             logits: (p, c) from `softmax`.
@@ -126,21 +131,15 @@ class CosineTiles(Tiles):
             start: first class of the tile.
             stop: class after the last.
             scale: (p, 1) from shares of the tile to probabilities, times the pixel's weight in the mean.
+            missing: (p, 1) what the target's probability lacks to one, times the pixel's weight.
             gradient: (p, D) of e', added to; or None.
         """
         rows, columns = chunk.targets_in(start, stop)
-        shares[rows, columns] = 0
+        shares[rows, columns] = -(missing[rows, 0] / scale[rows, 0])
         if gradient is not None:
             gradient.addcmul_(scale, shares @ self.keys[start:stop])
         if self.sums is not None:
             self.sums[start:stop].addmm_(shares.t(), scale * chunk.scaled)
-
-    def add_target_gradients(self, chunk: PixelChunk, missing: Tensor, gradient: Tensor | None) -> None:
-        """Add what the targets contribute; `missing` (p, 1) is 1 - p_target times the pixel's weight."""
-        if gradient is not None:
-            gradient.addcmul_(missing, self.keys[chunk.target], value=-1)
-        if self.sums is not None:
-            self.sums.index_add_(0, chunk.target, missing * chunk.target_directions, alpha=-1)
 
     def class_gradient(self) -> Tensor:
         """Return the (C, D) gradient of the class embeddings."""
@@ -182,7 +181,7 @@ class DistanceTiles(Tiles):
         differences = scaled - self._classes[target]
         distances = torch.linalg.vector_norm(differences, dim=1, keepdim=True)
         directions = differences.div_(distances.masked_fill(distances == 0, 1))
-        return PixelChunk(scaled, queries, target, -distances[:, 0], directions)
+        return PixelChunk(scaled, queries, target, len(self.keys), -distances[:, 0], directions)
 
     def _fill(self, logits: Tensor, chunk: PixelChunk, start: int, stop: int) -> None:
         squares = torch.mm(chunk.queries, self.keys[start:stop].t(), out=logits)
@@ -211,9 +210,10 @@ class DistanceTiles(Tiles):
         start: int,
         stop: int,
         scale: Tensor,
+        missing: Tensor,
         gradient: Tensor | None,
     ) -> None:
-        """Add what the tile's classes other than the targets contribute. See `CosineTiles.add_gradients`."""
+        """Add what the tile contributes, and overwrite it. Arguments as for `CosineTiles.add_gradients`."""
         rows, columns = chunk.targets_in(start, stop)
         shares[rows, columns] = 0
         logits[rows, columns] = -1
@@ -226,13 +226,13 @@ class DistanceTiles(Tiles):
             gradient.addcmul_(scale, toward)
         if self.sums is not None:
             self.sums[start:stop].addmm_(weights.t(), torch.cat([scale * chunk.scaled, scale], dim=1))
-
-    def add_target_gradients(self, chunk: PixelChunk, missing: Tensor, gradient: Tensor | None) -> None:
-        """Add what the targets contribute; `missing` (p, 1) is 1 - p_target times the pixel's weight."""
+        # The targets are the nearest ones, where products would lose the direction.
+        assert chunk.target_directions is not None
+        slopes = (missing * chunk.target_directions)[rows]
         if gradient is not None:
-            gradient.addcmul_(missing, chunk.target_directions)
+            gradient[rows] += slopes
         if self.sums is not None:
-            self.sums[:, :-1].index_add_(0, chunk.target, missing * chunk.target_directions)
+            self.sums[:, :-1].index_add_(0, chunk.target[rows], slopes)
 
     def class_gradient(self) -> Tensor:
         """Return the (C, D) gradient of the class embeddings."""
