@@ -52,7 +52,7 @@ def evaluate(
     was_training = segmenter.training
     segmenter.eval()
     try:
-        with torch.inference_mode(), Progress(title, total) as progress:
+        with torch.no_grad(), Progress(title, total) as progress:
             for batch in batches:
                 began = time.perf_counter()
                 pixels = batch.images.to(device, non_blocking=True).float() / 255

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
 from pipeline.checkpoint import Checkpoint, load_checkpoint, optimizer_tensors, restore_optimizer
 from pipeline.data.dataset import SegmentationDataset
 from pipeline.data.loaders import Batch, evaluation_loader, train_loader
 from pipeline.data.transforms import TrainTransform
 from pipeline.errors import DataProblem, Problem
 from pipeline.evaluation import evaluate
+from pipeline.network import build_network, segmenter_arguments
 from pipeline.objective import Losses, segmentation_losses
 from pipeline.optim import build_optimizer, set_learning_rate
 from pipeline.runtime import PeakMemory, Progress, StopRequest, choose_device, set_threads
@@ -117,25 +117,11 @@ class _Training:
             )
         self.label_space = self.data.label_space
         torch.manual_seed(settings.train.seed)
-        self.segmenter = self._build()
+        self.arguments = segmenter_arguments(settings.model, self.label_space.num_classes)
+        self.segmenter = build_network(settings.model, self.label_space.num_classes).to(self.device).train()
         self.optimizer = build_optimizer(self.segmenter, settings.train)
         self.state, self.step = TrainState(run_id=tracker.run_id), 0
         self._resume()
-
-    def _build(self) -> Segmenter:
-        model = self.settings.model
-        arguments = SegmenterArguments(
-            backbone=model.backbone,
-            output_stride=model.output_stride,
-            decoder=model.decoder,
-            decoder_channels=model.decoder_channels,
-            head=model.head,
-            embedding_dim=model.embedding_dim,
-            num_classes=self.label_space.num_classes,
-            batch_norm_momentum=model.batch_norm_momentum,
-        )
-        segmenter = build_segmenter(arguments, pretrained=model.pretrained, weights=model.weights)
-        return segmenter.to(self.device).train()
 
     def _resume(self) -> None:
         checkpoint = _interrupted(self.settings, self.last)
@@ -254,7 +240,7 @@ class _Training:
 
     def _checkpoint(self, optimizer: dict[str, Tensor] | None = None) -> Checkpoint:
         return Checkpoint(
-            arguments=self.segmenter.arguments,
+            arguments=self.arguments,
             label_space=self.label_space,
             settings=self.settings.flat(),
             step=self.step,

@@ -1,0 +1,42 @@
+"""The network that the settings describe, with what can go wrong in building it told as a user's mistake."""
+
+from __future__ import annotations
+
+import warnings
+
+from models.backbone import OutputStrideWarning
+from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
+from pipeline.errors import Problem, UsageProblem
+from pipeline.settings import ModelSettings
+
+
+def segmenter_arguments(settings: ModelSettings, num_classes: int) -> SegmenterArguments:
+    """What a checkpoint keeps to rebuild the network; where the weights came from is not part of it."""
+    return SegmenterArguments(
+        num_classes=num_classes,
+        backbone=settings.backbone,
+        output_stride=settings.output_stride,
+        decoder=settings.decoder,
+        decoder_channels=settings.decoder_channels,
+        head=settings.head,
+        embedding_dim=settings.embedding_dim,
+        batch_norm_momentum=settings.batch_norm_momentum,
+    )
+
+
+def build_network(settings: ModelSettings, num_classes: int) -> Segmenter:
+    """Builds the network for `num_classes` classes, its backbone pretrained where the settings say so.
+
+    Raises:
+        UsageProblem: unknown backbone, a weights file that is missing or does not fit.
+        Problem: pretrained weights cannot be downloaded.
+    """
+    arguments = segmenter_arguments(settings, num_classes)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", OutputStrideWarning)
+            return build_segmenter(arguments, pretrained=settings.pretrained, weights=settings.weights)
+    except (ValueError, FileNotFoundError) as error:
+        raise UsageProblem("the network cannot be built", where="params.yaml: model", found=error) from error
+    except ConnectionError as error:
+        raise Problem("no pretrained weights", where="params.yaml: model.pretrained", found=error) from error
