@@ -100,8 +100,9 @@ class Backbone(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.momentum = batch_norm_momentum
 
-        strides: list[int] = list(self.network.feature_info.reduction())
-        channels: list[int] = list(self.network.feature_info.channels())
+        levels: Any = self.network.feature_info
+        strides: list[int] = levels.reduction()
+        channels: list[int] = levels.channels()
         # The finest of the strides nearest to 4: 4 itself in most models, 16 in a plain transformer.
         self._low_index = min(range(len(strides)), key=lambda i: (abs(math.log2(strides[i] / LOW_STRIDE)), i))
         self.low_channels, self.high_channels = channels[self._low_index], channels[-1]
@@ -184,12 +185,12 @@ def _pretrained_config(name: str) -> Any:
     return config if config is not None else timm.models.PretrainedCfg(input_size=(3, 224, 224))
 
 
-def _create(name: str, output_stride: int, *, fixed_size: bool) -> tuple[nn.Module, dict[str, object]]:
+def _create(name: str, output_stride: int, *, fixed_size: bool) -> tuple[nn.Module, dict[str, Any]]:
     """The features of the model, untrained, by the first arguments that timm takes, and those arguments."""
-    strides: list[dict[str, object]] = [{"output_stride": output_stride}]
+    strides: list[dict[str, Any]] = [{"output_stride": output_stride}]
     strides += [{"output_stride": stride} for stride in (16, 32) if stride > output_stride]
     # Swin took strict_img_size before it took dynamic_img_size.
-    sizes: list[dict[str, object]] = [{"dynamic_img_size": True}, {"strict_img_size": False}, {}]
+    sizes: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"strict_img_size": False}, {}]
     attempts = [{**stride, **size} for stride in [*strides, {}] for size in (sizes if fixed_size else [{}])]
     refusal: BaseException | None = None
     for arguments in attempts:
@@ -206,7 +207,7 @@ def _create(name: str, output_stride: int, *, fixed_size: bool) -> tuple[nn.Modu
 
 def _warn_of_stride(name: str, *, asked: int, reached: int) -> None:
     warnings.warn(
-        f"output stride {asked} asked of backbone {name!r}, {reached} reached: timm cannot dilate this model, so "
+        f"output stride {asked} asked of backbone {name!r}, {reached} reached: timm cannot dilate it, so "
         f"it runs at its own stride. Set model.output_stride to {reached} if that is meant. Strides 8 and 16 "
         "work with ResNet, RegNet, EfficientNet, MobileNet, NFNet and ConvNeXt kinds; plain vision "
         "transformers run at their patch size.",

@@ -22,7 +22,7 @@ class ASPP(nn.Module):
         in_channels: of the high-level features.
         channels: of every branch and of the output.
         rates: dilations of the 3x3 branches, in cells of the high-level map.
-        dropout: of whole values after the fusion.
+        dropout: share of the fused values that training sets to zero.
     """
 
     def __init__(

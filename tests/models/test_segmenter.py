@@ -1,0 +1,158 @@
+"""The segmenter's contract, for every kind of backbone and both heads."""
+
+import json
+import warnings
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from models.backbone import OutputStrideWarning
+from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
+
+KINDS = ["test_resnet", "test_convnext", "test_efficientnet", "test_mambaout", "test_vit", "test_vit_relpos"]
+HEADS = ["embedding", "softmax"]
+
+
+def build(
+    name: str = "test_resnet", head: str = "embedding", num_classes: int = 300, **changes: object
+) -> Segmenter:
+    torch.manual_seed(0)
+    values = {"embedding_dim": 6, "decoder_channels": 16} | changes
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OutputStrideWarning)
+        return build_segmenter(
+            SegmenterArguments(backbone=name, head=head, num_classes=num_classes, **values)
+        )
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("size", [(97, 131), (64, 96)])
+def test_any_size_gives_stride_4_maps_and_full_size_predictions(name, head, size):
+    segmenter = build(name, head).eval()
+    images = torch.rand(2, 3, *size)
+    channels = 6 if head == "embedding" else 300
+    assert segmenter(images).shape == (2, channels, -(-size[0] // 4), -(-size[1] // 4))
+    predicted = segmenter.predict(images)
+    assert (predicted.shape, predicted.dtype) == ((2, *size), torch.int64)
+    assert 0 <= predicted.min() <= predicted.max() < 300
+    assert segmenter.predict(images, size=(31, 17)).shape == (2, 31, 17)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", KINDS)
+def test_the_gradient_reaches_every_parameter_from_a_batch_of_one(name, head):
+    segmenter = build(name, head).train()
+    output = segmenter(torch.rand(1, 3, 97, 131))
+    loss = (output * torch.randn_like(output)).sum()
+    if head == "embedding":
+        loss = loss + (segmenter.head.class_embeddings * torch.randn(300, 6)).sum()
+    loss.backward()
+    assert [name for name, parameter in segmenter.named_parameters() if parameter.grad is None] == []
+    assert all(parameter.grad.isfinite().all() for parameter in segmenter.parameters())
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", KINDS)
+def test_arguments_and_state_dict_rebuild_the_same_network(name, head):
+    first = build(name, head)
+    first.train()(torch.rand(2, 3, 64, 64))  # moves the batch-norm statistics
+    values = json.loads(json.dumps(_arguments(name, head).to_dict()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OutputStrideWarning)
+        second = build_segmenter(SegmenterArguments.from_dict(values))
+    second.load_state_dict(first.state_dict())
+    images = torch.rand(1, 3, 97, 131)
+    with torch.no_grad():
+        assert torch.equal(first.eval()(images), second.eval()(images))
+
+
+def _arguments(name: str, head: str) -> SegmenterArguments:
+    return SegmenterArguments(backbone=name, head=head, num_classes=300, embedding_dim=6, decoder_channels=16)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_one_class_is_predicted_everywhere(head):
+    assert not build(head=head, num_classes=1).predict(torch.rand(1, 3, 32, 32)).any()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_class_above_255_can_be_predicted(head):
+    """All pixels take the one class that the head is turned towards, whatever its id."""
+    segmenter = build(head=head, num_classes=1284)
+    images = torch.rand(1, 3, 32, 32)
+    for wanted in (255, 256, 1283):
+        with torch.no_grad():
+            if head == "embedding":
+                segmenter.head.class_table.fill_(-1.0)[wanted] = 1.0
+                segmenter.head.projection.weight.zero_()
+                segmenter.head.projection.bias.fill_(1.0)
+            else:
+                segmenter.head.classifier.bias.zero_()[wanted] = 1e4
+        assert (segmenter.predict(images) == wanted).all()
+
+
+def test_an_image_s_prediction_does_not_depend_on_its_batch():
+    segmenter = build()
+    images = torch.rand(3, 3, 50, 70)
+    together = segmenter.predict(images)
+    alone = torch.cat([segmenter.predict(image[None]) for image in images])
+    assert (together == alone).float().mean() > 0.999  # rounding may differ between batch sizes
+
+
+def test_prediction_leaves_the_modes_and_statistics_as_they_were():
+    segmenter = build().train()
+    segmenter.backbone.eval()  # frozen statistics, say
+    before = {key: value.clone() for key, value in segmenter.state_dict().items()}
+    predicted = segmenter.predict(torch.rand(2, 3, 32, 32))
+    assert (segmenter.decoder.training, segmenter.backbone.training) == (True, False)
+    assert all(torch.equal(value, before[key]) for key, value in segmenter.state_dict().items())
+    predicted += 1  # an ordinary tensor
+    assert torch.equal(
+        segmenter.eval().predict(torch.zeros(1, 3, 32, 32)),
+        segmenter.train().predict(torch.zeros(1, 3, 32, 32)),
+    )
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_parameter_groups_share_out_every_parameter_once(head):
+    segmenter = build(head=head)
+    groups = segmenter.parameter_groups()
+    shared_out = [pair for group in groups for pair in group]
+    assert sorted(name for name, _ in shared_out) == sorted(name for name, _ in segmenter.named_parameters())
+    assert all(parameter is segmenter.get_parameter(name) for name, parameter in shared_out)
+    assert {id(p) for _, p in groups.backbone} == {id(p) for p in segmenter.backbone.parameters()}
+    assert [name for name, _ in groups.class_embeddings] == (
+        ["head.class_table"] if head == "embedding" else []
+    )
+
+
+def test_local_weights_reach_the_backbone(tmp_path):
+    torch.manual_seed(5)
+    model = timm.create_model("test_resnet")
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    segmenter = build_segmenter(
+        _arguments("test_resnet", "embedding"), weights=tmp_path / "weights.safetensors"
+    )
+    assert torch.equal(segmenter.backbone.network.state_dict()["conv1.0.weight"], model.conv1[0].weight)
+
+
+def test_bfloat16_autocast_trains():
+    segmenter = build().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = segmenter(torch.rand(2, 3, 64, 64))
+    assert output.dtype == torch.float32
+    (output * torch.randn_like(output)).sum().backward()
+    assert segmenter.backbone.network.conv1[0].weight.grad.isfinite().all()
+
+
+def test_unknown_arguments_are_refused_by_name():
+    values = _arguments("test_resnet", "softmax").to_dict()
+    with pytest.raises(ValueError, match=r"unknown: backbon; allowed: num_classes, backbone"):
+        SegmenterArguments.from_dict(values | {"backbon": "x"})
+    with pytest.raises(ValueError, match="num_classes missing"):
+        SegmenterArguments.from_dict({"backbone": "test_resnet"})
+    with pytest.raises(ValueError, match=r"head is 'linear'; allowed: .*'softmax'"):
+        build(head="linear")
