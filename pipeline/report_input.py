@@ -1,0 +1,285 @@
+"""What the report is made of, read from files and checked: records, per-class tables, data, memory."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.data.manifest import read_manifest
+from pipeline.errors import DataProblem, UsageProblem
+
+LARGEST_SIDE = 640
+"""Pixels; larger pictures are shrunk, so that the page stays light enough to send."""
+
+
+class _Part(BaseModel):
+    """Known keys are checked, further ones are none of the report's business."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Training(_Part):
+    """How a variant was trained."""
+
+    steps: int
+    seconds: float
+    best_step: int | None = None
+    best_holdout_miou: float | None = None
+    peak_memory_kind: str
+    device: str
+    loss_curve: list[tuple[float, float]]
+    validation_curve: list[tuple[float, float, float]]
+
+
+class LegendEntry(_Part):
+    """A class and its colour in the pictures."""
+
+    name: str
+    color: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
+
+
+class Example(_Part):
+    """One image with its truth and prediction: paths relative to the variant's folder."""
+
+    image_id: int
+    image: str
+    truth: str
+    prediction: str
+    legend: list[LegendEntry] = []
+
+
+class Record(_Part):
+    """What the stage evaluate wrote about a variant."""
+
+    format: Literal[1]
+    variant: str
+    metrics: dict[str, float | None]
+    settings: dict[str, Any]
+    training: Training
+    environment: dict[str, Any]
+    num_classes: int
+    parameters: int
+    run_id: str | None = None
+    examples: list[Example] = []
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """How well one class is found; `iou` is None where it is neither in truth nor in prediction."""
+
+    name: str
+    frequency: str
+    true_pixels: int
+    predicted_pixels: int
+    iou: float | None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One evaluated variant."""
+
+    name: str
+    folder: Path
+    record: Record
+    classes: list[ClassResult]
+
+    def picture(self, name: str) -> str:
+        """An example picture as a data URI.
+
+        Raises:
+            DataProblem: missing or unreadable.
+        """
+        path = self.folder / name
+        try:
+            return _data_uri(path)
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise _damaged(path, self.name, error) from error
+
+
+class MemoryRow(_Part):
+    """Peak memory of one training step at a number of classes."""
+
+    head: str
+    num_classes: Annotated[int, Field(gt=0)]
+    predicted_gib: float | None = None
+    measured_gib: float | None = None
+
+
+class MemoryCurve(_Part):
+    """What the stage measure_memory wrote."""
+
+    unit: Literal["GiB"]
+    rows: list[MemoryRow]
+    batch_size: int | None = None
+    crop_size: int | None = None
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """What a split of the bootstrapped data holds."""
+
+    name: str
+    images: int
+    labelled_share: float | None
+    """labelled pixels among all"""
+    seen: dict[str, int]
+    """classes with at least one pixel, by frequency group"""
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """The bootstrapped data in numbers."""
+
+    num_classes: int
+    splits: list[SplitSummary]
+    groups: dict[str, int]
+    """classes by frequency group"""
+    train_images: list[int]
+    """images of the train split that show each class, the commonest first"""
+    left_out: int
+
+
+def read_variants(evaluations: Path, names: Sequence[str]) -> list[Variant]:
+    """The evaluated variants in the given order.
+
+    Raises:
+        DataProblem: a record, table or picture is missing or damaged.
+        UsageProblem: no variant is named.
+    """
+    if not names:
+        raise UsageProblem(
+            "no variants to compare", where="params.yaml: variants", mend="name at least one there"
+        )
+    return [_read_variant(evaluations / name, name) for name in names]
+
+
+def _read_variant(folder: Path, name: str) -> Variant:
+    path = folder / "record.json"
+    try:
+        record = Record.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataProblem("a variant is not evaluated yet", where=path, mend=_way_out(name)) from error
+    except ValidationError as error:
+        raise _damaged(path, name, _first(error)) from error
+    except (OSError, ValueError) as error:
+        raise _damaged(path, name, error) from error
+    if record.variant != name:
+        raise _damaged(path, name, f"the record of variant {record.variant!r}")
+    table = folder / "per_class.csv"
+    try:
+        classes = [
+            ClassResult(
+                row["name"],
+                row["frequency"],
+                int(row["true_pixels"]),
+                int(row["predicted_pixels"]),
+                float(row["iou"]) if row["iou"] else None,
+            )
+            for row in _rows(table)
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(table, name, _told(error)) from error
+    return Variant(name, folder, record, classes)
+
+
+def read_data(bootstrapped: Path) -> DataSummary:
+    """The splits, their images and the classes seen in them.
+
+    Raises:
+        DataProblem: missing or damaged.
+    """
+    manifest = read_manifest(bootstrapped)
+    table = bootstrapped / "class_statistics.csv"
+    try:
+        rows = list(_rows(table))
+        groups: dict[str, int] = {}
+        for row in rows:
+            groups[row["frequency"]] = groups.get(row["frequency"], 0) + 1
+        splits = []
+        for name, totals in manifest["splits"].items():
+            seen = dict.fromkeys(groups, 0)
+            for row in rows:
+                seen[row["frequency"]] += int(row[f"{name}_images"]) > 0
+            share = totals["labelled_pixels"] / totals["pixels"] if totals["pixels"] else None
+            splits.append(SplitSummary(name, totals["images"], share, seen))
+        images = sorted((int(row["train_images"]) for row in rows), reverse=True)
+        return DataSummary(len(rows), splits, groups, images, len(manifest["left_out"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataProblem(
+            "the description of the bootstrapped data is damaged",
+            where=table,
+            found=_told(error),
+            mend="make it again: dvc repro --force bootstrap",
+        ) from error
+
+
+def read_memory(results: Path) -> MemoryCurve | None:
+    """The memory curve, or None where the stage measure_memory has not run.
+
+    Raises:
+        DataProblem: damaged.
+    """
+    path = results / "memory.json"
+    try:
+        return MemoryCurve.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        found = _first(error) if isinstance(error, ValidationError) else error
+        raise DataProblem(
+            "the memory curve is damaged",
+            where=path,
+            found=found,
+            mend="make it again: dvc repro --force measure_memory",
+        ) from error
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        yield from csv.DictReader(file)
+
+
+def _data_uri(path: Path) -> str:
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data)) as picture:
+        picture.load()
+        kind = picture.format or "PNG"
+        if max(picture.size) > LARGEST_SIDE:
+            # masks must not be blended, photographs should be
+            way = Image.Resampling.NEAREST if kind == "PNG" else Image.Resampling.LANCZOS
+            factor = LARGEST_SIDE / max(picture.size)
+            size = [max(round(side * factor), 1) for side in picture.size]
+            buffer = io.BytesIO()
+            picture.resize((size[0], size[1]), way).save(buffer, kind)
+            data = buffer.getvalue()
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
+
+
+def _way_out(name: str) -> str:
+    return f"evaluate it: dvc repro evaluate@{name}"
+
+
+def _damaged(path: Path, name: str, found: object) -> DataProblem:
+    return DataProblem(
+        "an evaluation is damaged or incomplete",
+        where=path,
+        found=found,
+        mend=f"evaluate it again: dvc repro --force evaluate@{name}",
+    )
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+
+
+def _told(error: Exception) -> str:
+    return f"no column or key {error}" if isinstance(error, KeyError) else str(error)

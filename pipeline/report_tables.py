@@ -1,0 +1,210 @@
+"""The report's tables: what is shown of each metric, what may be ranked, and how numbers are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.report_input import ClassResult, Variant
+
+SHOWN_CLASSES = 8
+"""Best and worst classes listed for each variant."""
+GROUPS = {"f": "frequent", "c": "common", "r": "rare", "stuff": "stuff"}
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How one metric is shown; `better` is +1 where more is better, -1 where less is, 0 where neither."""
+
+    key: str
+    label: str
+    kind: str
+    better: int = 0
+    note: str = ""
+
+
+MEASURES = (
+    Measure("miou", "mIoU", "quality", 1, "classes in truth or prediction"),
+    Measure("miou_present", "mIoU, classes in truth", "quality", 1),
+    Measure("miou_frequent", "mIoU, frequent", "quality", 1, "in more than 100 LVIS images"),
+    Measure("miou_common", "mIoU, common", "quality", 1, "in 11 to 100"),
+    Measure("miou_rare", "mIoU, rare", "quality", 1, "in 10 or fewer"),
+    Measure("miou_stuff", "mIoU, stuff", "quality", 1),
+    Measure("pixel_accuracy", "pixel accuracy", "quality", 1),
+    Measure("mean_accuracy", "mean class accuracy", "quality", 1),
+    Measure("classes_evaluated", "classes evaluated", "extent"),
+    Measure("images", "val images", "extent"),
+    Measure("images_per_second", "prediction, images/s", "speed", 1),
+    Measure("train_seconds", "training time, s", "speed", -1),
+    Measure("train_peak_memory_gib", "peak memory in training, GiB", "memory", -1),
+    Measure("peak_memory_gib", "peak memory in evaluation, GiB", "memory", -1),
+)
+
+
+def percent(fraction: float | None) -> str:
+    """0.1234 as 12.34 %."""
+    return NOTHING if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, thousands apart, no exponent."""
+    if value is None:
+        return NOTHING
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(2 - math.floor(math.log10(abs(value))), 0)
+    return f"{value:,.0f}" if float(value).is_integer() or decimals == 0 else f"{value:.{decimals}f}"
+
+
+def metrics_table(variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """One row a metric: label, note, key, and for each variant the text and whether it is the best.
+
+    The best is marked only where the comparison is fair: quality on the same images and classes, speed and
+    memory on the same device, and memory only as the CUDA allocator counts it.
+    """
+    known = {measure.key for measure in MEASURES}
+    others = sorted({key for variant in variants for key in variant.record.metrics} - known)
+    rows = []
+    for measure in (*MEASURES, *(Measure(key, key, "other") for key in others)):
+        values = [value_of(variant, measure.key) for variant in variants]
+        if all(value is None for value in values):
+            continue
+        show: Callable[[float | None], str] = percent if measure.kind == "quality" else number
+        best = _best(values, measure.better) if _is_fair(variants, measure.kind) else None
+        cells = [(show(value), value is not None and value == best) for value in values]
+        note = ", ".join(filter(None, [measure.note, _memory_note(variants, measure)]))
+        rows.append({"label": measure.label, "key": measure.key, "note": note, "cells": cells})
+    return rows
+
+
+def value_of(variant: Variant, key: str) -> float | None:
+    """The metric, or None where it is absent or not a number."""
+    value = variant.record.metrics.get(key)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _best(values: Sequence[float | None], better: int) -> float | None:
+    """The best of at least two values that are not all the same."""
+    given = [value for value in values if value is not None]
+    if better == 0 or len(given) < 2 or min(given) == max(given):
+        return None
+    return max(given) if better > 0 else min(given)
+
+
+def _is_fair(variants: Sequence[Variant], kind: str) -> bool:
+    """Whether the metrics of a kind can be ranked among these variants."""
+    records = [variant.record for variant in variants]
+    if kind == "quality":
+        return len({(record.num_classes, record.metrics.get("images")) for record in records}) == 1
+    devices = {
+        (record.training.device, *(str(record.environment.get(key)) for key in ("device", "threads")))
+        for record in records
+    }
+    if kind == "memory" and {record.training.peak_memory_kind for record in records} != {"cuda_allocator"}:
+        return False
+    return len(devices) == 1
+
+
+def _memory_note(variants: Sequence[Variant], measure: Measure) -> str:
+    if measure.kind != "memory":
+        return ""
+    kinds = {variant.record.training.peak_memory_kind for variant in variants}
+    names = {"cuda_allocator": "the CUDA allocator's count", "process_resident": "resident, whole process"}
+    if len(kinds) > 1:
+        return "differs in kind: not to be compared"
+    return names.get(kind := kinds.pop(), kind)
+
+
+def reading_notes(variants: Sequence[Variant]) -> list[str]:
+    """What a reader must know to read the numbers aright."""
+    notes = [
+        "mIoU is dataset-wide: pixels are counted over all val images together, and the IoU is averaged over "
+        "the classes that are in the truth or in a prediction. Predictions count on labelled pixels only."
+    ]
+    if not _is_fair(variants, "quality"):
+        notes.append("The variants were judged on different images or classes, so no best quality is marked.")
+    if len(variants) > 1 and not _is_fair(variants, "speed"):
+        notes.append("They ran on different devices or threads, so no best speed is marked.")
+    if any(variant.record.training.peak_memory_kind == "process_resident" for variant in variants):
+        notes.append(
+            "Memory of runs on the CPU is the resident memory of the whole process, with interpreter and "
+            "libraries (about half a GiB). It is no measure of the method and is not ranked."
+        )
+    return notes
+
+
+def best_variant(variants: Sequence[Variant]) -> Variant | None:
+    """The variant with the highest mIoU, where there is one."""
+    values = [value_of(variant, "miou") for variant in variants]
+    best = _best(values, 1) if _is_fair(variants, "quality") else None
+    return None if best is None else variants[values.index(best)]
+
+
+def training_table(variants: Sequence[Variant]) -> list[tuple[str, list[str]]]:
+    """Rows of (fact, values by variant) about the trainings."""
+    records = [variant.record for variant in variants]
+    return [
+        ("parameters", [f"{record.parameters:,}" for record in records]),
+        ("classes", [f"{record.num_classes:,}" for record in records]),
+        ("training steps", [f"{record.training.steps:,}" for record in records]),
+        (
+            "checkpoint judged: step",
+            [NOTHING if (step := record.training.best_step) is None else f"{step:,}" for record in records],
+        ),
+        ("its mIoU on the held-out part", [percent(record.training.best_holdout_miou) for record in records]),
+        ("trained on", [record.training.device for record in records]),
+    ]
+
+
+def side_by_side(tables: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, list[str]]]]:
+    """Rows of (key, values by variant), the keys that differ apart from those that all share."""
+    rows: dict[str, list[tuple[str, list[str]]]] = {"differing": [], "common": []}
+    for key in dict.fromkeys(key for table in tables for key in table):
+        values = [_setting(table[key]) if key in table else NOTHING for table in tables]
+        rows["common" if len(set(values)) == 1 else "differing"].append((key, values))
+    return rows
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return str(value)
+
+
+def group_bars(variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """mIoU by frequency group: text and length (percent of the longest) for each variant."""
+    keys = ("miou", "miou_frequent", "miou_common", "miou_rare", "miou_stuff")
+    values = {key: [value_of(variant, key) for variant in variants] for key in keys}
+    longest = max((value for row in values.values() for value in row if value is not None), default=0) or 1
+    labels = {measure.key: (measure.label, measure.note) for measure in MEASURES}
+    return [
+        {
+            "label": "all classes" if key == "miou" else labels[key][0].removeprefix("mIoU, "),
+            "note": labels[key][1],
+            "bars": [(percent(value), round(100 * (value or 0) / longest, 2)) for value in row],
+        }
+        for key, row in values.items()
+        if any(value is not None for value in row)
+    ]
+
+
+def best_and_worst(variant: Variant) -> dict[str, Any]:
+    """The classes with true pixels, from both ends; equals in IoU by their number of pixels."""
+    present = [one for one in variant.classes if one.true_pixels > 0]
+
+    def iou(one: ClassResult) -> float:
+        return one.iou or 0.0
+
+    ordered = sorted(present, key=lambda one: (-iou(one), -one.true_pixels))
+    shown = min(SHOWN_CLASSES, math.ceil(len(ordered) / 2))
+    worst = sorted(ordered[shown:], key=lambda one: (iou(one), -one.true_pixels))
+    return {
+        "present": len(present),
+        "zero": sum(iou(one) == 0 for one in present),
+        "predicted": sum(one.predicted_pixels > 0 for one in variant.classes),
+        "best": ordered[:shown],
+        "worst": worst[:SHOWN_CLASSES],
+    }

@@ -1,0 +1,162 @@
+"""The report: variants side by side on one page that needs nothing but itself.
+
+Made from the files that evaluation left, never from MLflow, so that the page can be made again anywhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from pipeline.report_charts import SERIES, curves_chart, dash_of, long_tail_chart, memory_chart
+from pipeline.report_input import MemoryCurve, Variant, read_data, read_memory, read_variants
+from pipeline.report_tables import (
+    GROUPS,
+    best_and_worst,
+    best_variant,
+    group_bars,
+    metrics_table,
+    number,
+    percent,
+    reading_notes,
+    side_by_side,
+    training_table,
+    value_of,
+)
+from pipeline.runtime import write_text
+
+COMPARED = (
+    "miou",
+    "miou_present",
+    "miou_frequent",
+    "miou_common",
+    "miou_rare",
+    "miou_stuff",
+    "pixel_accuracy",
+    "mean_accuracy",
+    "images",
+    "images_per_second",
+    "train_seconds",
+    "train_peak_memory_gib",
+)
+"""Columns of comparison.csv after the variant's name."""
+
+
+def write_report(
+    evaluations: Path, results: Path, bootstrapped: Path, variants: Sequence[str], out: Path
+) -> None:
+    """Writes the report as one HTML file; the same inputs give the same bytes.
+
+    Args:
+        evaluations: one folder per variant, as the stage evaluate leaves it.
+        results: where `memory.json` may lie.
+        bootstrapped: the data's folder, for the section on the data.
+        variants: their names in the order of the page.
+        out: the file to write, atomically.
+
+    Raises:
+        DataProblem: a variant is not evaluated, or a file is missing or damaged.
+        UsageProblem: no variant is named.
+    """
+    evaluated = read_variants(evaluations, variants)
+    data, memory = read_data(bootstrapped), read_memory(results)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    environment.filters["number"] = number
+    page = environment.get_template("report.html").render(
+        variants=evaluated,
+        series=SERIES,
+        dash_of=dash_of,
+        metrics=metrics_table(evaluated),
+        best=best_variant(evaluated),
+        notes=reading_notes(evaluated),
+        training=training_table(evaluated),
+        settings=side_by_side([variant.record.settings for variant in evaluated]),
+        environments=side_by_side([variant.record.environment for variant in evaluated]),
+        groups=group_bars(evaluated),
+        classes=[best_and_worst(variant) for variant in evaluated],
+        examples=_example_rows(evaluated),
+        data=data,
+        group_names=GROUPS,
+        charts=_charts(evaluated, data.train_images, memory),
+        memory=memory,
+        heads=_heads(memory),
+    )
+    write_text(out, page.strip() + "\n")
+
+
+def write_comparison(evaluations: Path, variants: Sequence[str], out: Path) -> None:
+    """Writes one CSV line a variant with its main metrics; empty where a metric does not exist.
+
+    Raises:
+        DataProblem: a variant is not evaluated, or a file is missing or damaged.
+        UsageProblem: no variant is named.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["variant", *COMPARED])
+    for variant in read_variants(evaluations, variants):
+        values = [value_of(variant, key) for key in COMPARED]
+        writer.writerow([variant.name, *("" if value is None else value for value in values)])
+    write_text(out, text.getvalue())
+
+
+def _example_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """For each image: the picture, its truth, the prediction of each variant, the colours of the classes."""
+    by_variant = [{example.image_id: example for example in one.record.examples} for one in variants]
+    rows = []
+    for image_id in dict.fromkeys(image_id for examples in by_variant for image_id in examples):
+        first = next(i for i, examples in enumerate(by_variant) if image_id in examples)
+        example = by_variant[first][image_id]
+        legend = {
+            entry.name: entry.color
+            for examples in by_variant
+            for entry in (examples[image_id].legend if image_id in examples else [])
+        }
+        predictions = [
+            variant.picture(examples[image_id].prediction) if image_id in examples else None
+            for variant, examples in zip(variants, by_variant, strict=True)
+        ]
+        rows.append(
+            {
+                "image_id": image_id,
+                "image": variants[first].picture(example.image),
+                "truth": variants[first].picture(example.truth),
+                "predictions": predictions,
+                "legend": legend,
+            }
+        )
+    return rows
+
+
+def _heads(memory: MemoryCurve | None) -> list[str]:
+    """The heads of the memory curve, ours first."""
+    found = {row.head for row in memory.rows} if memory else set()
+    return sorted(found, key=lambda head: (head != "embedding", head))
+
+
+def _charts(
+    variants: Sequence[Variant], train_images: Sequence[int], memory: MemoryCurve | None
+) -> dict[str, Markup]:
+    training = [variant.record.training for variant in variants]
+    holdout = [[(step, miou) for step, miou, _ in one.validation_curve] for one in training]
+    charts = {
+        "loss": curves_chart([one.loss_curve for one in training], name="loss", ylabel="training loss"),
+        "holdout": curves_chart(holdout, name="holdout", ylabel="mIoU, held-out part", percent=True),
+        "tail": long_tail_chart(train_images, name="tail"),
+    }
+    if memory is not None:
+        charts["memory"] = memory_chart(memory.rows, _heads(memory), name="memory")
+    return {name: Markup(svg) for name, svg in charts.items()}  # our own SVG: no name of the user's is in it

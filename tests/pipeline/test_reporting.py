@@ -1,0 +1,463 @@
+from __future__ import annotations
+
+import base64
+import copy
+import csv
+import html.parser
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import DataProblem, UsageProblem
+from pipeline.report_charts import curves_chart
+from pipeline.report_tables import number, percent
+from pipeline.reporting import write_comparison, write_report
+
+CLASSES = [  # name, source, frequency, true pixels, predicted pixels, IoU
+    ("<b>", "lvis", "f", 500, 400, 0.75),
+    ("cat & dog", "lvis", "c", 300, 300, 0.5),
+    ("umlaut ä", "lvis", "c", 40, 0, 0.0),
+    ("never there", "lvis", "r", 0, 0, None),
+    ("only predicted", "lvis", "r", 0, 50, 0.0),
+    ("grass", "stuff", "stuff", 900, 1000, 0.9),
+    ("sky", "stuff", "stuff", 90, 10, 0.0),
+]
+METRICS = {
+    "miou": 0.43,
+    "miou_present": 0.5375,
+    "miou_frequent": 0.75,
+    "miou_common": 0.25,
+    "miou_stuff": 0.45,
+    "pixel_accuracy": 0.8,
+    "mean_accuracy": 0.5,
+    "classes_evaluated": 6,
+    "images": 4,
+    "images_per_second": 12.345,
+    "peak_memory_gib": 0.912,
+    "train_peak_memory_gib": 1.5,
+    "train_seconds": 61.5,
+}
+
+
+def make_record(name: str, **metrics: float | None) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "variant": name,
+        "metrics": {**METRICS, **metrics},
+        "settings": {"loss.name": name, "train.steps": 400, "model.weights": None},
+        "training": {
+            "steps": 400,
+            "seconds": 61.5,
+            "best_step": 300,
+            "best_holdout_miou": 0.4,
+            "peak_memory_gib": 1.5,
+            "peak_memory_kind": "process_resident",
+            "device": "cpu",
+            "loss_curve": [[step, 5 / (1 + step)] for step in range(1, 401)],
+            "validation_curve": [[200, 0.3, 0.7], [400, 0.4, 0.75]],
+        },
+        "environment": {"python": "3.11.7", "torch": "2.15.0", "device": "x86_64 CPU", "threads": 2},
+        "num_classes": len(CLASSES),
+        "parameters": 5_400_000,
+        "run_id": None,
+        "examples": [
+            {
+                "image_id": 7,
+                **{kind: f"examples/7_{kind}.png" for kind in ("image", "truth", "prediction")},
+                "legend": [{"name": "<b>", "color": "#aa0011"}],
+            }
+        ],
+    }
+
+
+class Place:
+    """Folders as the evaluate stage leaves them."""
+
+    def __init__(self, root: Path) -> None:
+        self.evaluations, self.results = root / "evaluations", root / "results"
+        self.bootstrapped, self.out = root / "bootstrapped", root / "results" / "report.html"
+
+    def write(self, record: dict[str, Any], name: str | None = None) -> Path:
+        folder = self.evaluations / (name or record["variant"])
+        (folder / "examples").mkdir(parents=True, exist_ok=True)
+        (folder / "record.json").write_text(json.dumps(record))
+        with (folder / "per_class.csv").open("w", newline="") as file:
+            columns = ["class_id", "name", "source", "frequency", "true_pixels", "predicted_pixels", "iou"]
+            table = csv.writer(file)
+            table.writerow([*columns, "accuracy"])
+            for index, (*cells, iou) in enumerate(CLASSES):
+                table.writerow([index + 1, *cells, "" if iou is None else iou, ""])
+        for example in record["examples"]:
+            for position, kind in enumerate(("image", "truth", "prediction")):
+                pixels = np.full((12, 16, 3), 60 * position + 20, np.uint8)
+                Image.fromarray(pixels).save(folder / example[kind])
+        return folder
+
+    def write_data(self) -> None:
+        self.bootstrapped.mkdir(parents=True)
+        totals = {"images": 5, "pixels": 1000, "labelled_pixels": 805, "classes_seen": 4, "shards": []}
+        manifest = {"format": "kiloseg bootstrapped dataset 1", "left_out": []}
+        splits = dict.fromkeys(("train", "holdout", "val"), totals)
+        (self.bootstrapped / "manifest.json").write_text(json.dumps({**manifest, "splits": splits}))
+        columns = [f"{split}_{unit}" for split in splits for unit in ("images", "pixels")]
+        lines = [",".join(["class_id,name,source,frequency", *columns])]
+        for index, (name, source, frequency, true, *_) in enumerate(CLASSES):
+            seen = [3 if true else 0, true] * 3
+            lines.append(",".join(map(str, [index + 1, name, source, frequency, *seen])))
+        (self.bootstrapped / "class_statistics.csv").write_text("\n".join(lines) + "\n")
+
+    def report(self, *names: str) -> Page:
+        write_report(
+            self.evaluations, self.results, self.bootstrapped, names or ("exact", "softmax"), self.out
+        )
+        return Page(self.out.read_text(encoding="utf-8"))
+
+
+class Page(html.parser.HTMLParser):
+    """The page as text, table cells and pictures; unbalanced tags are an error."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "hr", "input"})
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.source, self.text, self.open = source, "", []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: dict[str, list[tuple[str, bool]]] = {}
+        self._row: str | None = None
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self._row = attributes.get("data-metric")
+        if tag == "td" and self._row:
+            self.rows.setdefault(self._row, []).append(("", attributes.get("class") == "best"))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+            if self._row and self.open[-1] == "td":
+                text, best = self.rows[self._row][-1]
+                self.rows[self._row][-1] = (text + data, best)
+
+    def best(self, metric: str) -> list[bool]:
+        return [best for _, best in self.rows[metric]]
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """Two evaluated variants: exact is better in quality, softmax is faster."""
+    place = Place(tmp_path)
+    place.write(make_record("exact"))
+    place.write(make_record("softmax", miou=0.31, images_per_second=20.0))
+    place.write_data()
+    return place
+
+
+def test_every_variant_and_section_is_on_the_page(place: Place) -> None:
+    page = place.report()
+    for words in ("exact", "softmax", "What was run", "Curves", "Examples", "The data", "Environment"):
+        assert words in page.text
+    assert "exact has the highest mIoU of 2 variants: 43.00 %" in " ".join(page.text.split())
+    assert [text for text, _ in page.rows["miou"]] == ["43.00 %", "31.00 %"]
+    assert [text for text, _ in page.rows["images_per_second"]] == ["12.3", "20"]
+
+
+def test_the_page_needs_nothing_from_outside(place: Place) -> None:
+    page = place.report()
+    assert "://" not in page.source
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    for picture in page.attributes("img"):
+        assert str(picture["src"]).startswith("data:image/")
+    for link in page.attributes("a"):
+        assert str(link["href"])[1:] in {attributes.get("id") for _, attributes in page.tags}
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_names_are_text_and_never_markup(place: Place) -> None:
+    name = "a<i>$x$"
+    record = make_record("exact")
+    record["settings"]["model.backbone"] = "<script>alert(1)</script>"
+    place.write(record)
+    place.write(make_record(name))
+    page = place.report("exact", name)
+    assert {"b", "script"}.isdisjoint(tag for tag, _ in page.tags)
+    for words in ("<b>", "cat & dog", "umlaut ä", name, "<script>alert(1)</script>"):
+        assert words in page.text
+
+
+def test_the_best_is_marked_in_its_direction(place: Place) -> None:
+    place.write(make_record("softmax", miou=0.31, images_per_second=20.0, train_seconds=60.0))
+    page = place.report()
+    assert page.best("miou") == [True, False]
+    assert page.best("images_per_second") == [False, True]
+    assert page.best("train_seconds") == [False, True]
+    assert page.best("classes_evaluated") == [False, False]
+    assert page.best("pixel_accuracy") == [False, False]  # equal: none is best
+
+
+def test_what_cannot_be_compared_is_not_ranked(place: Place) -> None:
+    record = make_record("softmax", miou=0.31, images=3, train_seconds=5.0)
+    record["environment"]["device"] = "NVIDIA H200"
+    place.write(record)
+    page = place.report()
+    assert page.best("miou") == page.best("train_seconds") == [False, False]
+    assert "judged on different images" in page.text
+    assert "ran on different devices" in page.text
+    assert "has the highest mIoU" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("kinds", "best", "words"),
+    [
+        (("cuda_allocator", "cuda_allocator"), [False, True], "the CUDA allocator's count"),
+        (("process_resident", "process_resident"), [False, False], "resident, whole process"),
+        (("cuda_allocator", "process_resident"), [False, False], "not to be compared"),
+    ],
+)
+def test_memory_says_its_kind_and_is_ranked_only_as_the_allocator_counts_it(
+    place: Place, kinds: tuple[str, str], best: list[bool], words: str
+) -> None:
+    for name, kind, gib in zip(("exact", "softmax"), kinds, (1.5, 1.2), strict=True):
+        record = make_record(name, train_peak_memory_gib=gib)
+        record["training"]["peak_memory_kind"] = kind
+        place.write(record)
+    page = place.report()
+    assert page.best("train_peak_memory_gib") == best
+    assert words in page.text
+    assert ("resident memory of the whole process" in page.text) == ("process_resident" in kinds)
+
+
+def test_a_group_without_classes_is_left_out_and_one_variant_s_gap_is_a_dash(place: Place) -> None:
+    place.write(make_record("softmax", miou_common=None, miou_stuff=math.nan))
+    page = place.report()
+    assert "miou_rare" not in page.rows
+    assert page.rows["miou_common"] == [("25.00 %", False), ("–", False)]
+    assert page.rows["miou_stuff"] == [("45.00 %", False), ("–", False)]
+    groups = [attributes["data-group"] for _, attributes in page.tags if "data-group" in attributes]
+    assert groups == ["all classes", "frequent", "common", "stuff"]
+
+
+def test_a_metric_unknown_to_the_report_is_shown_without_a_judgement(place: Place) -> None:
+    place.write(make_record("softmax", invented=3.25))
+    page = place.report()
+    assert page.rows["invented"] == [("–", False), ("3.25", False)]
+
+
+def test_settings_that_differ_stand_side_by_side_and_the_others_once(place: Place) -> None:
+    page = place.report()
+    before, _, after = page.text.partition("settings in common")
+    assert "loss.name" in before
+    assert "loss.name" not in after
+    assert "train.steps" in after
+    assert "train.steps" not in before
+
+
+def test_best_and_worst_classes_are_those_with_true_pixels(place: Place) -> None:
+    page = place.report("exact")
+    section = page.text[page.text.index("Only classes with pixels in the truth") :]
+    section = section[: section.index("The data")]
+    words = [line.strip() for line in section.splitlines() if line.strip()]
+    best, worst = " ".join(words).split("worst")
+    positions = [best.index(name) for name in ("grass", "<b>", "cat & dog")]
+    assert positions == sorted(positions)
+    assert worst.index("sky") < worst.index("umlaut ä")  # both 0: the one with more pixels first
+    assert "never there" not in section
+    assert "only predicted" not in section
+    assert "2 of the 5 classes in the truth have IoU 0" in " ".join(words)
+
+
+def test_examples_are_the_pictures_themselves(place: Place) -> None:
+    page = place.report()
+    alts = [str(picture["alt"]) for picture in page.attributes("img")]
+    assert alts == [
+        "Image 7",
+        "Truth of image 7",
+        "Prediction of exact for image 7",
+        "Prediction of softmax for image 7",
+    ]
+    source = str(page.attributes("img")[0]["src"]).partition("base64,")[2]
+    assert base64.b64decode(source) == (place.evaluations / "exact" / "examples/7_image.png").read_bytes()
+
+
+def test_a_large_mask_is_shrunk_without_new_colours(place: Place) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (5, 3), dtype=np.uint8)
+    ids = np.random.default_rng(1).integers(0, 5, (900, 1500))
+    Image.fromarray(colours[ids]).save(place.evaluations / "exact" / "examples/7_truth.png")
+    source = str(place.report("exact").attributes("img")[1]["src"]).partition("base64,")[2]
+    picture = Image.open(io.BytesIO(base64.b64decode(source)))
+    assert picture.size == (640, 384)
+    assert {tuple(row) for row in np.asarray(picture).reshape(-1, 3)} == {tuple(row) for row in colours}
+
+
+def test_variants_without_examples_make_a_page_without_that_section(place: Place) -> None:
+    for name in ("exact", "softmax"):
+        place.write({**make_record(name), "examples": []})
+    page = place.report()
+    assert page.attributes("img") == []
+    assert "Examples" not in page.text
+
+
+def test_memory_is_charted_where_it_was_computed_and_measurements_are_named_apart(place: Place) -> None:
+    assert "Memory against" not in place.report().text
+    rows = [
+        {"head": head, "num_classes": c, "predicted_gib": 1 + slope * c, "measured_gib": None}
+        for head, slope in (("softmax", 0.01), ("embedding", 1e-6))
+        for c in (19, 1284, 100_000)
+    ]
+    memory = {"unit": "GiB", "settings": {}, "rows": rows, "batch_size": 10, "crop_size": 512}
+    (place.results / "memory.json").write_text(json.dumps(memory))
+    page = place.report()
+    assert "Memory against the number of classes" in page.text
+    assert "nothing was measured" in page.text
+    assert "batch 10, crop 512 × 512" in page.text
+    rows[0]["measured_gib"] = 1.2
+    (place.results / "memory.json").write_text(json.dumps(memory))
+    assert "nothing was measured" not in place.report().text
+
+
+def test_the_data_are_told_by_split_and_group(place: Place) -> None:
+    text = " ".join(place.report().text.split())
+    assert "7 classes: 1 frequent, 2 common, 2 rare, 2 stuff." in text
+    assert "80.50 %" in text
+
+
+def test_the_same_inputs_give_the_same_bytes(place: Place) -> None:
+    place.report()
+    first = place.out.read_bytes()
+    place.out.unlink()
+    place.report()
+    assert place.out.read_bytes() == first
+
+
+def test_a_chart_passes_through_its_values_and_takes_its_colours_from_the_page() -> None:
+    svg = curves_chart([[(0, 1.0), (10, math.nan), (20, 0.5)], []], name="one", ylabel="loss")
+    assert "var(--series-0)" in svg
+    assert "nan" not in svg.lower()
+    assert svg != curves_chart([[(0, 1.0), (20, 0.6)], []], name="one", ylabel="loss")
+
+
+Damage = Callable[[Path], object]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "record.json").unlink(), "not evaluated yet"),
+        (lambda folder: (folder / "record.json").write_text('{"format": 1'), "record.json"),
+        (lambda folder: (folder / "record.json").write_text('{"format": 2}'), "format"),
+        (lambda folder: (folder / "record.json").write_bytes(b"\xff\xfe"), "record.json"),
+        (lambda folder: (folder / "per_class.csv").unlink(), "per_class.csv"),
+        (lambda folder: (folder / "per_class.csv").write_text("class_id,name\n1,x\n"), "no column"),
+        (lambda folder: (folder / "examples/7_prediction.png").unlink(), "7_prediction.png"),
+        (
+            lambda folder: (folder / "examples/7_prediction.png").write_bytes(b"no picture"),
+            "7_prediction.png",
+        ),
+    ],
+)
+def test_what_is_missing_or_damaged_is_named_with_the_way_out(
+    place: Place, damage: Damage, said: str
+) -> None:
+    place.results.mkdir()
+    place.out.write_text("the last report")
+    damage(place.evaluations / "softmax")
+    with pytest.raises(DataProblem, match=said) as caught:
+        place.report()
+    assert "evaluate@softmax" in str(caught.value.mend)
+    assert place.out.read_text() == "the last report"  # nothing half-written
+    assert [path.name for path in place.results.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize("key", ["metrics", "training", "num_classes"])
+def test_a_record_without_a_key_names_the_key(place: Place, key: str) -> None:
+    record = copy.deepcopy(make_record("softmax"))
+    del record[key]
+    (place.evaluations / "softmax" / "record.json").write_text(json.dumps(record))
+    with pytest.raises(DataProblem, match=key):
+        place.report()
+
+
+def test_a_record_of_another_variant_is_refused(place: Place) -> None:
+    place.write(make_record("exact"), name="softmax")
+    with pytest.raises(DataProblem, match="record of variant 'exact'"):
+        place.report()
+
+
+def test_missing_or_damaged_data_and_memory_are_named(place: Place) -> None:
+    (place.results).mkdir()
+    (place.results / "memory.json").write_text("{}")
+    with pytest.raises(DataProblem, match="measure_memory"):
+        place.report()
+    (place.results / "memory.json").unlink()
+    (place.bootstrapped / "class_statistics.csv").write_text("class_id\n1\n")
+    with pytest.raises(DataProblem, match="class_statistics"):
+        place.report()
+    (place.bootstrapped / "manifest.json").unlink()
+    with pytest.raises(DataProblem, match="dvc repro bootstrap"):
+        place.report()
+
+
+def test_no_variants_is_a_wrong_setting(place: Place) -> None:
+    with pytest.raises(UsageProblem, match="no variants"):
+        write_report(place.evaluations, place.results, place.bootstrapped, [], place.out)
+
+
+def test_the_stage_writes_the_page_and_the_comparison(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages import report
+
+    project = place.evaluations.parent
+    (project / "params.yaml").write_text("data: {root: data/tiny}\nvariants: {exact: {}, softmax: {}}\n")
+    place.bootstrapped.rename(project / "moved")
+    (project / "data").mkdir()
+    (project / "moved").rename(project / "data" / "bootstrapped")
+    monkeypatch.chdir(project)
+    report.main()
+    assert "softmax" in Page(place.out.read_text(encoding="utf-8")).text
+    with (place.results / "comparison.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["variant"] for row in rows] == ["exact", "softmax"]
+    assert [float(row["miou"]) for row in rows] == [0.43, 0.31]
+    assert rows[0]["miou_rare"] == ""
+
+
+def test_the_comparison_keeps_the_metrics_exactly(place: Place) -> None:
+    exact = 0.12345678901234566
+    place.write(make_record("exact", miou=exact))
+    write_comparison(place.evaluations, ["exact"], place.results / "comparison.csv")
+    with (place.results / "comparison.csv").open(newline="") as file:
+        assert [float(row["miou"]) for row in csv.DictReader(file)] == [exact]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0, "0"), (12.345, "12.3"), (0.04567, "0.0457"), (1234.5, "1,234"), (4809, "4,809")],
+)
+def test_numbers_have_three_digits(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_fractions_are_percent() -> None:
+    assert (percent(0.12345), percent(1.0), percent(None)) == ("12.35 %", "100.00 %", "–")
