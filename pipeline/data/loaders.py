@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -123,7 +123,7 @@ class _Plain(Dataset[Sample | Problem]):
 
     def read(self, draw: Draw) -> Sample:
         """One sample, or a Problem raised."""
-        return self.dataset[draw.index]
+        return self.dataset[draw.image]
 
 
 class _Augmented(_Plain):
@@ -135,14 +135,14 @@ class _Augmented(_Plain):
 
     def read(self, draw: Draw) -> Sample:
         """One sample, transformed as the seed, the epoch and the index decide."""
-        sample = self.dataset[draw.index]
+        sample = self.dataset[draw.image]
         generator = torch.Generator().manual_seed(sample_seed(self.seed, draw))
         image, target = self.transform(sample.image, sample.target, generator)
         return Sample(image, target, sample.image_id)
 
 
 def _fetch(
-    samples: _Plain, batches: Iterable[Sequence[Draw]], num_workers: int | Literal["auto"]
+    samples: _Plain, batches: Iterable[list[Draw]], num_workers: int | Literal["auto"]
 ) -> Iterator[Batch]:
     loader = DataLoader(
         samples,

@@ -9,10 +9,10 @@ import numpy as np
 
 
 class Draw(NamedTuple):
-    """One sample of the endless stream: which image, and in which pass over the data."""
+    """One sample of the endless stream: which image, in which pass over the data."""
 
     epoch: int
-    index: int
+    image: int
 
 
 class ShuffledBatches:
@@ -59,5 +59,5 @@ class ShuffledBatches:
 
 def sample_seed(seed: int, draw: Draw) -> int:
     """A 63-bit seed for one sample's augmentation, mixed from the run's seed, the epoch and the index."""
-    state = np.random.SeedSequence([seed, draw.epoch, draw.index]).generate_state(1, np.uint64)
+    state = np.random.SeedSequence([seed, draw.epoch, draw.image]).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))

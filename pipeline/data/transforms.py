@@ -48,7 +48,7 @@ class TrainTransform:
             below and on the right with `PADDING_COLOUR` and `IGNORE_INDEX`.
         """
         for _ in range(_TRIES):
-            rows, columns, size = self._window(*target.shape, generator)
+            rows, columns, size = self._window(target.shape[0], target.shape[1], generator)
             labels = _nearest(target[rows, columns], size)
             if bool((labels != IGNORE_INDEX).any()):
                 break
@@ -72,8 +72,8 @@ class TrainTransform:
     def _span(self, length: int, scale: float, position: float) -> tuple[slice, int]:
         taken = min(length, max(1, round(self.crop_size / scale)))
         start = int(position * (length - taken + 1))
-        whole = taken < length or round(length * scale) >= self.crop_size
-        return slice(start, start + taken), self.crop_size if whole else max(1, round(length * scale))
+        resized = self.crop_size if taken < length else min(self.crop_size, round(length * scale))
+        return slice(start, start + taken), max(2, resized)  # torch's 8-bit resize fails at 1 x 1
 
     def _padded(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         tall, wide = labels.shape

@@ -70,14 +70,14 @@ def test_the_stream_shows_every_image_once_an_epoch_in_ever_new_order():
     for epoch in range(6):
         part = draws[7 * epoch : 7 * epoch + 7]
         assert {draw.epoch for draw in part} == {epoch}
-        assert sorted(draw.index for draw in part) == list(range(7))
-    orders = {tuple(draw.index for draw in draws[7 * epoch : 7 * epoch + 7]) for epoch in range(6)}
+        assert sorted(draw.image for draw in part) == list(range(7))
+    orders = {tuple(draw.image for draw in draws[7 * epoch : 7 * epoch + 7]) for epoch in range(6)}
     assert len(orders) > 3
 
 
 def test_every_place_in_the_order_is_as_likely_for_every_image():
     first = Counter(
-        next(iter(ShuffledBatches(4, batch_size=1, num_steps=1, seed=s)))[0].index for s in range(400)
+        next(iter(ShuffledBatches(4, batch_size=1, num_steps=1, seed=s)))[0].image for s in range(400)
     )
     assert all(60 < first[index] < 140 for index in range(4))
 
