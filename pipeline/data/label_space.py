@@ -252,10 +252,10 @@ def merge_categories(
     Args:
         lvis: the `categories` of an LVIS file: id, name, frequency.
         stuff: the `categories` of a COCO-Stuff file: id, name.
-        merged_pairs: stuff category id -> LVIS category id. A pair of which one is not there is passed over.
+        merged_pairs: stuff category id -> LVIS category id. A pair counts where both are there and bear one
+            name; in lists of another make the same ids may mean anything.
 
     Raises:
-        DataProblem: a pair of the table bears two names, so that it was made for other categories.
         UsageProblem: more classes than fit into 16-bit masks.
     """
     things = {category["id"]: category for category in lvis}
@@ -264,15 +264,8 @@ def merge_categories(
     alone = []
     for category in stuff:
         partner = things.get(merged_pairs.get(category["id"], -1))
-        if partner is None:
+        if partner is None or partner["name"] != category["name"]:
             alone.append(category)
-        elif partner["name"] != category["name"]:
-            raise DataProblem(
-                "a pair of categories to merge bears two names",
-                found=f"stuff {category['id']} {category['name']}, LVIS {partner['id']} {partner['name']}",
-                allowed="one name, as in the official category lists",
-                mend="use the official annotation files, whose categories the table of pairs is made for",
-            )
         else:
             merged[partner["id"]] = (category["id"],)
     entries = []

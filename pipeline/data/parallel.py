@@ -68,7 +68,8 @@ def ordered_map(
         raise Problem(
             "a worker process died",
             found=error,
-            mend="most likely the memory ran out: use fewer workers, or 0 to work in one process",
+            mend="if the memory ran out, use fewer workers, or 0 to work in one process; a script of yours "
+            "must start its work under `if __name__ == '__main__':`",
         ) from error
 
 

@@ -1,0 +1,185 @@
+"""Drawing: by hand on 8 x 8 pixels, against whole-mask arithmetic, and on broken outlines."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+from small_dataset import box, whole
+
+from pipeline.data.masks import Shape, decode_counts, draw_mask, foreground_runs
+from pipeline.errors import DataProblem, UsageProblem
+
+
+def encode(mask: np.ndarray) -> dict[str, Any]:
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+
+
+def whole_mask_arithmetic(shapes: list[tuple[int, np.ndarray]], height: int, width: int) -> np.ndarray:
+    """The rule, told the other way round: each annotation takes what is still free."""
+    mask, free = np.zeros((height, width), dtype=np.int64), np.ones((height, width), dtype=bool)
+    for class_id, inside in shapes:
+        mask[inside & free] = class_id
+        free &= ~inside
+    return mask
+
+
+@st.composite
+def overlapping(draw: st.DrawFn) -> tuple[int, int, list[tuple[int, np.ndarray]]]:
+    height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    share = draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+    ids = draw(st.lists(st.integers(0, 65_534), max_size=6))
+    return height, width, [(class_id, rng.random((height, width)) < share) for class_id in ids]
+
+
+def test_an_8_by_8_drawing_made_by_hand() -> None:
+    """LVIS 1 before LVIS 2; stuff 7 fills what is left, and stuff 8 comes too late where 7 is."""
+    shapes = [
+        Shape(1, box(1, 1, 5, 4), "first thing"),
+        Shape(2, box(3, 2, 7, 6), "second thing"),
+        Shape(7, {"size": [8, 8], "counts": [0, 48, 16]}, "stuff on columns 0 to 5"),
+        Shape(8, box(4, 5, 8, 8), "late stuff"),
+    ]
+    drawing = """
+        7 7 7 7 7 7 . .
+        7 1 1 1 1 7 . .
+        7 1 1 1 1 2 2 .
+        7 1 1 1 1 2 2 .
+        7 7 7 2 2 2 2 .
+        7 7 7 2 2 2 2 8
+        7 7 7 7 7 7 8 8
+        7 7 7 7 7 7 8 8
+    """
+    expected = [
+        [0 if c == "." else int(c) for c in line.split()] for line in drawing.split("\n") if line.split()
+    ]
+    mask = draw_mask(shapes, 8, 8)
+    assert mask.tolist() == expected
+    assert mask.dtype == np.int32
+
+
+@given(overlapping())
+@settings(max_examples=200, deadline=None)
+def test_painting_in_reverse_equals_whole_mask_arithmetic(case: Any) -> None:
+    height, width, annotations = case
+    shapes = [Shape(class_id, encode(inside), "") for class_id, inside in annotations]
+    expected = whole_mask_arithmetic(annotations, height, width)
+    np.testing.assert_array_equal(draw_mask(shapes, height, width), expected)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(3, 9))
+@settings(max_examples=100, deadline=None)
+def test_polygons_cover_what_pycocotools_says(seed: int, polygons: int, points: int) -> None:
+    rng = np.random.default_rng(seed)
+    height, width = (int(side) for side in rng.integers(1, 60, 2))
+    scale = np.tile([width, height], points)
+    outline = [(rng.uniform(-0.2, 1.2, 2 * points) * scale).tolist() for _ in range(polygons)]
+    expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(outline, height, width)))
+    np.testing.assert_array_equal(draw_mask([Shape(1, outline, "")], height, width), expected)
+    packed = [array("d", polygon) for polygon in outline]
+    np.testing.assert_array_equal(draw_mask([Shape(1, packed, "")], height, width), expected)
+
+
+@given(overlapping())
+@settings(max_examples=100, deadline=None)
+def test_decoded_strings_are_the_run_lengths(case: Any) -> None:
+    for _, inside in case[2]:
+        lengths = decode_counts(encode(inside)["counts"], "")
+        values = np.arange(len(lengths)) % 2
+        np.testing.assert_array_equal(np.repeat(values, lengths), inside.ravel(order="F"))
+
+
+def test_long_runs_keep_their_length() -> None:
+    """Runs of more than 2^20 pixels take five characters each, and their differences a sign."""
+    mask = np.zeros((2000, 3000), dtype=bool)
+    mask[:, 700:1500] = mask[10:20, 2900] = True
+    np.testing.assert_array_equal(draw_mask([Shape(1, encode(mask), "")], 2000, 3000), mask)
+
+
+def test_a_single_stuff_annotation_keeps_its_16_bit_id() -> None:
+    """The reference's mask is 8-bit for images with exactly one stuff annotation: 1284 would become 4."""
+    assert (draw_mask([Shape(1284, whole(), "")], 8, 8) == 1284).all()
+    assert (draw_mask([Shape(65_534, whole(), "")], 8, 8) == 65_534).all()
+
+
+def test_an_unlabelled_annotation_claims_its_pixels() -> None:
+    mask = draw_mask([Shape(0, box(0, 0, 4, 8), ""), Shape(5, whole(), "")], 8, 8)
+    assert (mask[:, :4] == 0).all()
+    assert (mask[:, 4:] == 5).all()
+
+
+def test_no_annotation_means_no_label() -> None:
+    assert not draw_mask([], 3, 5).any()
+    assert draw_mask([], 3, 5).shape == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "words"),
+    [
+        (None, "without an outline"),
+        ([], "without an outline"),
+        ("x", "without an outline"),
+        ([[]], "0 coordinates"),
+        ([[1, 1, 5, 1, 5]], "5 coordinates"),
+        ([[1, 1, 5, 5]], "4 coordinates"),
+        ([[1, 1, 5, 1, 5, 5, 2]], "7 coordinates"),
+        ([[1, 1, 5, 1, 5, float("nan")]], "nan"),
+        ([[1, 1, 5, 1, float("inf"), 2]], "inf"),
+        ([[1, 1, 5, 1, 5, 1e9]], "far outside"),
+        ([[1, 1, 5, 1, -9, 5]], "far outside"),
+        ([["a", 1, 5, 1, 5, 5]], "a polygon that is none"),
+        ([[[1, 1], [5, 1], [5, 5]]], "a polygon that is none"),
+        ([1, 1, 5, 1, 5, 5], "a polygon that is none"),
+        ([{"x": 1}], "a polygon that is none"),
+        ([[1, 1, 5, 1, 5, 5], [1, 1]], "2 coordinates"),
+        ({}, "another size"),
+        ({"size": [8, 8]}, "broken RLE"),
+        ({"size": [4, 16], "counts": [64]}, "another size"),
+        ({"size": "88", "counts": [64]}, "another size"),
+        ({"size": [8, 8], "counts": [63]}, "63 pixels in all"),
+        ({"size": [8, 8], "counts": [60, 5]}, "65 pixels in all"),
+        ({"size": [8, 8], "counts": [70, -6]}, "broken RLE"),
+        ({"size": [8, 8], "counts": [32.5, 31.5]}, "broken RLE"),
+        ({"size": [8, 8], "counts": [2**70]}, "broken RLE"),
+        ({"size": [8, 8], "counts": 64}, "broken RLE"),
+        ({"size": [8, 8], "counts": ""}, "breaks off"),
+        ({"size": [8, 8], "counts": "P"}, "breaks off"),
+        ({"size": [8, 8], "counts": "0P2P"}, "breaks off"),
+        ({"size": [8, 8], "counts": "P3"}, "96 pixels in all"),
+        ({"size": [8, 8], "counts": "P2 "}, "place 2"),
+        ({"size": [8, 8], "counts": "P2é"}, "place 2"),
+        ({"size": [8, 8], "counts": "oooooooo0"}, "a number of 9 characters"),
+        ({"size": [8, 8], "counts": "O"}, "a run of -1"),
+    ],
+)
+def test_a_broken_outline_is_named(segmentation: Any, words: str) -> None:
+    with pytest.raises(DataProblem) as caught:
+        draw_mask([Shape(1, segmentation, "file.json: image 3, annotation 4")], 8, 8)
+    assert words in str(caught.value)
+    assert caught.value.where == "file.json: image 3, annotation 4"
+    assert caught.value.mend
+
+
+@given(st.text(st.characters(min_codepoint=45, max_codepoint=114), max_size=12))
+@settings(max_examples=300, deadline=None)
+def test_any_string_is_either_the_whole_image_or_refused(text: str) -> None:
+    try:
+        (lengths,) = foreground_runs({"size": [8, 8], "counts": text}, 8, 8, "here")
+    except DataProblem:
+        return
+    assert lengths.sum() == 64
+    assert (lengths >= 0).all()
+    decoded = coco_mask.decode({"size": [8, 8], "counts": text.encode()})
+    np.testing.assert_array_equal(draw_mask([Shape(1, {"size": [8, 8], "counts": text}, "")], 8, 8), decoded)
+
+
+def test_an_unknown_overlap_rule_is_refused() -> None:
+    with pytest.raises(UsageProblem, match="largest"):
+        draw_mask([Shape(1, whole(), "")], 8, 8, overlap="largest")
