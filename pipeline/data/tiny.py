@@ -50,7 +50,7 @@ def generate_tiny(
     *,
     num_train: int = 360,
     num_val: int = 90,
-    image_size: tuple[int, int] = (160, 120),
+    image_size: tuple[int, int] = (128, 96),
     seed: int = 0,
 ) -> None:
     """Writes the embedded dataset, or leaves it alone where it already lies complete.

@@ -35,7 +35,7 @@ class Figure:
         outline: polygons (n, 2) whose union is the figure.
         surface: what it is made of.
         details: (colour, polygon) painted on it in order and cut off at the outline.
-        size: half the height of its box in pixels, least and most, in a picture 120 pixels high.
+        size: half the height of its box in pixels, least and most, in a picture 96 pixels high.
         turn: the largest rotation in degrees, either way.
     """
 
@@ -244,7 +244,7 @@ def draw_scene(rng: np.random.Generator, width: int, height: int, commonness: di
         commonness: by LVIS name, how readily a thing is chosen where a scene admits it (1 if absent).
     """
     canvas = Canvas(width, height, rng)
-    unit = min(width, height) / 120
+    unit = min(width, height) / 96
     bands = scenes()[_choose(rng, {index: scene["share"] for index, scene in enumerate(scenes())})]["bands"]
     edges = [0.0]
     for index, band in enumerate(bands):
