@@ -15,6 +15,9 @@ from small_dataset import box, whole
 from pipeline.data.masks import Shape, decode_counts, draw_mask, foreground_runs
 from pipeline.errors import DataProblem, UsageProblem
 
+# pycocotools' decode, which the code under test does without
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 
 def encode(mask: np.ndarray) -> dict[str, Any]:
     rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
