@@ -50,16 +50,9 @@ def curves_chart(
         if len(points) > len(steps):
             axes.fill_between(steps, lows, highs, color=color, alpha=0.13, linewidth=0)
         marker = "o" if len(steps) <= 12 else None
-        axes.plot(
-            steps,
-            means,
-            color=color,
-            linewidth=1.6,
-            marker=marker,
-            markersize=3.5,
-            linestyle=_linestyle(position),
-        )
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        style = _linestyle(position)
+        axes.plot(steps, means, color=color, lw=1.6, ls=style, marker=marker, markersize=3.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     if percent:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))

@@ -32,7 +32,7 @@ MEASURES = (
     Measure("miou_frequent", "mIoU, frequent", "quality", 1, "in more than 100 LVIS images"),
     Measure("miou_common", "mIoU, common", "quality", 1, "in 11 to 100"),
     Measure("miou_rare", "mIoU, rare", "quality", 1, "in 10 or fewer"),
-    Measure("miou_stuff", "mIoU, stuff", "quality", 1),
+    Measure("miou_stuff", "mIoU, stuff", "quality", 1, "classes of COCO-Stuff alone"),
     Measure("pixel_accuracy", "pixel accuracy", "quality", 1),
     Measure("mean_accuracy", "mean class accuracy", "quality", 1),
     Measure("classes_evaluated", "classes evaluated", "extent"),

@@ -83,6 +83,7 @@ def write_report(
         best=best_variant(evaluated),
         notes=reading_notes(evaluated),
         training=training_table(evaluated),
+        has_softmax=any(one.record.settings.get("model.head") == "softmax" for one in evaluated),
         settings=side_by_side([variant.record.settings for variant in evaluated]),
         environments=side_by_side([variant.record.environment for variant in evaluated]),
         groups=group_bars(evaluated),

@@ -371,7 +371,7 @@ Damage = Callable[[Path], object]
         (lambda folder: (folder / "record.json").write_bytes(b"\xff\xfe"), "record.json"),
         (lambda folder: (folder / "per_class.csv").unlink(), "per_class.csv"),
         (lambda folder: (folder / "per_class.csv").write_text("class_id,name\n1,x\n"), "no column"),
-        (lambda folder: (folder / "examples/7_prediction.png").unlink(), "7_prediction.png"),
+        (lambda folder: (folder / "examples/7_prediction.png").unlink(), "7_prediction"),
         (
             lambda folder: (folder / "examples/7_prediction.png").write_bytes(b"no picture"),
             "7_prediction.png",
