@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from models.nearest import compute_dtype, full_precision
 from models.tiles import CosineTiles, DistanceTiles
 
-_TILES_IN_BUFFER = 16  # two are held (in the cache, this small); what needs refining may take five more
-_FEWEST_ROWS = 16  # with fewer pixels in a tile of all classes, moving the class gradient costs the most
+# Pixels in a tile of all classes. Two tiles are held, an eighth of the buffer each at most: what needs
+# refining may take five more for a moment. With fewer pixels, moving the class gradient costs the most.
+_ENOUGH_ROWS = 32
+_FEWEST_ROWS = 8
 _BLOCK_ROWS = 512  # pixels in a tile of some classes
 
 
@@ -76,7 +77,6 @@ class ExactCrossEntropy(torch.autograd.Function):
         return (total / max(count, 1)).to(classes.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, loss_gradient: Tensor) -> Any:
         """Scale the gradients that the forward pass left."""
         return *scaled_gradients(ctx, loss_gradient), None, None, None, None, None, None, None
@@ -84,10 +84,36 @@ class ExactCrossEntropy(torch.autograd.Function):
 
 def scaled_gradients(ctx: Any, loss_gradient: Tensor) -> list[Tensor | None]:
     """Return the saved gradients times that of the loss, and leave the saved ones as they are."""
+    with torch.no_grad():
+        gradients = [
+            None if gradient is None else gradient * loss_gradient.to(gradient.dtype)
+            for gradient in ctx.saved_tensors
+        ]
+    if not torch.is_grad_enabled():  # it is with create_graph=True
+        return gradients
     return [
-        None if gradient is None else gradient * loss_gradient.to(gradient.dtype)
-        for gradient in ctx.saved_tensors
+        None if gradient is None else _FirstDerivativeOnly.apply(gradient.requires_grad_())
+        for gradient in gradients
     ]
+
+
+class _FirstDerivativeOnly(torch.autograd.Function):
+    """Pass a gradient on, and refuse to differentiate it instead of leaving its derivative out unnoticed.
+
+    (`once_differentiable` refuses only where the gradient that came in needs one itself, which that of a loss
+    does not.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(
+            "this loss keeps its gradients from the forward pass and can be differentiated only once; for "
+            "second derivatives use torch.nn.functional.cross_entropy on full logits"
+        )
 
 
 def labelled_rows(target: Tensor, ignore_index: int) -> Tensor | None:
@@ -106,12 +132,14 @@ def row_chunks(rows: Tensor | None, count: int, size: int) -> Iterator[slice | T
 def _tile_shape(num_pixels: int, classes: Tensor, work_bytes: int) -> tuple[int, int, int]:
     """Return the pixels and classes of a tile, and the elements it may have."""
     num_classes, dim = classes.shape
-    tile_elements = max(1, work_bytes // _TILES_IN_BUFFER // classes.element_size())
-    most_rows = max(1, min(num_pixels, tile_elements // (4 * (dim + 2))))  # a chunk takes about 6 D a pixel
-    rows, columns = min(most_rows, tile_elements // num_classes), num_classes
+    most_elements = max(1, work_bytes // 8 // classes.element_size())
+    cached = most_elements // 2  # measured: 2 MiB of a 32 MiB buffer is fastest while that is pixels enough
+    most_rows = max(1, min(num_pixels, cached // (4 * (dim + 2))))  # a chunk takes about 6 D a pixel
+    columns = num_classes
+    rows = min(most_rows, max(cached // num_classes, min(_ENOUGH_ROWS, most_elements // num_classes)))
     if rows < min(most_rows, _FEWEST_ROWS):
         rows = min(most_rows, _BLOCK_ROWS)
-        columns = min(num_classes, max(1, tile_elements // rows))
+        columns = min(num_classes, max(1, cached // rows))
     return rows, columns, rows * columns
 
 

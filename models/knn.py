@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from models.exact import labelled_rows, row_chunks, scaled_gradients
 from models.nearest import Similarity, compute_dtype, full_precision, nearest_classes
@@ -73,7 +72,6 @@ class KnnCrossEntropy(torch.autograd.Function):
         return (total / max(count, 1)).to(classes.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, loss_gradient: Tensor) -> Any:
         """Scale the gradients that the forward pass left."""
         return *scaled_gradients(ctx, loss_gradient), None, None, None, None, None, None, None
