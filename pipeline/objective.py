@@ -16,9 +16,8 @@ from torch import Tensor
 from models.heads import EmbeddingHead
 from models.losses import exact_cross_entropy, knn_cross_entropy, sampled_cross_entropy, separation_loss
 from models.segmenter import Segmenter
+from pipeline.data.dataset import IGNORE_INDEX
 from pipeline.settings import LossSettings
-
-IGNORE_INDEX = -1
 
 
 @dataclass(frozen=True)

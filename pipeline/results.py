@@ -24,12 +24,11 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.checkpoint import Checkpoint, load_checkpoint
-from pipeline.data.dataset import SegmentationDataset
+from pipeline.data.dataset import IGNORE_INDEX, SegmentationDataset
 from pipeline.data.label_space import LabelSpace
 from pipeline.data.loaders import Batch, evaluation_loader
 from pipeline.errors import DataProblem
 from pipeline.evaluation import Evaluation, evaluate
-from pipeline.objective import IGNORE_INDEX
 from pipeline.runtime import PeakMemory, choose_device, set_threads, write_text
 from pipeline.settings import Settings
 from pipeline.training import TrainResult, checkpoint_folder
