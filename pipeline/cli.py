@@ -12,6 +12,7 @@ import typer
 
 from pipeline.data_commands import app as data_app
 from pipeline.errors import Problem
+from pipeline.memory_commands import memory
 from pipeline.runtime import run
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.command()(memory)
 
 Params = Annotated[Path, typer.Option("--params", help="The settings file.", show_default=True)]
 PARAMS = Path("params.yaml")

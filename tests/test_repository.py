@@ -86,6 +86,7 @@ SECTIONS_READ = {
     "bootstrap": {"data"},
     "train": {"data", "model", "loss", "train"},
     "evaluate": {"data", "evaluate"},
+    "measure_memory": {"model", "loss", "train"},
     "report": set(),
 }
 

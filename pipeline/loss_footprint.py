@@ -1,0 +1,181 @@
+"""What the embedding losses allocate, without computing them: for predictions under fake tensors.
+
+A fake tensor has a shape but no values, and the losses ask for values (which pixels are labelled, which class
+is nearest) and run thousands of chunks. So the prediction runs a stand-in that allocates what the loss
+does: a gradient for each input, and its work memory. How much work memory that is, is not guessed: the real
+loss runs on a small real input under the same tracker.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from models.heads import EmbeddingHead
+from models.nearest import nearest_classes
+from models.segmenter import Segmenter
+from pipeline.objective import Losses, _cross_entropy, segmentation_losses
+from pipeline.settings import LossSettings
+
+_INDEX_BYTES = 3 * 8
+"""Selecting pixels (N, H, W) by a mask makes three int64 indices of each, in forward and in backward."""
+_FEW_CLASSES = 64
+_MANY_PIXELS = 2**16
+_FEW_PIXELS = 2**8
+
+
+class PeakTracker(MemTracker):
+    """torch's MemTracker without its snapshots of every module: the same peak, several times faster."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+
+    def _update_peak_stats(self, peak_state: object) -> None:
+        self.peak = max(self.peak, self.current)
+
+    @property
+    def current(self) -> int:
+        """Bytes of all tensors alive."""
+        return sum(snapshot["Total"] for snapshot in self._curr_mem_snap.values())
+
+
+@dataclass(frozen=True)
+class WorkMemory:
+    """Bytes that a loss holds for a while, besides its inputs and their gradients."""
+
+    fixed: int
+    per_pixel: float
+    separation: int
+
+    def of_cross_entropy(self, num_pixels: int) -> int:
+        """At `num_pixels` labelled pixels."""
+        return self.fixed + math.ceil(self.per_pixel * num_pixels)
+
+
+@functools.cache
+def probe_work_memory(settings: LossSettings, num_classes: int, embedding_dim: int) -> WorkMemory:
+    """Runs the loss on a small real input and counts.
+
+    Few pixels by all classes show the tables of the classes and full tiles; many pixels by few classes show
+    full chunks of pixels, and, by doubling them, what grows with the pixels.
+    """
+    budget = settings.work_memory_mib * 2**20
+    few_pixels = max(_FEW_PIXELS, min(_MANY_PIXELS, budget // 4 // num_classes))
+
+    def bytes_of(num_pixels: int, classes: int) -> int:
+        return _cross_entropy_bytes(settings, num_pixels, classes, embedding_dim)
+
+    few_classes = min(_FEW_CLASSES, num_classes)
+    once, twice = (bytes_of(pixels, few_classes) for pixels in (_MANY_PIXELS, 2 * _MANY_PIXELS))
+    per_pixel = max(0.0, (twice - once) / _MANY_PIXELS)
+    fixed = max(once - per_pixel * _MANY_PIXELS, bytes_of(few_pixels, num_classes) - per_pixel * few_pixels)
+    separation = 0
+    if settings.separation_weight > 0 and num_classes > 1:
+        classes = _unit_vectors(num_classes, embedding_dim)
+        some = classes[: max(_FEW_PIXELS, budget // 4 // num_classes)]
+        separation = _extra_bytes(lambda: nearest_classes(some, classes, 2, work_bytes=budget), classes)
+    return WorkMemory(max(0, math.ceil(fixed)), per_pixel, separation)
+
+
+@functools.cache
+def _cross_entropy_bytes(settings: LossSettings, num_pixels: int, num_classes: int, dim: int) -> int:
+    pixels, classes = _unit_vectors(num_pixels, dim), _unit_vectors(num_classes, dim)
+    target = torch.arange(num_pixels) % num_classes
+    leaves = pixels.requires_grad_(), classes.requires_grad_()
+    peak = _extra_bytes(lambda: _cross_entropy(*leaves, target, settings, None), *leaves, target)
+    return peak - pixels.nbytes
+
+
+def _unit_vectors(rows: int, dim: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return F.normalize(torch.randn(rows, dim, generator=generator), dim=1)
+
+
+def _extra_bytes(call: Callable[[], object], *inputs: Tensor) -> int:
+    tracker = PeakTracker()
+    tracker.track_external(*inputs)
+    before = tracker.current
+    with tracker:
+        call()
+    return tracker.peak - before
+
+
+def losses_without_values(
+    segmenter: Segmenter, output: Tensor, target: Tensor, settings: LossSettings, work: WorkMemory | None
+) -> Losses:
+    """`segmentation_losses` for fake tensors, all pixels labelled: the same allocations, no meaning.
+
+    Args:
+        segmenter: its parameters are fake.
+        output: (N, D or C, h, w), fake.
+        target: (N, H, W) int64, fake.
+        settings: which loss.
+        work: from `probe_work_memory`; unused for the softmax head, whose loss needs no values.
+    """
+    head = segmenter.head
+    if not isinstance(head, EmbeddingHead):
+        return segmentation_losses(segmenter, output, target, settings)
+    assert work is not None
+    upsampled = F.interpolate(output.float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
+    pixel_embeddings = _SelectAll.apply(upsampled)  # (P, D)
+    selected = target.flatten().clone()
+    class_embeddings = head.class_embeddings
+    total = _Allocate.apply(pixel_embeddings, class_embeddings, work.of_cross_entropy(len(selected)))
+    separation = torch.zeros_like(total)
+    if settings.separation_weight > 0 and len(class_embeddings) > 1:
+        separation = _Allocate.apply(class_embeddings[:1], class_embeddings, work.separation)
+        other = torch.arange(len(class_embeddings))
+        separation = (
+            separation + torch.linalg.vector_norm(class_embeddings - class_embeddings[other], dim=1).mean()
+        )
+        total = total + settings.separation_weight * separation
+    return Losses(total, total.detach(), separation.detach())
+
+
+class _SelectAll(torch.autograd.Function):
+    """(N, D, H, W) to (P, D) rows, with the memory of indexing by a mask of the labelled pixels."""
+
+    @staticmethod
+    def forward(ctx: Any, upsampled: Tensor) -> Tensor:
+        ctx.shape = upsampled.shape
+        indices = _bytes(upsampled, _INDEX_BYTES * upsampled[:, 0].numel())
+        rows = upsampled.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).flatten(0, 2)
+        del indices
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        count, channels, height, width = ctx.shape
+        full = gradients[0].new_zeros(count, height, width, channels)
+        indices = _bytes(full, _INDEX_BYTES * count * height * width)
+        del indices
+        return full.permute(0, 3, 1, 2)
+
+
+class _Allocate(torch.autograd.Function):
+    """A scalar of two inputs, with a gradient kept for each and work memory in between."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, classes: Tensor, work_bytes: int) -> Tensor:
+        row_gradient = torch.zeros_like(rows)
+        work = _bytes(rows, work_bytes)
+        del work
+        ctx.save_for_backward(row_gradient, torch.zeros_like(classes))
+        return rows.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return *(saved * gradients[0] for saved in ctx.saved_tensors), None
+
+
+def _bytes(like: Tensor, count: int) -> Tensor:
+    return like.new_empty(count, dtype=torch.uint8)

@@ -1,0 +1,116 @@
+"""`pipeline memory`: what a training step needs before a GPU is rented for it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from pipeline.memory import MemoryRow
+    from pipeline.settings import Settings
+
+UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "GB": 10**9, "MB": 10**6}
+
+
+def memory(
+    params: Annotated[Path, typer.Option("--params", help="The settings file.", show_default=True)] = Path(
+        "params.yaml"
+    ),
+    variant: Annotated[
+        str | None, typer.Option(help="A variant's settings; default: the plain ones.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Memory of a GPU, as 11GiB: answers the largest batch that fits.")
+    ] = None,
+    classes: Annotated[
+        list[int] | None, typer.Option(help="Number of classes; repeat it for more.", min=2)
+    ] = None,
+) -> None:
+    """Predict, without a GPU, the peak memory of one training step; measure it too where there is one."""
+    from pipeline.settings import load_settings
+
+    budget_bytes = None if budget is None else parse_budget(budget)
+    settings = load_settings(params, variant=variant)
+
+    from pipeline.memory import CLASS_COUNTS, NOTE, memory_rows  # only now: torch takes seconds
+    from pipeline.runtime import choose_device, set_threads
+
+    set_threads(settings.runtime.threads)
+    typer.echo(_described(settings))
+    if budget_bytes is None:
+        device = choose_device(settings.runtime.device)
+        _show(memory_rows(settings, classes or CLASS_COUNTS, device=device), device.type == "cuda")
+    else:
+        for num_classes in classes or [_bootstrapped_classes(settings)]:
+            _answer(settings, num_classes, budget_bytes)
+    typer.echo(NOTE)
+
+
+def _described(settings: Settings) -> str:
+    model, train = settings.model, settings.train
+    return (
+        f"One training step of {model.backbone}, output stride {model.output_stride}, decoder "
+        f"{model.decoder_channels}, embedding dim {model.embedding_dim}, loss {settings.loss.name}: "
+        f"{train.batch_size} crops of {train.crop_size} x {train.crop_size}, {train.precision}"
+    )
+
+
+def _show(rows: list[MemoryRow], with_measured: bool) -> None:
+    by_key = {(row.head, row.num_classes): row for row in rows}
+    heads, counts = dict.fromkeys(row.head for row in rows), dict.fromkeys(row.num_classes for row in rows)
+    titles = [f"{head} predicted" for head in heads]
+    if with_measured:
+        titles = [f"{head} {kind}" for head in heads for kind in ("predicted", "measured")]
+    typer.echo(f"{'classes':>10}" + "".join(f"{title:>22}" for title in titles) + "   (GiB)")
+    for count in counts:
+        cells = []
+        for head in heads:
+            row = by_key[head, count]
+            cells.append(f"{row.predicted_gib:.3f}")
+            if with_measured:
+                cells.append("out of memory" if row.measured_gib is None else f"{row.measured_gib:.3f}")
+        typer.echo(f"{count:>10,}" + "".join(f"{cell:>22}" for cell in cells))
+
+
+def _answer(settings: Settings, num_classes: int, budget_bytes: int) -> None:
+    from pipeline.memory import largest_batch
+    from pipeline.runtime import GIB
+
+    fit = largest_batch(settings, num_classes, budget_bytes)
+    typer.echo(
+        f"{num_classes:,} classes, head {settings.model.head}: train.batch_size {fit.batch_size} fits into "
+        f"{budget_bytes / GIB:.2f} GiB ({fit.predicted_bytes / GIB:.2f} GiB predicted; "
+        f"{fit.batch_size + 1} would take {fit.next_predicted_bytes / GIB:.2f})"
+    )
+
+
+def _bootstrapped_classes(settings: Settings) -> int:
+    """C of the bootstrapped label space, or of LVIS and COCO-Stuff merged where there is none yet."""
+    from pipeline.data.label_space import LabelSpace
+
+    path = settings.bootstrapped / "label_space.json"
+    return LabelSpace.load(path).num_classes if path.is_file() else 1_284
+
+
+def parse_budget(text: str) -> int:
+    """Bytes of "11GiB", "11.5 GB", "11264MiB".
+
+    Raises:
+        UsageProblem: no positive number, or another unit.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    value = round(float(match[1]) * UNITS.get(match[2], 0)) if match else 0
+    if value <= 0:
+        raise UsageProblem(
+            "not an amount of memory",
+            where="--budget",
+            found=repr(text),
+            allowed=f"a number above 0 and a unit of {', '.join(UNITS)}",
+            mend="for example 11GiB",
+        )
+    return value

@@ -1,0 +1,23 @@
+"""Stage measure_memory: peak memory of one training step against the number of classes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from pipeline.memory import as_json, memory_rows
+from pipeline.runtime import choose_device, run, set_threads, write_text
+from pipeline.settings import load_settings
+
+
+def main() -> None:
+    """Predicts both heads from settings.model, settings.loss and settings.train; measures on a GPU."""
+    settings = load_settings()
+    set_threads(settings.runtime.threads)
+    rows = memory_rows(settings, device=choose_device(settings.runtime.device))
+    path = settings.project / "results" / "memory.json"
+    write_text(path, json.dumps(as_json(settings, rows), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
