@@ -69,7 +69,7 @@ def long_tail_chart(images: Sequence[int], *, name: str) -> str:
         axes.step(range(1, len(seen) + 1), seen, where="mid", color=_series(0), linewidth=1.4)
         axes.set_yscale("log")
         axes.set_ylim(0.7, max(seen) * 1.6)
-    axes.set_xlim(1, max(len(images), 2))
+    axes.set_xlim(1, max(len(seen), 2))
     axes.yaxis.set_major_formatter(FuncFormatter(_plain))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -200,9 +200,9 @@ def read_data(bootstrapped: Path) -> DataSummary:
     table = bootstrapped / "class_statistics.csv"
     try:
         rows = list(_rows(table))
-        groups: dict[str, int] = {}
-        for row in rows:
-            groups[row["frequency"]] = groups.get(row["frequency"], 0) + 1
+        frequencies = [row["frequency"] for row in rows]
+        known = [one for one in ("f", "c", "r", "stuff") if one in frequencies]
+        groups = {one: frequencies.count(one) for one in dict.fromkeys(known + frequencies)}
         splits = []
         for name, totals in manifest["splits"].items():
             seen = dict.fromkeys(groups, 0)

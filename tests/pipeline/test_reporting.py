@@ -342,6 +342,7 @@ def test_the_data_are_told_by_split_and_group(place: Place) -> None:
     text = " ".join(place.report().text.split())
     assert "7 classes: 1 frequent, 2 common, 2 rare, 2 stuff." in text
     assert "80.50 %" in text
+    assert "each of the 5 classes seen there" in text
 
 
 def test_the_same_inputs_give_the_same_bytes(place: Place) -> None:
