@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
+from pipeline.mlflow_tracker import log_to_finished_run
 from pipeline.reporting import write_comparison, write_report
 from pipeline.runtime import run
 from pipeline.settings import load_settings
 
 
 def main() -> None:
-    """Writes results/report.html and results/comparison.csv."""
+    """Writes results/report.html and results/comparison.csv, and adds the page to the variants' MLflow runs."""
     settings = load_settings()
     evaluations, results = settings.project / "evaluations", settings.project / "results"
-    names = list(settings.variants)
+    names, page = list(settings.variants), results / "report.html"
     write_comparison(evaluations, names, results / "comparison.csv")
-    write_report(evaluations, results, settings.bootstrapped, names, results / "report.html")
+    write_report(evaluations, results, settings.bootstrapped, names, page)
+    for name in names:
+        record = json.loads((evaluations / name / "record.json").read_text(encoding="utf-8"))
+        log_to_finished_run(settings, record["run_id"], page)
 
 
 if __name__ == "__main__":
