@@ -56,7 +56,7 @@ def evaluate(
             for batch in batches:
                 began = time.perf_counter()
                 pixels = batch.images.to(device, non_blocking=True).float() / 255
-                prediction = segmenter.predict(pixels, size=tuple(batch.target.shape[-2:]))
+                prediction = segmenter.predict(pixels)
                 counts.update(prediction, batch.target.to(device))
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)

@@ -28,12 +28,12 @@ from pipeline.errors import MemoryProblem, UsageProblem
 from pipeline.loss_footprint import PeakTracker, losses_without_values, probe_work_memory
 from pipeline.objective import Losses, segmentation_losses
 from pipeline.optim import build_optimizer
-from pipeline.runtime import GIB, is_out_of_memory
+from pipeline.runtime import GIB, choose_device, is_out_of_memory
 from pipeline.settings import ModelSettings, Settings
 
 CLASS_COUNTS = (19, 150, 1_284, 10_000, 100_000)
 HEADS: tuple[Literal["embedding", "softmax"], ...] = ("embedding", "softmax")
-SMALLEST_CROP = 32
+SMALLEST_CROP = 48
 NOTE = (
     "Predictions count tensors; the CUDA context, cuDNN workspaces and fragmentation come on top, "
     "so leave some of the GPU free."
@@ -59,13 +59,13 @@ def memory_rows(
     *,
     device: torch.device | None = None,
 ) -> list[MemoryRow]:
-    """Predicts, and on a CUDA device measures, every head with every number of classes."""
+    """Predicts, and where a CUDA device is given measures, every head with every number of classes."""
     rows = []
     for head in HEADS:
         of_head = with_changes(settings, model={"head": head})
         for num_classes in class_counts:
             measured = None
-            if device is not None and device.type == "cuda":
+            if device is not None:
                 measured = measure_bytes(of_head, num_classes, device)
             rows.append(
                 MemoryRow(
@@ -76,6 +76,13 @@ def memory_rows(
                 )
             )
     return rows
+
+
+def measuring_device(settings: Settings) -> torch.device | None:
+    """The GPU to measure on; None without one, or where the settings keep to the CPU."""
+    if settings.runtime.device == "cpu" or not torch.cuda.is_available():
+        return None
+    return choose_device(settings.runtime.device)
 
 
 def as_json(settings: Settings, rows: Sequence[MemoryRow]) -> dict[str, object]:
@@ -138,8 +145,15 @@ def predict_bytes(settings: Settings, num_classes: int) -> int:
         target = torch.zeros(size, dtype=torch.int64)
         optimizer = _optimizer_in_use(segmenter, settings)
         tracker.track_external(segmenter, optimizer, images, target)
-        with tracker:
-            _step(segmenter, optimizer, images, target, settings, losses)
+        try:
+            with tracker:
+                _step(segmenter, optimizer, images, target, settings, losses)
+        except ValueError as error:
+            raise UsageProblem(
+                "the model cannot be trained on such a batch",
+                where=f"train.crop_size {options.crop_size}, batch_size {options.batch_size}",
+                found=error,
+            ) from error
     return tracker.peak
 
 
@@ -278,12 +292,12 @@ def largest_batch(settings: Settings, num_classes: int, budget_bytes: int) -> Fi
 
 
 def _nothing_fits(settings: Settings, num_classes: int, budget: int, needed: int) -> MemoryProblem:
-    crop, mend = settings.train.crop_size // 2 // 32 * 32, "take a smaller backbone or fewer decoder_channels"
+    crop, mend = settings.train.crop_size // 2, "take a smaller backbone or fewer decoder_channels"
     while crop >= SMALLEST_CROP:
         if _one_image(settings, crop, num_classes) <= budget:
             mend = f"one image fits with train.crop_size {crop}"
             break
-        crop = crop // 2 // 32 * 32
+        crop //= 2
     return MemoryProblem(
         "not even a batch of one image fits",
         where=f"{num_classes} classes, head {settings.model.head}, crop_size {settings.train.crop_size}",

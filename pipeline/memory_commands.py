@@ -37,14 +37,19 @@ def memory(
     budget_bytes = None if budget is None else parse_budget(budget)
     settings = load_settings(params, variant=variant)
 
-    from pipeline.memory import CLASS_COUNTS, NOTE, memory_rows  # only now: torch takes seconds
-    from pipeline.runtime import choose_device, set_threads
+    from pipeline.memory import (  # only now: torch takes seconds to import
+        CLASS_COUNTS,
+        NOTE,
+        measuring_device,
+        memory_rows,
+    )
+    from pipeline.runtime import set_threads
 
     set_threads(settings.runtime.threads)
     typer.echo(_described(settings))
     if budget_bytes is None:
-        device = choose_device(settings.runtime.device)
-        _show(memory_rows(settings, classes or CLASS_COUNTS, device=device), device.type == "cuda")
+        device = measuring_device(settings)
+        _show(memory_rows(settings, classes or CLASS_COUNTS, device=device), device is not None)
     else:
         for num_classes in classes or [_bootstrapped_classes(settings)]:
             _answer(settings, num_classes, budget_bytes)

@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import Problem
+from pipeline.runtime import git_commit
 from pipeline.settings import Settings
 from pipeline.tracking import tracking_uri
 
@@ -141,7 +141,7 @@ def _create(client: MlflowClient, settings: Settings) -> str:
         "mlflow.source.name": "kiloseg",
         "mlflow.source.type": "PROJECT",
         "variant": variant,
-        "git_commit": _git_commit(settings.project),
+        "git_commit": git_commit(settings.project),
         "dvc_lock": _digest(settings.project / "dvc.lock"),
     }
     if len(tags["git_commit"]) == 40:
@@ -165,20 +165,6 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a container whose user has no name
         return "unknown"
-
-
-def _git_commit(project: Path) -> str:
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=project,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "not a git repository"
-    return result.stdout.strip()
 
 
 def _digest(path: Path) -> str:

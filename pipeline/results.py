@@ -29,7 +29,7 @@ from pipeline.data.label_space import LabelSpace
 from pipeline.data.loaders import Batch, evaluation_loader
 from pipeline.errors import DataProblem
 from pipeline.evaluation import Evaluation, evaluate
-from pipeline.runtime import PeakMemory, choose_device, set_threads, write_text
+from pipeline.runtime import PeakMemory, choose_device, git_commit, set_threads, write_text
 from pipeline.settings import Settings
 from pipeline.training import TrainResult, checkpoint_folder
 
@@ -118,7 +118,7 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
         "metrics": {**metrics, "train_seconds": training["seconds"]},
         "settings": settings.flat(),
         "training": {**training, **curves},
-        "environment": environment(device, threads),
+        "environment": environment(settings, device, threads),
         "num_classes": checkpoint.label_space.num_classes,
         "parameters": sum(parameter.numel() for parameter in segmenter.parameters()),
         "run_id": checkpoint.progress["run_id"],
@@ -132,7 +132,7 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     return metrics, checkpoint
 
 
-def environment(device: torch.device, threads: int) -> dict[str, object]:
+def environment(settings: Settings, device: torch.device, threads: int) -> dict[str, object]:
     """What the numbers were computed on and with."""
     return {
         "python": platform.python_version(),
@@ -141,6 +141,7 @@ def environment(device: torch.device, threads: int) -> dict[str, object]:
         if device.type == "cuda"
         else platform.machine() + " CPU",
         "threads": threads,
+        "git_commit": git_commit(settings.project),
     }
 
 

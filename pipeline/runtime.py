@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -222,6 +223,21 @@ def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` atomically, in UTF-8."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def git_commit(folder: Path) -> str:
+    """The commit checked out in `folder`, with "-dirty" where tracked files differ from it."""
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "not a git repository"
+    return result.stdout.strip()
 
 
 class Progress:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
-from pipeline.memory import as_json, memory_rows
-from pipeline.runtime import choose_device, run, set_threads, write_text
+from pipeline.memory import as_json, measuring_device, memory_rows
+from pipeline.runtime import run, set_threads, write_text
 from pipeline.settings import load_settings
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     """Predicts both heads from settings.model, settings.loss and settings.train; measures on a GPU."""
     settings = load_settings()
     set_threads(settings.runtime.threads)
-    rows = memory_rows(settings, device=choose_device(settings.runtime.device))
+    rows = memory_rows(settings, device=measuring_device(settings))
     path = settings.project / "results" / "memory.json"
     write_text(path, json.dumps(as_json(settings, rows), indent=2) + "\n")
 

@@ -12,7 +12,7 @@ from pipeline.settings import load_settings
 
 
 def main() -> None:
-    """Writes results/report.html and results/comparison.csv, and adds the page to the variants' MLflow runs."""
+    """Writes results/report.html and results/comparison.csv; the variants' MLflow runs get the page too."""
     settings = load_settings()
     evaluations, results = settings.project / "evaluations", settings.project / "results"
     names, page = list(settings.variants), results / "report.html"

@@ -18,7 +18,7 @@ def main(variant: str) -> None:
     """Trains in the MLflow run of an interrupted training under the same settings, or in a new one."""
     settings = load_settings(variant=variant)
     interrupted = interrupted_state(settings)
-    with open_run(settings, run_id=interrupted and interrupted.run_id) as tracker:
+    with open_run(settings, run_id=interrupted.run_id if interrupted else None) as tracker:
         tracker.log_data(settings, "train", context="training")
         result = train(settings, tracker)
     write_training(settings, result)
