@@ -55,18 +55,60 @@ def store_rows(table, rows, values, inside, DIM: tl.constexpr, PADDED_DIM: tl.co
 
 
 @triton.jit
-def operand(weights, WORK: tl.constexpr, ROUND_TO_TF32: tl.constexpr):
-    """Weights as the matrix unit will read them, so that their plain sum agrees with their products.
+def rounded(values, DROPPED: tl.constexpr):
+    """fp32 values rounded to the nearest with the last DROPPED bits zero (13: TF32, 16: bf16)."""
+    bits = values.to(tl.int32, bitcast=True)
+    bits = (bits + (1 << (DROPPED - 1))) & -(1 << DROPPED)
+    return bits.to(tl.float32, bitcast=True)
 
-    sum(weight · (w - e)) is formed as a product minus e times the plain sum: were the two rounded
-    differently, the error would grow as 1 / distance.
-    """
-    if ROUND_TO_TF32:
-        bits = (weights.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
-        rounded = bits.to(tl.float32, bitcast=True)
+
+@triton.jit
+def products(left, right, SPLIT: tl.constexpr):
+    """left · rightᵀ of two tiles of rows. With SPLIT, of fp32 rows in three TF32 passes: about 2^-21."""
+    if SPLIT:
+        left_high = rounded(left, 13)
+        right_high = rounded(right, 13)
+        result = tl.dot(left - left_high, tl.trans(right_high), input_precision="tf32")
+        result = tl.dot(left_high, tl.trans(right - right_high), result, input_precision="tf32")
+        result = tl.dot(left_high, tl.trans(right_high), result, input_precision="tf32")
     else:
-        rounded = weights.to(WORK)
-    return rounded
+        result = tl.dot(left, tl.trans(right), input_precision="tf32")
+    return result
+
+
+@triton.jit
+def as_factors(weights, FACTOR_PARTS: tl.constexpr):
+    """Weights rounded to what FACTOR_PARTS numbers of 8 significant bits can carry together.
+
+    sum(weight · (w - e)) is formed as a product minus e times the plain sum of the weights: were the two not
+    rounded alike, the error would grow as 1 / distance.
+    """
+    return rounded(weights, 8) if FACTOR_PARTS == 2 else rounded(weights, 16)
+
+
+@triton.jit
+def add_weighted(
+    total, factors, rows, FACTOR_PARTS: tl.constexpr, ROW_PARTS: tl.constexpr, PART: tl.constexpr
+):
+    """total + factors · rows, in bf16 passes: what a 16-bit product reads, the threads already hold in place.
+
+    (TF32 operands would have to change hands by shuffles: two for every pair of pixel and class.)
+    """
+    if ROW_PARTS == 2:
+        row_high = rounded(rows.to(tl.float32), 16)
+        row_low = rounded(rows.to(tl.float32) - row_high, 16).to(PART)
+        row_high = row_high.to(PART)
+    else:
+        row_high = rows.to(PART)
+    if FACTOR_PARTS == 2:
+        factor_high = (factors.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+        total = tl.dot((factors - factor_high).to(PART), row_high, total)
+        factor_high = factor_high.to(PART)
+    else:
+        factor_high = factors.to(PART)
+    if ROW_PARTS == 2:
+        total = tl.dot(factor_high, row_low, total)
+    return tl.dot(factor_high, row_high, total)
 
 
 @triton.jit(do_not_specialize=["num_pixels", "num_classes", "ignore_index"])
@@ -93,8 +135,10 @@ def loss_forward(
     WITH_PIXEL_GRADIENT: tl.constexpr,
     WITH_CLASS_GRADIENT: tl.constexpr,
     WORK: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROUND_TO_TF32: tl.constexpr,
+    SPLIT: tl.constexpr,
+    FACTOR_PARTS: tl.constexpr,
+    ROW_PARTS: tl.constexpr,
+    PART: tl.constexpr,
 ):
     """One tile of pixels against all classes: its summed loss, its gradient, and what the class gradient
     needs.
@@ -116,7 +160,7 @@ def loss_forward(
         pixel_term = tl.load(pixel_terms + rows, mask=inside, other=0.0)
         difference = pixels.to(tl.float32) - own
         square = tl.sum(difference * difference, 1)
-        own_inverse = tl.where(square > 1e-35, tl.rsqrt(square), 0.0)
+        own_inverse = tl.where(square > 1e-35, tl.rsqrt(tl.maximum(square, 1e-35)), 0.0)
         own_score = -(square * own_inverse) * scale
     else:
         own_score = tl.sum(pixels.to(tl.float32) * own, 1) * scale
@@ -133,10 +177,11 @@ def loss_forward(
             WORK
         )
         terms = tl.load(class_terms + class_ids)
-        product = tl.dot(pixels, tl.trans(classes), input_precision=PRECISION)
+        product = products(pixels, classes, SPLIT)
         if DISTANCE:
             squares = (terms[None, :] - 2.0 * product) + pixel_term[:, None]
-            inverse = tl.where(squares > terms[None, :] * ROUNDING_SHARE, tl.rsqrt(squares), 0.0)
+            squares = tl.maximum(squares, terms[None, :] * ROUNDING_SHARE)
+            inverse = tl.rsqrt(squares)
             similarity = -(squares * inverse)
         else:
             similarity = product - terms[None, :]
@@ -147,12 +192,10 @@ def loss_forward(
         others = others * shrink + tl.sum(weights, 1)
         if WITH_PIXEL_GRADIENT:
             if DISTANCE:
-                factors = operand(weights * inverse, WORK, ROUND_TO_TF32)
-                weight_sum = weight_sum * shrink + tl.sum(factors.to(tl.float32), 1)
-            else:
-                factors = operand(weights, WORK, ROUND_TO_TF32)
-            weighted_classes = tl.dot(
-                factors, classes, weighted_classes * shrink[:, None], input_precision=PRECISION
+                weights = as_factors(weights * inverse, FACTOR_PARTS)
+                weight_sum = weight_sum * shrink + tl.sum(weights, 1)
+            weighted_classes = add_weighted(
+                weighted_classes * shrink[:, None], weights, classes, FACTOR_PARTS, ROW_PARTS, PART
             )
         largest = new_largest
 
@@ -202,8 +245,10 @@ def class_backward(
     BLOCK_C: tl.constexpr,
     DISTANCE: tl.constexpr,
     WORK: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROUND_TO_TF32: tl.constexpr,
+    SPLIT: tl.constexpr,
+    FACTOR_PARTS: tl.constexpr,
+    ROW_PARTS: tl.constexpr,
+    PART: tl.constexpr,
 ):
     """One tile of classes against one slice of the pixels, added to that slice's own (C, D) partial gradient.
 
@@ -227,19 +272,20 @@ def class_backward(
         log_sum = tl.load(log_sums + rows, mask=inside, other=float("inf"))
         own_weight = tl.load(target_weights + rows, mask=inside, other=0.0)
         label = tl.load(target + rows, mask=inside, other=-1).to(tl.int32)
-        product = tl.dot(classes, tl.trans(pixels), input_precision=PRECISION)
+        product = products(classes, pixels, SPLIT)
         if DISTANCE:
             pixel_term = tl.load(pixel_terms + rows, mask=inside, other=0.0)
             squares = (pixel_term[None, :] - 2.0 * product) + terms[:, None]
-            inverse = tl.where(squares > (terms * ROUNDING_SHARE)[:, None], tl.rsqrt(squares), 0.0)
+            squares = tl.maximum(squares, terms[:, None] * ROUNDING_SHARE)
+            inverse = tl.rsqrt(squares)
             weights = tl.exp2(-(squares * inverse) * scale - log_sum[None, :]) * inverse
         else:
             weights = tl.exp2(product * scale - log_sum[None, :])
         weights = tl.where(class_ids[:, None] == label[None, :], own_weight[None, :], weights)
-        factors = operand(weights, WORK, ROUND_TO_TF32)
         if DISTANCE:
-            weight_sum += tl.sum(factors.to(tl.float32), 1)
-        weighted_pixels = tl.dot(factors, pixels, weighted_pixels, input_precision=PRECISION)
+            weights = as_factors(weights, FACTOR_PARTS)
+            weight_sum += tl.sum(weights, 1)
+        weighted_pixels = add_weighted(weighted_pixels, weights, pixels, FACTOR_PARTS, ROW_PARTS, PART)
 
     gradient = weighted_pixels
     if DISTANCE:

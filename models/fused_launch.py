@@ -24,16 +24,18 @@ SIMILARITIES = ("distance", "cosine")
 
 @dataclass(frozen=True)
 class Tile:
-    """How one program is cut: its pixels, its classes, its warps, and the loads in flight."""
+    """How one program is cut: pixels, classes, warps, loads in flight, and most registers a thread may use."""
 
     pixels: int
     classes: int
     warps: int
     stages: int
+    registers: int | None = None
 
     def options(self) -> dict[str, Any]:
-        """The launch options of Triton. Fused multiply-adds are asked for: from 3.10 on they are not the default."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        """Triton's launch options; fused multiply-adds are asked for, from 3.10 on they are not the default."""
+        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        return options if self.registers is None else options | {"maxnreg": self.registers}
 
 
 def supports(pixel_embeddings: torch.Tensor, class_embeddings: torch.Tensor) -> bool:
@@ -79,38 +81,43 @@ def _reason_against(pixel_embeddings: torch.Tensor, class_embeddings: torch.Tens
 
 
 def arithmetic(pixel_dtype: torch.dtype, class_dtype: torch.dtype, dim: int) -> dict[str, Any]:
-    """The compile-time constants for D and for the precision of the matrix products.
+    """The compile-time constants for D and for the precision of the two matrix products.
 
-    fp32 rows: three TF32 passes ("tf32x3"), about 2^-21 in a product of unit vectors. One TF32 pass (2^-11)
-    would ruin the distance, whose square is a small difference of large terms; true fp32 products ("ieee")
-    would gain a bit or two below the rounding of that same difference, at several times the cost. bf16 rows:
-    products of bf16 are exact in the fp32 accumulator, one pass loses nothing. fp16 rows, or fp16 beside
-    bf16: both are exact in TF32, one TF32 pass. The softmax factors keep fp32's range.
+    Products of embeddings (the similarity): a distance is a small difference of large terms, so nothing may be
+    lost. bf16 times bf16, and fp16 rows in one TF32 pass, are exact in the fp32 accumulator. fp32 rows are split in
+    two and take three TF32 passes, about 2^-21 for unit vectors; true fp32 products ("ieee") would gain a bit or
+    two below the rounding of that same difference, at several times the cost.
+
+    Sums of embeddings weighted by probabilities (the gradients): as bf16 numbers of 8 significant bits, which have
+    fp32's range. With bf16 and fp16 rows a weight is one such number, and a row one (bf16) or two (fp16), exactly;
+    with fp32 rows each is two, and the gradient good to about 1e-5.
     """
+    import triton
     import triton.language as tl
 
+    from models import fused_kernels as kernels
+
     dtypes = {pixel_dtype, class_dtype}
-    if torch.float32 in dtypes:
-        work, precision, round_to_tf32 = tl.float32, "tf32x3", False
-    elif torch.float16 in dtypes:
-        work, precision, round_to_tf32 = tl.float32, "tf32", True
-    else:
-        work, precision, round_to_tf32 = tl.bfloat16, "tf32", False
+    split = torch.float32 in dtypes
+    only_bf16 = dtypes == {torch.bfloat16}
+    # The interpreter multiplies bf16 wrongly; it gets the same numbers, rounded alike, as fp32.
+    interpreted = not isinstance(kernels.loss_forward, triton.JITFunction)
     return {
         "DIM": dim,
         "PADDED_DIM": max(16, 1 << (dim - 1).bit_length()),
-        "WORK": work,
-        "PRECISION": precision,
-        "ROUND_TO_TF32": round_to_tf32,
+        "WORK": tl.bfloat16 if only_bf16 else tl.float32,
+        "SPLIT": split,
+        "FACTOR_PARTS": 2 if split else 1,
+        "ROW_PARTS": 1 if only_bf16 else 2,
+        "PART": tl.float32 if interpreted else tl.bfloat16,
     }
 
 
 def class_terms(class_embeddings: torch.Tensor, similarity: str, absent: float) -> torch.Tensor:
-    """|w|² ("distance") or 0 ("cosine") of each class, fp32, then `absent` up to a multiple of every tile's size."""
+    """|w|² ("distance") or 0 ("cosine") of each class, fp32, then `absent` up to a whole number of tiles."""
     num_classes = class_embeddings.shape[0]
-    terms = torch.full(
-        (-(-num_classes // LARGEST_TILE) * LARGEST_TILE,), absent, device=class_embeddings.device
-    )
+    padded = -(-num_classes // LARGEST_TILE) * LARGEST_TILE
+    terms = torch.full((padded,), absent, dtype=torch.float32, device=class_embeddings.device)
     if similarity == "distance":
         write_squared_lengths(class_embeddings, terms)
     else:

@@ -17,22 +17,27 @@ CLASS_PROGRAMS = 1024
 SLICE_PIXELS = 512
 """A slice of fewer pixels is not worth its partial gradient."""
 
-# By padded D. Chosen by the registers and spills that ptxas reports for sm_90 under Triton 3.6 and 3.9;
-# which of the choices without spills is fastest is open until they run on a GPU.
+# By padded D, and by whether all rows are bf16. Chosen by what ptxas reports for sm_90 under Triton 3.6 and
+# 3.9: no spills in the loop, then fewest instructions for a pair of pixel and class, then most programs at
+# once (a limit of 168 registers makes room for three of 128 threads). Up to D = 64 that holds everywhere;
+# fp32 above it spills. Which of them is fastest is open until they run on a GPU.
 FORWARD_TILES = {
-    16: Tile(64, 64, 4, 3),
-    32: Tile(64, 64, 4, 3),
-    64: Tile(64, 64, 4, 3),
-    128: Tile(64, 64, 8, 2),
-    256: Tile(64, 32, 8, 2),
+    (16, True): Tile(64, 64, 4, 2, 168),
+    (32, True): Tile(64, 64, 4, 2),
+    (64, True): Tile(64, 64, 4, 2),
+    (128, True): Tile(64, 64, 4, 2),
+    (256, True): Tile(64, 32, 8, 2),
+    (16, False): Tile(64, 64, 4, 2, 168),
+    (32, False): Tile(64, 64, 4, 2),
+    (64, False): Tile(128, 32, 8, 2),
+    (128, False): Tile(128, 32, 8, 2),
+    (256, False): Tile(64, 16, 8, 2),
 }
 CLASS_TILES = {
-    16: Tile(64, 64, 4, 3),
-    32: Tile(64, 64, 4, 3),
-    64: Tile(64, 64, 4, 3),
-    128: Tile(64, 64, 8, 2),
-    256: Tile(32, 64, 8, 2),
+    key: Tile(tile.classes, tile.pixels, tile.warps, tile.stages, tile.registers)
+    for key, tile in FORWARD_TILES.items()
 }
+"""The same with the roles exchanged: here the classes stay and the pixels pass."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Measured:
     class_gradient: torch.Tensor | None  # (C, D) fp32
 
     def scaled_gradients(self, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Both gradients times grad_output / labelled, in place; in fp32, where half precision loses the factor."""
+        """Both gradients times grad_output / labelled, scaled in place and in fp32."""
         from models import fused_kernels as kernels
 
         factor = (grad_output.double() / self.labelled).float().reshape(1)
@@ -91,8 +96,8 @@ class LossPass:
         num_classes, dim = class_embeddings.shape
         self.constants = arithmetic(pixel_dtype, class_embeddings.dtype, dim)
         self.constants["DISTANCE"] = plan.similarity == "distance"
-        self.forward_tile = FORWARD_TILES[self.constants["PADDED_DIM"]]
-        self.class_tile = CLASS_TILES[self.constants["PADDED_DIM"]]
+        key = self.constants["PADDED_DIM"], self.constants["ROW_PARTS"] == 1
+        self.forward_tile, self.class_tile = FORWARD_TILES[key], CLASS_TILES[key]
         self.classes = class_embeddings
         self.terms = class_terms(class_embeddings, plan.similarity, FAR_AWAY)
         self.plan = plan
@@ -152,7 +157,7 @@ class LossPass:
 
 
 def number_of_slices(num_classes: int, dim: int, chunk_pixels: int, work_bytes: int, tile: Tile) -> int:
-    """Pixel slices for the class gradient: enough programs, within a quarter of the work buffer, at least one."""
+    """Pixel slices for the class gradient: enough programs, in a quarter of the work buffer, at least 1."""
     wanted = -(-CLASS_PROGRAMS // -(-num_classes // tile.classes))
     affordable = work_bytes // 4 // (num_classes * dim * 4)
     return max(1, min(wanted, affordable, -(-chunk_pixels // SLICE_PIXELS)))

@@ -9,11 +9,11 @@ MAX_NEAREST = 64
 
 # By padded D; see FORWARD_TILES in models.fused_loss for how they were chosen.
 SEARCH_TILES = {
-    16: Tile(64, 64, 4, 3),
-    32: Tile(64, 64, 4, 3),
-    64: Tile(64, 64, 4, 3),
-    128: Tile(64, 64, 4, 2),
-    256: Tile(64, 32, 4, 2),
+    16: Tile(64, 64, 4, 2),
+    32: Tile(64, 64, 4, 2),
+    64: Tile(64, 64, 4, 2),
+    128: Tile(64, 32, 8, 2),
+    256: Tile(64, 16, 8, 2),
 }
 
 
@@ -52,7 +52,8 @@ def fused_nearest_classes(
     if len(pixels) == 0:
         return found
     constants = arithmetic(pixels.dtype, classes.dtype, dim)
-    del constants["ROUND_TO_TF32"]
+    for name in ("FACTOR_PARTS", "ROW_PARTS", "PART"):
+        del constants[name]
     tile = SEARCH_TILES[constants["PADDED_DIM"]]
     grid = (-(-len(pixels) // tile.pixels),)
     constants |= {"BLOCK_P": tile.pixels, "BLOCK_C": tile.classes, **tile.options()}

@@ -10,7 +10,7 @@ and "cosine" -e·w: smaller is nearer. `class_terms` is |w|² or 0, and infinite
 import triton
 import triton.language as tl
 
-from models.fused_kernels import load_rows
+from models.fused_kernels import load_rows, products
 
 
 @triton.jit
@@ -25,13 +25,13 @@ def remoteness(
     PADDED_DIM: tl.constexpr,
     BLOCK_C: tl.constexpr,
     WORK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
-    """(BLOCK_P, BLOCK_C) values to be minimised, for the classes from `start` on; infinite where not a number."""
+    """(BLOCK_P, BLOCK_C) values to be minimised, for the classes from `start` on; NaN becomes infinite."""
     class_ids = start + tl.arange(0, BLOCK_C)
     classes = load_rows(class_embeddings, tl.minimum(class_ids, num_classes - 1), DIM, PADDED_DIM).to(WORK)
     terms = tl.load(class_terms + class_ids)
-    product = tl.dot(pixels, tl.trans(classes), input_precision=PRECISION)
+    product = products(pixels, classes, SPLIT)
     values = terms[None, :] - factor * product
     return tl.where(values == values, values, float("inf"))
 
@@ -50,7 +50,7 @@ def nearest_one(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     WORK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     """The nearest class of each pixel of a tile, the lower id among equals.
 
@@ -64,7 +64,7 @@ def nearest_one(
     for start in range(0, num_classes, BLOCK_C):
         values = remoteness(
             pixels, class_embeddings, class_terms, start, num_classes, factor,
-            DIM, PADDED_DIM, BLOCK_C, WORK, PRECISION,
+            DIM, PADDED_DIM, BLOCK_C, WORK, SPLIT,
         )  # fmt: skip
         better = values < best
         best = tl.where(better, values, best)
@@ -91,7 +91,7 @@ def nearest_many(
     BLOCK_C: tl.constexpr,
     SLOTS: tl.constexpr,
     WORK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     """The `wanted` nearest classes of each pixel of a tile, nearest first, the lower id first among equals.
 
@@ -113,7 +113,7 @@ def nearest_many(
     for start in range(0, num_classes, BLOCK_C):
         values = remoteness(
             pixels, class_embeddings, class_terms, start, num_classes, factor,
-            DIM, PADDED_DIM, BLOCK_C, WORK, PRECISION,
+            DIM, PADDED_DIM, BLOCK_C, WORK, SPLIT,
         )  # fmt: skip
         while tl.max(tl.max((values < worst[:, None]).to(tl.int32), 1), 0) > 0:
             least = tl.min(values, 1)

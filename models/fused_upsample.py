@@ -22,16 +22,18 @@ def measure_maps(
     with_pixels: bool,
     with_classes: bool,
 ) -> Measured:
-    """The loss of (N, D, h, w) embeddings at the (N, H, W) of the target; the pixel gradient is (N, h, w, D) fp32."""
+    """The loss of (N, D, h, w) embeddings at the target's (N, H, W); pixel gradient (N, h, w, D), fp32."""
     maps = pixel_embeddings.permute(0, 2, 3, 1).contiguous()
     dim = maps.shape[3]
     images, full_height, full_width = target.shape
-    gradient = torch.zeros(maps.shape, device=maps.device) if with_pixels else None
+    gradient = torch.zeros(maps.shape, dtype=torch.float32, device=maps.device) if with_pixels else None
     rows = images * full_height if maps.numel() else 0
     band_rows = rows_per_band(full_width, rows, dim, maps.element_size(), plan.work_bytes, with_pixels)
     band_pixels = band_rows * full_width
     band = torch.empty(band_pixels, dim, dtype=maps.dtype, device=maps.device)
-    band_gradient = torch.empty(band_pixels, dim, device=maps.device) if with_pixels else None
+    band_gradient = (
+        torch.empty(band_pixels, dim, dtype=torch.float32, device=maps.device) if with_pixels else None
+    )
     loss_pass = LossPass(class_embeddings, maps.dtype, plan, band_pixels, with_classes)
     flat_target = target.reshape(rows, full_width)
     for first in range(0, rows, band_rows):
@@ -61,7 +63,8 @@ def upsample_rows(maps: torch.Tensor, band: torch.Tensor, first_row: int, full_s
     _, height, width, dim = maps.shape
     block = 64
     kernels.upsample_band[(-(-len(band) // block),)](
-        maps, band, first_row, len(band), height, width, *full_size, height / full_size[0], width / full_size[1],
+        maps, band, first_row, len(band), height, width, *full_size,
+        height / full_size[0], width / full_size[1],
         DIM=dim, PADDED_DIM=1 << (dim - 1).bit_length(), BLOCK=block, enable_fp_fusion=True,
     )  # fmt: skip
 
@@ -73,7 +76,7 @@ def add_rows_gradient(
     end_row: int,
     full_size: tuple[int, int],
 ) -> None:
-    """Adds the transpose of `upsample_rows` for rows `first_row` to `end_row` to the (N, h, w, D) gradient."""
+    """Adds the transpose of `upsample_rows`, for full-resolution rows up to `end_row`, to (N, h, w, D)."""
     from models import fused_upsample_kernels as kernels
 
     images, height, width, dim = map_gradient.shape

@@ -44,7 +44,7 @@ def upsample_band(
     PADDED_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Full-resolution pixels of a band as rows of (B, D), from maps (N, h, w, D); `first_row` counts n·H + Y."""
+    """Full-resolution pixels as rows of a band (B, D), from maps (N, h, w, D); `first_row` counts n·H + Y."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < num_pixels
     row = first_row + index // full_width
@@ -105,17 +105,16 @@ def add_band_gradient(
     begin = tl.maximum(top, first_row - image * full_height)
     end = tl.minimum(bottom, end_row - image * full_height)
     left = tl.maximum(((cell_x.to(tl.float32) - 0.5) / column_ratio - 0.5).to(tl.int32) - 1, 0)
-    for row in range(begin, end):
-        row_share = share_of(row + tl.zeros((1,), tl.int32), cell_y, row_ratio, height)
-        band_row = (image * full_height + row - first_row).to(tl.int64) * full_width
-        for step in range(footprint):
-            column = left + step
-            share = row_share * share_of(column, cell_x, column_ratio, width)
-            mask = inside & (share != 0.0)[:, None] & (column < full_width)[:, None]
-            values = tl.load(
-                band_gradient + (band_row + column)[:, None] * DIM + dims[None, :], mask=mask, other=0.0
-            )
-            total += values.to(tl.float32) * share[:, None]
+    for step in range(footprint):
+        column = left + step
+        column_share = share_of(column, cell_x, column_ratio, width)
+        mask = inside & (column_share != 0.0)[:, None] & (column < full_width)[:, None]
+        for below in range(end - begin):
+            row = begin + below
+            share = column_share * share_of(row, cell_y, row_ratio, height)
+            place = ((image * full_height + row - first_row).to(tl.int64) * full_width + column) * DIM
+            values = tl.load(band_gradient + place[:, None] + dims[None, :], mask=mask, other=0.0)
+            total += values * share[:, None]
 
     place = (cell_row.to(tl.int64) * width + cell_x)[:, None] * DIM + dims[None, :]
     earlier = tl.load(map_gradient + place, mask=inside, other=0.0)

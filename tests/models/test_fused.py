@@ -1,0 +1,391 @@
+"""The fused kernels say what the plain formulas say; without a GPU, in Triton's interpreter and fp32."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models import fused, fused_launch, fused_loss
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if HAS_GPU else "cpu"
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed here")
+needs_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not HAS_GPU, reason="no CUDA device: half precision and large sizes need one"),
+]
+
+
+@pytest.fixture(autouse=True)
+def runs_on_this_machine(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """On the CPU the functions insist on the interpreter, which conftest.py has prepared."""
+    if HAS_GPU or find_spec("triton") is None:
+        return
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """The interpreter gains nothing from threads and loses much where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def unit_rows(count: int, dim: int, seed: int = 0) -> torch.Tensor:
+    rows = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+    return F.normalize(rows, dim=1).to(DEVICE)
+
+
+def labels(count: int, num_classes: int, seed: int = 0, ignored: int = -1) -> torch.Tensor:
+    """Random classes; every fifth pixel is unlabelled."""
+    target = torch.randint(0, num_classes, (count,), generator=torch.Generator().manual_seed(seed))
+    target[::5] = ignored
+    return target.to(DEVICE)
+
+
+def plain_logits(
+    pixels: torch.Tensor, classes: torch.Tensor, similarity: str, temperature: float
+) -> torch.Tensor:
+    if similarity == "cosine":
+        return pixels @ classes.T / temperature
+    differences = pixels[:, None] - classes[None]
+    return -differences.square().sum(2).clamp(min=1e-30).sqrt() / temperature
+
+
+def plain_loss(
+    pixels: torch.Tensor,
+    classes: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    similarity: str = "distance",
+    temperature: float = 0.05,
+    ignore_index: int = -1,
+) -> torch.Tensor:
+    """The definition, in float64, with all pixels x classes logits."""
+    logits = plain_logits(pixels.double(), classes.double(), similarity, temperature)
+    return F.cross_entropy(logits, target, ignore_index=ignore_index)
+
+
+def with_gradients(function: Any, *inputs: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:
+    """(loss, gradient of the first input, gradient of the second) for the loss times 3."""
+    first, second = (tensor.detach().clone().requires_grad_() for tensor in inputs[:2])
+    loss = function(first, second, *inputs[2:], **options)
+    (3 * loss).backward()
+    assert first.grad is not None
+    assert second.grad is not None
+    return loss.detach(), first.grad, second.grad
+
+
+def assert_same(
+    found: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...], tolerance: float = 3e-5
+) -> None:
+    """The loss to 1e-5; gradients to `tolerance` of their largest entry (see `fused_launch.arithmetic`)."""
+    torch.testing.assert_close(found[0].double(), wanted[0].double(), rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(found[1:], wanted[1:], strict=True):
+        largest = float(theirs.abs().max())
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=0, atol=tolerance * largest)
+
+
+@needs_triton
+class TestTheLoss:
+    @pytest.mark.parametrize("similarity", ["distance", "cosine"])
+    @pytest.mark.parametrize(
+        ("dim", "num_classes", "num_pixels"),
+        [(4, 2, 7), (6, 37, 65), (16, 130, 201), (17, 3, 1), (33, 37, 66), (64, 130, 70), (256, 37, 67)],
+    )
+    def test_equals_cross_entropy_on_all_logits_with_both_gradients(
+        self, dim: int, num_classes: int, num_pixels: int, similarity: str
+    ) -> None:
+        pixels, classes = unit_rows(num_pixels, dim, 1), unit_rows(num_classes, dim, 2)
+        target = labels(num_pixels + 1, num_classes)[1:]
+        found = with_gradients(
+            fused.fused_exact_cross_entropy, pixels, classes, target, similarity=similarity
+        )
+        assert_same(found, with_gradients(plain_loss, pixels, classes, target, similarity=similarity))
+
+    def test_equals_the_torch_twin(self) -> None:
+        losses = pytest.importorskip("models.losses", reason="models/losses.py is not there yet")
+        inputs = unit_rows(90, 12, 1), unit_rows(70, 12, 2), labels(90, 70)
+        found = with_gradients(fused.fused_exact_cross_entropy, *inputs, temperature=0.1)
+        assert_same(found, with_gradients(losses.exact_cross_entropy, *inputs, temperature=0.1))
+
+    @pytest.mark.parametrize("similarity", ["distance", "cosine"])
+    def test_does_not_need_unit_vectors(self, similarity: str) -> None:
+        inputs = 5 * unit_rows(40, 8, 1), 3 * unit_rows(20, 8, 2), labels(40, 20)
+        options: dict[str, Any] = {"similarity": similarity, "temperature": 0.7}
+        found = with_gradients(fused.fused_exact_cross_entropy, *inputs, **options)
+        assert_same(found, with_gradients(plain_loss, *inputs, **options))
+
+    @pytest.mark.parametrize("similarity", ["distance", "cosine"])
+    def test_survives_logits_whose_exponentials_do_not(self, similarity: str) -> None:
+        """At temperature 1e-4 the logits span 20,000: naive exponentials are 0 or infinite."""
+        inputs = unit_rows(40, 8, 1), unit_rows(20, 8, 2), labels(40, 20)
+        options: dict[str, Any] = {"similarity": similarity, "temperature": 1e-4}
+        found = with_gradients(fused.fused_exact_cross_entropy, *inputs, **options)
+        assert all(torch.isfinite(tensor).all() for tensor in found)
+        torch.testing.assert_close(found[0].double(), plain_loss(*inputs, **options), rtol=1e-5, atol=1e-3)
+
+    def test_many_slices_and_chunks_sum_to_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        inputs = unit_rows(300, 8, 1), unit_rows(70, 8, 2), labels(300, 70)
+        wanted = with_gradients(plain_loss, *inputs)
+        monkeypatch.setattr(fused_loss, "CHUNK_PIXELS", 128)
+        monkeypatch.setattr(fused_loss, "SLICE_PIXELS", 40)
+        assert (
+            fused_loss.number_of_slices(70, 8, 128, fused_loss.WORK_BYTES, fused_loss.CLASS_TILES[16, False])
+            == 4
+        )
+        assert_same(with_gradients(fused.fused_exact_cross_entropy, *inputs), wanted)
+
+    def test_a_pixel_on_its_own_class_has_no_pull_and_loses_no_precision(self) -> None:
+        """e = w for the target: the distance is 0, and what is left of the loss is the share of the others."""
+        classes = unit_rows(5, 6, 2)
+        loss, gradient, class_gradient = with_gradients(
+            fused.fused_exact_cross_entropy, classes.clone(), classes, torch.arange(5, device=DEVICE)
+        )
+        assert 0 <= float(loss) < 1e-3
+        assert torch.isfinite(gradient).all()
+        assert torch.isfinite(class_gradient).all()
+        pulls = torch.autograd.functional.jacobian(
+            lambda pixels: plain_loss(pixels, classes, torch.arange(5, device=DEVICE)), classes.double()
+        )
+        torch.testing.assert_close(gradient.double(), 3 * pulls, rtol=1e-4, atol=1e-9)
+
+    def test_a_pixel_on_another_class_is_finite(self) -> None:
+        classes = unit_rows(5, 6, 2)
+        target = torch.tensor([1, 2, 3, 4, 0], device=DEVICE)
+        found = with_gradients(fused.fused_exact_cross_entropy, classes.clone(), classes, target)
+        assert all(torch.isfinite(tensor).all() for tensor in found)
+        torch.testing.assert_close(found[0].double(), plain_loss(classes, classes, target), rtol=1e-3, atol=0)
+
+    def test_ignored_pixels_count_for_nothing_even_where_the_index_is_a_class(self) -> None:
+        pixels, classes, target = unit_rows(60, 6, 1), unit_rows(9, 6, 2), labels(60, 9, ignored=3)
+        found = with_gradients(fused.fused_exact_cross_entropy, pixels, classes, target, ignore_index=3)
+        assert not found[1][target == 3].any()
+        assert_same(found, with_gradients(plain_loss, pixels, classes, target, ignore_index=3))
+
+    @pytest.mark.parametrize("num_pixels", [0, 70])
+    def test_without_a_labelled_pixel_it_is_a_finite_zero_with_zero_gradients(self, num_pixels: int) -> None:
+        target = torch.full((num_pixels,), -1, device=DEVICE)
+        found = with_gradients(
+            fused.fused_exact_cross_entropy, unit_rows(num_pixels, 6), unit_rows(9, 6), target
+        )
+        assert all(torch.equal(tensor, torch.zeros_like(tensor)) for tensor in found)
+
+    def test_a_class_that_does_not_exist_makes_the_loss_nan(self) -> None:
+        target = torch.tensor([0, 9, 1], device=DEVICE)
+        assert fused.fused_exact_cross_entropy(unit_rows(3, 6), unit_rows(9, 6), target).isnan()
+
+    def test_same_input_same_bits(self) -> None:
+        inputs = unit_rows(150, 16, 1), unit_rows(40, 16, 2), labels(150, 40)
+        first = with_gradients(fused.fused_exact_cross_entropy, *inputs)
+        second = with_gradients(fused.fused_exact_cross_entropy, *inputs)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    @pytest.mark.parametrize("wanted", [0, 1])
+    def test_a_single_gradient_is_the_same_as_with_both(
+        self, wanted: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        inputs = [unit_rows(70, 6, 1), unit_rows(9, 6, 2)]
+        target = labels(70, 9)
+        both = with_gradients(fused.fused_exact_cross_entropy, *inputs, target)
+        launched = count_launches(monkeypatch)
+        inputs[wanted] = inputs[wanted].clone().requires_grad_()
+        (3 * fused.fused_exact_cross_entropy(*inputs, target)).backward()
+        assert torch.equal(inputs[wanted].grad, both[1 + wanted])
+        assert launched == {"loss_forward": 1, "class_backward": wanted}
+
+    def test_without_gradients_only_the_loss_is_computed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        launched = count_launches(monkeypatch)
+        with torch.no_grad():
+            loss = fused.fused_exact_cross_entropy(
+                unit_rows(70, 6, 1).requires_grad_(), unit_rows(9, 6, 2).requires_grad_(), labels(70, 9)
+            )
+        assert not loss.requires_grad
+        assert launched == {"loss_forward": 1, "class_backward": 0}
+
+    def test_a_retained_graph_gives_the_same_gradients_again(self) -> None:
+        pixels, classes = unit_rows(70, 6, 1).requires_grad_(), unit_rows(9, 6, 2).requires_grad_()
+        loss = fused.fused_exact_cross_entropy(pixels, classes, labels(70, 9))
+        first = torch.autograd.grad(loss, (pixels, classes), retain_graph=True)
+        kept = [gradient.clone() for gradient in first]
+        second = torch.autograd.grad(2 * loss, (pixels, classes))
+        for once, twice, copy in zip(first, second, kept, strict=True):
+            assert torch.equal(once, copy)
+            torch.testing.assert_close(twice, 2 * copy)
+
+    def test_strided_inputs_are_taken_as_they_are(self) -> None:
+        maps = unit_rows(48, 6, 1).reshape(6, 8, 6).permute(2, 0, 1)  # (D, H, W), strided
+        pixels, classes, target = maps.reshape(6, -1).T, unit_rows(9, 6, 2), labels(48, 9)
+        found = with_gradients(fused.fused_exact_cross_entropy, pixels, classes, target)
+        assert_same(found, with_gradients(plain_loss, pixels.contiguous(), classes, target))
+
+
+def count_launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Counts the launches of the two heavy kernels from here on."""
+    from models import fused_kernels
+
+    counts = {}
+    for name in ("loss_forward", "class_backward"):
+        counts[name] = 0
+        monkeypatch.setattr(fused_kernels, name, _Counting(name, getattr(fused_kernels, name), counts))
+    return counts
+
+
+class _Counting:
+    def __init__(self, name: str, kernel: Any, counts: dict[str, int]) -> None:
+        self.name, self.kernel, self.counts = name, kernel, counts
+
+    def __getitem__(self, grid: Any) -> Any:
+        self.counts[self.name] += 1
+        return self.kernel[grid]
+
+
+def upsampled_plain_loss(
+    maps: torch.Tensor, classes: torch.Tensor, target: torch.Tensor, **options: Any
+) -> torch.Tensor:
+    full = F.interpolate(maps.double(), size=target.shape[1:], mode="bilinear", align_corners=False)
+    return plain_loss(
+        full.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]), classes, target.reshape(-1), **options
+    )
+
+
+@needs_triton
+class TestTheUpsampledLoss:
+    @pytest.mark.parametrize(
+        ("images", "size", "full_size", "similarity", "work_bytes"),
+        [
+            (2, (2, 3), (8, 12), "distance", 1500),
+            (1, (2, 3), (8, 12), "cosine", 2**20),
+            (1, (3, 2), (7, 5), "distance", 2**20),
+            (1, (3, 3), (3, 3), "distance", 2**20),
+            (2, (5, 4), (3, 2), "cosine", 200),
+            (1, (1, 1), (5, 3), "distance", 2**20),
+        ],
+    )
+    def test_equals_interpolating_first(
+        self, images: int, size: tuple[int, int], full_size: tuple[int, int], similarity: str, work_bytes: int
+    ) -> None:
+        """At stride 4, at odd ratios, at the same size and downwards; in one band and in many."""
+        maps = unit_rows(images * size[0] * size[1], 6, 1).reshape(images, *size, 6).permute(0, 3, 1, 2)
+        target = labels(images * full_size[0] * full_size[1], 9).reshape(images, *full_size)
+        inputs = maps, unit_rows(9, 6, 2), target
+        found = with_gradients(
+            fused.fused_exact_cross_entropy_upsampled, *inputs, similarity=similarity, work_bytes=work_bytes
+        )
+        assert found[1].shape == maps.shape
+        assert_same(found, with_gradients(upsampled_plain_loss, *inputs, similarity=similarity))
+
+    def test_same_input_same_bits_whatever_the_memory_format(self) -> None:
+        maps = unit_rows(6, 5, 1).reshape(1, 2, 3, 5).permute(0, 3, 1, 2)
+        target = labels(30, 7).reshape(1, 5, 6)
+        first = with_gradients(fused.fused_exact_cross_entropy_upsampled, maps, unit_rows(7, 5, 2), target)
+        second = with_gradients(
+            fused.fused_exact_cross_entropy_upsampled, maps.contiguous(), unit_rows(7, 5, 2), target
+        )
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    def test_a_band_keeps_to_the_byte_budget(self) -> None:
+        from models.fused_upsample import rows_per_band
+
+        rows = rows_per_band(512, 16 * 512, 16, 4, 32 * 2**20, True)
+        assert 100 < rows < 16 * 512
+        assert rows * 512 * (16 * (4 + 4) + 12) <= 32 * 2**20
+
+
+@needs_triton
+class TestTheSearch:
+    @pytest.mark.parametrize("similarity", ["distance", "cosine"])
+    @pytest.mark.parametrize(
+        ("dim", "num_classes", "k"),
+        [(4, 2, 1), (6, 37, 1), (16, 130, 7), (33, 70, 1), (64, 37, 3), (17, 9, 9)],
+    )
+    def test_equals_sorting_all_classes(self, dim: int, num_classes: int, k: int, similarity: str) -> None:
+        pixels, classes = unit_rows(67, dim, 1), 1.5 * unit_rows(num_classes, dim, 2)
+        found = fused.fused_nearest_classes(pixels, classes, k, similarity=similarity)
+        logits = plain_logits(pixels.double(), classes.double(), similarity, 1.0)
+        assert found.dtype == torch.int64
+        assert torch.equal(found, logits.sort(1, descending=True).indices[:, :k])
+
+    @pytest.mark.parametrize("k", [1, 5])
+    def test_among_equals_the_lower_id_comes_first(self, k: int) -> None:
+        """Every class three times, in the same tile of classes and in later ones."""
+        once = unit_rows(40, 6, 2)
+        classes = torch.cat([once, once, once])
+        found = fused.fused_nearest_classes(unit_rows(33, 6, 1), classes, k)
+        nearest = torch.cdist(unit_rows(33, 6, 1).double(), once.double()).sort(1).indices
+        wanted = torch.stack([nearest, nearest + 40, nearest + 80], 2).flatten(1)[:, :k]
+        assert torch.equal(found, wanted)
+
+    def test_finds_as_many_as_it_promises(self) -> None:
+        pixels, classes = unit_rows(5, 4, 1), unit_rows(70, 4, 2)
+        found = fused.fused_nearest_classes(pixels, classes, fused.MAX_NEAREST)
+        wanted = torch.cdist(pixels.double(), classes.double()).sort(1).indices[:, : fused.MAX_NEAREST]
+        assert torch.equal(found, wanted)
+
+    def test_a_pixel_that_is_not_a_number_gets_ids_that_exist(self) -> None:
+        pixels = torch.full((3, 6), float("nan"), device=DEVICE)
+        for k in (1, 4):
+            found = fused.fused_nearest_classes(pixels, unit_rows(9, 6), k)
+            assert ((found >= 0) & (found < 9)).all()
+
+    def test_of_no_pixels_finds_none(self) -> None:
+        assert fused.fused_nearest_classes(unit_rows(0, 6), unit_rows(9, 6), 2).shape == (0, 2)
+
+    @pytest.mark.parametrize(("num_classes", "k"), [(9, 0), (9, 10), (200, fused.MAX_NEAREST + 1)])
+    def test_a_list_that_is_too_long_is_refused_with_the_limit(self, num_classes: int, k: int) -> None:
+        with pytest.raises(
+            ValueError, match=rf"k is {k}; allowed here: 1..{min(num_classes, fused.MAX_NEAREST)}"
+        ):
+            fused.fused_nearest_classes(unit_rows(5, 6), unit_rows(num_classes, 6), k)
+
+
+class TestWhatIsRefused:
+    @needs_triton
+    @pytest.mark.parametrize(
+        ("arguments", "options", "message"),
+        [
+            ((unit_rows(5, 3), unit_rows(4, 3), labels(5, 4)), {}, "D is 3; allowed: 4..256"),
+            ((unit_rows(5, 6), unit_rows(4, 8), labels(5, 4)), {}, r"allowed: \(P, 8\)"),
+            ((unit_rows(5, 6), unit_rows(4, 6), labels(6, 4)), {}, r"target has shape \(6,\)"),
+            (
+                (unit_rows(5, 6).double(), unit_rows(4, 6), labels(5, 4)),
+                {},
+                "pixel_embeddings is torch.float64",
+            ),
+            ((unit_rows(5, 6), unit_rows(4, 6), labels(5, 4)), {"temperature": 0.0}, "temperature is 0.0"),
+            ((unit_rows(5, 6), unit_rows(4, 6), labels(5, 4)), {"similarity": "dot"}, "similarity is 'dot'"),
+        ],
+    )
+    def test_a_wrong_call_names_what_is_allowed(
+        self, arguments: Any, options: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            fused.fused_exact_cross_entropy(*arguments, **options)
+
+    def test_cpu_tensors_are_refused_outside_the_interpreter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        pixels, classes = unit_rows(5, 6).cpu(), unit_rows(4, 6).cpu()
+        assert not fused.supports(pixels, classes)
+        with pytest.raises(RuntimeError, match=r"Triton|CUDA device"):
+            fused.fused_exact_cross_entropy(pixels, classes, labels(5, 4).cpu())
+
+    def test_without_triton_the_module_imports_and_the_functions_say_so(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(fused_launch, "TRITON_INSTALLED", False)
+        assert not fused.supports(unit_rows(5, 6), unit_rows(4, 6))
+        with pytest.raises(RuntimeError, match="need Triton, which is not installed"):
+            fused.fused_nearest_classes(unit_rows(5, 6), unit_rows(4, 6), 1)
+
+    def test_importing_the_module_does_not_import_triton(self) -> None:
+        program = "import sys, models.fused; sys.exit('triton' in sys.modules)"
+        root = Path(__file__).parents[2]
+        assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
