@@ -1,0 +1,211 @@
+"""Predicted memory against the allocator's own count, against hand counts, and the command around it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.errors import MemoryProblem, UsageProblem
+from pipeline.loss_footprint import PeakTracker, probe_work_memory
+from pipeline.memory import (
+    as_json,
+    count_cpu_bytes,
+    largest_batch,
+    memory_rows,
+    predict_bytes,
+    with_changes,
+)
+from pipeline.memory_commands import parse_budget
+from pipeline.settings import LossSettings, Settings, load_settings
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+MIB = 2**20
+
+
+def settings_of(
+    backbone: str = "test_resnet",
+    *,
+    head: str = "embedding",
+    output_stride: int = 16,
+    batch_size: int = 2,
+    crop_size: int = 64,
+    **loss: object,
+) -> Settings:
+    settings = with_changes(
+        load_settings(PARAMS),
+        model={"backbone": backbone, "head": head, "output_stride": output_stride},
+        train={"batch_size": batch_size, "crop_size": crop_size},
+    )
+    return settings.model_copy(update={"loss": settings.loss.model_copy(update=loss)})
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(("head", "num_classes"), [("embedding", 19), ("embedding", 1284), ("softmax", 1284)])
+@pytest.mark.parametrize(
+    ("backbone", "output_stride"), [("resnet50", 16), ("convnext_nano", 32), ("vit_tiny_patch16_224", 16)]
+)
+def test_prediction_is_within_five_percent_of_what_the_allocator_handed_out(
+    backbone: str, output_stride: int, head: str, num_classes: int
+) -> None:
+    settings = settings_of(backbone, head=head, output_stride=output_stride)
+    counted = count_cpu_bytes(settings, num_classes)
+    assert predict_bytes(settings, num_classes) == pytest.approx(counted, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"name": "knn", "num_negatives": 7},
+        {"name": "sampled", "num_negatives": 64},
+        {"name": "exact", "similarity": "cosine", "separation_weight": 0.0, "work_memory_mib": 16},
+    ],
+)
+def test_every_loss_is_within_five_percent_too(loss: dict[str, object]) -> None:
+    settings = settings_of(batch_size=6, crop_size=96, **loss)
+    assert predict_bytes(settings, 1284) == pytest.approx(count_cpu_bytes(settings, 1284), rel=0.05)
+
+
+def test_the_quick_tracker_finds_the_same_peak_as_torchs_own() -> None:
+    def peak_of(tracker: MemTracker) -> None:
+        layers = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 8))
+        tracker.track_external(layers)
+        with tracker:
+            layers(torch.zeros(512, 64)).square().sum().backward()
+
+    quick, whole = PeakTracker(), MemTracker()
+    with FakeTensorMode():
+        peak_of(quick)
+        peak_of(whole)
+    (snapshot,) = whole.get_tracker_snapshot("peak").values()
+    assert quick.peak == snapshot["Total"] > 512 * 256 * 4
+
+
+def test_the_softmax_head_pays_three_times_for_every_pixel_and_class() -> None:
+    few, many = (predict_bytes(settings_of(head="softmax"), classes) for classes in (1_000, 2_000))
+    pixels, channels = 2 * 64 * 64, 64
+    # full-resolution logits: log-softmax, its gradient and that of the logits; weights, momentum and gradient
+    dense = 3 * pixels * 1_000 * 4
+    weights = 3 * (channels + 1) * 1_000 * 4
+    assert dense + weights <= many - few <= 1.15 * (dense + weights)
+
+
+def test_the_embedding_head_pays_for_a_class_only_its_embedding_and_tables() -> None:
+    settings = settings_of(batch_size=4)
+    few, many = (predict_bytes(settings, classes) for classes in (1_284, 100_000))
+    assert many - few < 12 * 98_716 * settings.model.embedding_dim * 4  # no term with pixels x classes
+
+
+@pytest.mark.parametrize("name", ["exact", "knn", "sampled"])
+@pytest.mark.parametrize("num_classes", [2, 20_000])
+def test_the_losses_work_memory_is_the_buffer_and_tables_of_the_classes(name: str, num_classes: int) -> None:
+    settings = LossSettings(name=name, num_negatives=7, work_memory_mib=8)
+    work = probe_work_memory(settings, num_classes, 16)
+    tables = 6 * num_classes * 18 * 4
+    assert 0 < work.of_cross_entropy(10**6) <= 8 * MIB + tables + 48 * 10**6
+    assert work.separation <= 8 * MIB + tables
+
+
+def test_the_largest_batch_fits_and_one_more_does_not() -> None:
+    settings = settings_of()
+    fit = largest_batch(settings, 150, 256 * MIB)
+
+    def predicted(batch_size: int) -> int:
+        return predict_bytes(with_changes(settings, train={"batch_size": batch_size}), 150)
+
+    assert fit.batch_size > 2
+    assert predicted(fit.batch_size) == fit.predicted_bytes <= 256 * MIB
+    assert predicted(fit.batch_size + 1) == fit.next_predicted_bytes > 256 * MIB
+
+
+def test_where_no_image_fits_a_crop_that_does_is_named() -> None:
+    settings = settings_of(head="softmax", crop_size=128)
+    with pytest.raises(MemoryProblem, match=r"train\.crop_size 64"):
+        largest_batch(settings, 1_284, 150 * MIB)
+    with pytest.raises(MemoryProblem, match="smaller backbone") as caught:
+        largest_batch(settings, 1_284, MIB)
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("11GiB", 11 * 2**30), ("11264MiB", 11 * 2**30), ("11GB", 11 * 10**9), ("1.5 GiB", 3 * 2**29)],
+)
+def test_a_budget_is_a_number_and_a_unit(text: str, expected: int) -> None:
+    assert parse_budget(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "11", "GiB", "11 gib", "-1GiB", "0GiB", "1e3GiB", "11GiB now"])
+def test_any_other_budget_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(UsageProblem, match="11GiB"):
+        parse_budget(text)
+
+
+def test_a_backbone_that_does_not_exist_is_a_problem_of_usage() -> None:
+    with pytest.raises(UsageProblem, match="resnet5000"):
+        predict_bytes(settings_of("resnet5000"), 19)
+
+
+def test_predicted_and_measured_are_kept_apart() -> None:
+    settings = settings_of()
+    written = json.loads(json.dumps(as_json(settings, memory_rows(settings, [19, 150]))))
+    assert written["unit"] == "GiB"
+    assert (written["batch_size"], written["crop_size"]) == (2, 64)
+    assert written["settings"]["model.backbone"] == "test_resnet"
+    assert not any(key.startswith("data.") for key in written["settings"])
+    assert [(row["head"], row["num_classes"]) for row in written["rows"]] == [
+        ("embedding", 19),
+        ("embedding", 150),
+        ("softmax", 19),
+        ("softmax", 150),
+    ]
+    for row in written["rows"]:
+        assert row["predicted_gib"] > 0
+        assert row["measured_gib"] is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: nothing to measure on")
+def test_on_a_gpu_both_are_given() -> None:
+    device = torch.device("cuda")
+    for row in memory_rows(settings_of(batch_size=8, crop_size=128), [150], device=device):
+        assert row.measured_gib == pytest.approx(row.predicted_gib, rel=0.5)
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Path:
+    """A small network's params.yaml in a folder with nothing bootstrapped."""
+    tree = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    tree["model"]["backbone"] = "test_resnet"
+    tree["train"].update(crop_size=64, batch_size=4)
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def test_the_command_answers_for_a_budget_and_says_what_is_not_counted(params: Path) -> None:
+    arguments = ["memory", "--params", str(params), "--budget", "256MiB"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "1,284 classes, head embedding: train.batch_size" in result.output
+    assert "Predictions count tensors" in result.output
+
+
+def test_the_command_prints_a_row_for_each_number_of_classes(params: Path) -> None:
+    arguments = ["memory", "--params", str(params), "--classes", "19", "--classes", "1284"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    table = {line.split()[0]: line.split()[1:] for line in result.output.splitlines() if line[:3].isspace()}
+    assert list(table) == ["classes", "19", "1,284"]
+    embedding, softmax = (float(cell) for cell in table["1,284"])
+    assert softmax > 3 * embedding
