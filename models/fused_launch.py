@@ -24,7 +24,7 @@ SIMILARITIES = ("distance", "cosine")
 
 @dataclass(frozen=True)
 class Tile:
-    """How one program is cut: pixels, classes, warps, loads in flight, and most registers a thread may use."""
+    """How one program is cut: pixels, classes, warps, loads in flight, most registers of a thread."""
 
     pixels: int
     classes: int
@@ -33,7 +33,7 @@ class Tile:
     registers: int | None = None
 
     def options(self) -> dict[str, Any]:
-        """Triton's launch options; fused multiply-adds are asked for, from 3.10 on they are not the default."""
+        """Triton's launch options; fused multiply-adds by name: from 3.10 on they are not the default."""
         options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
         return options if self.registers is None else options | {"maxnreg": self.registers}
 
@@ -83,14 +83,14 @@ def _reason_against(pixel_embeddings: torch.Tensor, class_embeddings: torch.Tens
 def arithmetic(pixel_dtype: torch.dtype, class_dtype: torch.dtype, dim: int) -> dict[str, Any]:
     """The compile-time constants for D and for the precision of the two matrix products.
 
-    Products of embeddings (the similarity): a distance is a small difference of large terms, so nothing may be
-    lost. bf16 times bf16, and fp16 rows in one TF32 pass, are exact in the fp32 accumulator. fp32 rows are split in
-    two and take three TF32 passes, about 2^-21 for unit vectors; true fp32 products ("ieee") would gain a bit or
-    two below the rounding of that same difference, at several times the cost.
+    Products of embeddings (the similarity): a distance is a small difference of large terms, so nothing may
+    be lost. bf16 times bf16, and fp16 rows in one TF32 pass, are exact in the fp32 accumulator. fp32 rows are
+    split in two and take three TF32 passes, about 2^-21 for unit vectors; true fp32 products ("ieee") would
+    gain a bit or two below the rounding of that same difference, at several times the cost.
 
-    Sums of embeddings weighted by probabilities (the gradients): as bf16 numbers of 8 significant bits, which have
-    fp32's range. With bf16 and fp16 rows a weight is one such number, and a row one (bf16) or two (fp16), exactly;
-    with fp32 rows each is two, and the gradient good to about 1e-5.
+    Sums of embeddings weighted by probabilities (the gradients): as bf16 numbers of 8 significant bits, which
+    have fp32's range. With bf16 and fp16 rows a weight is one such number, and a row is exactly one (bf16) or
+    two (fp16); with fp32 rows each is two, and the gradient good to about 1e-5.
     """
     import triton
     import triton.language as tl

@@ -104,8 +104,8 @@ class LossPass:
         self.scale = LOG2_E / plan.temperature
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.labelled = torch.zeros((), dtype=torch.int64, device=device)
-        # Softmax sums of the current chunk: (pixel terms, log sums, target weights).
-        self.sums = torch.empty(3, chunk_pixels, dtype=torch.float32, device=device)
+        # Of the current chunk: pixel terms, log sums, target weights; each row aligned for wide loads.
+        self.sums = torch.empty(3, -(-chunk_pixels // 64) * 64, dtype=torch.float32, device=device)
         self.partial_gradients: torch.Tensor | None = None
         if with_classes:
             slices = number_of_slices(num_classes, dim, chunk_pixels, plan.work_bytes, self.class_tile)

@@ -16,10 +16,6 @@ from models import fused, fused_launch, fused_loss
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed here")
-needs_gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not HAS_GPU, reason="no CUDA device: half precision and large sizes need one"),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -145,7 +141,7 @@ class TestTheLoss:
         assert_same(with_gradients(fused.fused_exact_cross_entropy, *inputs), wanted)
 
     def test_a_pixel_on_its_own_class_has_no_pull_and_loses_no_precision(self) -> None:
-        """e = w for the target: the distance is 0, and what is left of the loss is the share of the others."""
+        """e = w for the target: the distance is 0, and the loss is what the other classes share."""
         classes = unit_rows(5, 6, 2)
         loss, gradient, class_gradient = with_gradients(
             fused.fused_exact_cross_entropy, classes.clone(), classes, torch.arange(5, device=DEVICE)
@@ -262,7 +258,7 @@ class TestTheUpsampledLoss:
     @pytest.mark.parametrize(
         ("images", "size", "full_size", "similarity", "work_bytes"),
         [
-            (2, (2, 3), (8, 12), "distance", 1500),
+            (2, (2, 3), (8, 12), "distance", 12000),
             (1, (2, 3), (8, 12), "cosine", 2**20),
             (1, (3, 2), (7, 5), "distance", 2**20),
             (1, (3, 3), (3, 3), "distance", 2**20),
@@ -345,6 +341,74 @@ class TestTheSearch:
             ValueError, match=rf"k is {k}; allowed here: 1..{min(num_classes, fused.MAX_NEAREST)}"
         ):
             fused.fused_nearest_classes(unit_rows(5, 6), unit_rows(num_classes, 6), k)
+
+
+@needs_triton
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="no CUDA device: half precision and large sizes need one")
+class TestOnAGpu:
+    @pytest.mark.parametrize("similarity", ["distance", "cosine"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize(
+        ("dim", "num_classes"), [(6, 150), (16, 1284), (33, 1284), (64, 300), (128, 130), (256, 130)]
+    )
+    def test_every_precision_agrees_with_float64_on_the_same_numbers(
+        self, dim: int, num_classes: int, dtype: torch.dtype, similarity: str
+    ) -> None:
+        inputs = unit_rows(3001, dim, 1).to(dtype), unit_rows(num_classes, dim, 2).to(dtype)
+        target = labels(3001, num_classes)
+        found = with_gradients(fused.fused_exact_cross_entropy, *inputs, target, similarity=similarity)
+        doubled = [tensor.double() for tensor in inputs]
+        wanted = with_gradients(plain_loss, *doubled, target, similarity=similarity)
+        assert_same(found, wanted, tolerance=1e-4 if dtype == torch.float32 else 1e-2)
+
+    def test_pixels_in_bf16_and_classes_in_fp32_go_together(self) -> None:
+        inputs = unit_rows(3001, 16, 1).bfloat16(), unit_rows(1284, 16, 2), labels(3001, 1284)
+        found = with_gradients(fused.fused_exact_cross_entropy, *inputs)
+        assert [tensor.dtype for tensor in found] == [torch.float32, torch.bfloat16, torch.float32]
+        assert_same(found, with_gradients(plain_loss, inputs[0].double(), *inputs[1:]), tolerance=1e-2)
+
+    def test_a_large_input_gives_the_same_bits_twice_in_memory_the_size_of_the_inputs(self) -> None:
+        inputs = unit_rows(2**20, 16, 1), unit_rows(1284, 16, 2), labels(2**20, 1284)
+        first = with_gradients(fused.fused_exact_cross_entropy, *inputs)
+        second = with_gradients(fused.fused_exact_cross_entropy, *inputs)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        del first, second
+        pixels, classes = (tensor.requires_grad_() for tensor in inputs[:2])
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        fused.fused_exact_cross_entropy(pixels, classes, inputs[2]).backward()
+        extra = torch.cuda.max_memory_allocated() - before
+        sizes = sum(tensor.numel() * tensor.element_size() for tensor in inputs)
+        assert extra <= sizes + fused_loss.WORK_BYTES
+
+    @pytest.mark.parametrize("similarity", ["distance", "cosine"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_the_upsampled_loss_agrees_at_stride_4(self, dtype: torch.dtype, similarity: str) -> None:
+        maps = unit_rows(2 * 40 * 30, 16, 1).reshape(2, 40, 30, 16).permute(0, 3, 1, 2).to(dtype)
+        classes, target = unit_rows(150, 16, 2).to(dtype), labels(2 * 160 * 120, 150).reshape(2, 160, 120)
+        found = with_gradients(
+            fused.fused_exact_cross_entropy_upsampled,
+            maps, classes, target, similarity=similarity, work_bytes=2**20,
+        )  # fmt: skip
+        wanted = with_gradients(
+            upsampled_plain_loss, maps.double(), classes.double(), target, similarity=similarity
+        )
+        if dtype == torch.float32:
+            assert_same(found, wanted, tolerance=1e-4)
+        else:  # the interpolated embeddings are rounded to bf16, as F.interpolate rounds them
+            torch.testing.assert_close(found[0].double(), wanted[0].double(), rtol=1e-3, atol=1e-3)
+
+    @pytest.mark.parametrize("k", [1, 7, fused.MAX_NEAREST])
+    def test_the_search_finds_classes_as_near_as_any(self, k: int) -> None:
+        """Compared by distance: rounding may swap two classes that are equally far to seven digits."""
+        pixels, classes = unit_rows(20001, 16, 1), unit_rows(1284, 16, 2)
+        found = fused.fused_nearest_classes(pixels, classes, k)
+        distances = torch.cdist(pixels.double(), classes.double())
+        torch.testing.assert_close(
+            distances.gather(1, found), distances.topk(k, largest=False).values, rtol=0, atol=1e-4
+        )
+        assert (found.sort(1).values.diff(dim=1) > 0).all()
 
 
 class TestWhatIsRefused:
