@@ -177,7 +177,10 @@ def _collate(samples: list[Sample | Problem]) -> Batch | Problem:
 
 
 def _start_worker(worker: int) -> None:
-    """One thread each, and Ctrl-C left to the parent, which saves its state and then ends the workers."""
+    """One thread each. A stop, even one sent to the whole process group, is for the parent to answer.
+
+    It saves its state and then ends the workers; they end by themselves when the parent is gone.
+    """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
