@@ -213,6 +213,21 @@ def load_settings(
     return _check(path, tree, variant)
 
 
+def variant_argument(arguments: list[str]) -> str:
+    """The one argument of a stage that works on a variant.
+
+    Raises:
+        UsageProblem: none, or more than one.
+    """
+    if len(arguments) != 2:
+        raise UsageProblem(
+            "a stage works on one variant",
+            found=f"{len(arguments) - 1} arguments",
+            allowed="the name of one variant of params.yaml",
+        )
+    return arguments[1]
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from pipeline.checkpoint import load_checkpoint
 from pipeline.mlflow_tracker import open_run
 from pipeline.results import evaluate_variant, results_folder
 from pipeline.runtime import run
-from pipeline.settings import load_settings
+from pipeline.settings import load_settings, variant_argument
 from pipeline.training import checkpoint_folder
 
 
@@ -27,4 +27,4 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(lambda: main(*sys.argv[1:])))
+    sys.exit(run(lambda: main(variant_argument(sys.argv))))

@@ -10,7 +10,7 @@ import sys
 from pipeline.mlflow_tracker import open_run
 from pipeline.results import write_training
 from pipeline.runtime import run
-from pipeline.settings import load_settings
+from pipeline.settings import load_settings, variant_argument
 from pipeline.training import interrupted_state, train
 
 
@@ -25,4 +25,4 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(lambda: main(*sys.argv[1:])))
+    sys.exit(run(lambda: main(variant_argument(sys.argv))))

@@ -1,0 +1,126 @@
+"""The whole chain for real: `dvc repro` in a copy of the project with shrunken settings."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).parents[2]
+VARIANTS = ("exact", "softmax")
+
+
+def dvc(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["PYTHONPATH"] = str(project)
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory, bootstrapped_project: Path, empty_store: Path) -> Path:
+    """A copy of the project after `dvc repro`, on a miniature of the embedded dataset given as a real one."""
+    project = tmp_path_factory.mktemp("chain") / "project"
+    project.mkdir()
+    for name in ("models", "pipeline", "stages", "dvc.yaml", ".dvcignore", ".gitignore"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, project)
+    shutil.copy(empty_store, project / "mlflow.db")
+    params = yaml.safe_load((bootstrapped_project / "params.yaml").read_text())
+    params["data"]["root"] = str(bootstrapped_project / "data" / "tiny")
+    params["variants"] = {name: params["variants"][name] for name in VARIANTS}
+    defaults = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for section, values in defaults.items():  # dvc wants every section that a stage declares
+        params.setdefault(section, values)
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+    assert dvc(project, "init", "--quiet").returncode == 0
+    shutil.copy(ROOT / ".dvc" / "config", project / ".dvc" / "config")
+    result = dvc(project, "repro")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return project
+
+
+def test_every_stage_leaves_what_it_promises(chain: Path) -> None:
+    for variant in VARIANTS:
+        metrics = json.loads((chain / "results" / variant / "metrics.json").read_text())
+        assert {"miou", "miou_present", "pixel_accuracy", "mean_accuracy", "images_per_second"} <= set(
+            metrics
+        )
+        assert all(isinstance(value, int | float) for value in metrics.values())
+        with (chain / "results" / variant / "per_class.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 1284
+        ious = [float(row["iou"]) for row in rows if row["iou"]]
+        assert metrics["miou"] == pytest.approx(sum(ious) / len(ious))
+        assert (chain / "checkpoints" / variant / "best.safetensors").is_file()
+    page = (chain / "results" / "report.html").read_text()
+    assert all(variant in page for variant in VARIANTS)
+
+
+def test_each_variant_is_one_finished_run_with_metrics_table_and_report(chain: Path) -> None:
+    client = MlflowClient(f"sqlite:///{chain / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("kiloseg")
+    runs = {run.data.tags["variant"]: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == set(VARIANTS)
+    for variant, run in runs.items():
+        metrics = json.loads((chain / "results" / variant / "metrics.json").read_text())
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["val/miou"] == metrics["miou"]
+        assert 10 <= len(run.data.metrics) <= 30
+        files = {entry.path for entry in client.list_artifacts(run.info.run_id)}
+        assert {"per_class.json", "report.html"} <= files
+        assert len(run.inputs.dataset_inputs) == 2
+
+
+def test_a_second_repro_runs_nothing(chain: Path) -> None:
+    result = dvc(chain, "repro")
+    assert "Running stage" not in result.stdout
+    assert "up to date" in result.stdout
+
+
+def test_metrics_plots_and_params_can_be_shown(chain: Path) -> None:
+    shown = json.loads(dvc(chain, "metrics", "show", "--json").stdout)
+    files = shown[""]["data"]
+    assert {f"results/{variant}/metrics.json" for variant in VARIANTS} <= set(files)
+    plots = dvc(chain, "plots", "show", "--out", "plots")
+    assert plots.returncode == 0, plots.stderr
+    assert "loss.csv" in (chain / "plots" / "index.html").read_text()
+
+
+def test_changing_one_variant_reruns_that_variant_only(chain: Path) -> None:
+    text = (chain / "params.yaml").read_text()
+    try:
+        params = yaml.safe_load(text)
+        params["variants"]["exact"] = {"loss": {"temperature": 0.1}}
+        (chain / "params.yaml").write_text(yaml.safe_dump(params))
+        planned = dvc(chain, "repro", "--dry").stdout
+    finally:
+        (chain / "params.yaml").write_text(text)
+    assert "Running stage 'train@exact'" in planned
+    assert "Running stage 'train@softmax'" not in planned
+    assert "Running stage 'bootstrap'" not in planned
+
+
+def test_a_stage_fails_with_the_code_and_message_of_the_mistake(chain: Path) -> None:
+    command = [sys.executable, "-m", "stages.train", "nobody"]
+    result = subprocess.run(command, cwd=chain, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "unknown variant 'nobody'" in result.stderr
+    assert "Traceback" not in result.stderr
+    command[-1:] = []
+    result = subprocess.run(command, cwd=chain, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
