@@ -208,13 +208,13 @@ class Canvas:
     def finish(self) -> Drawing:
         """Adds the light of the day, a camera's softness and noise."""
         rng = self.rng
-        light = rng.uniform(0.72, 1.15) * rng.normal(1.0, 0.05, 3)
-        fall = 1 + rng.uniform(-0.2, 0.2) * np.linspace(-1, 1, self.width)[None, :, None]
+        light = rng.uniform(0.82, 1.1) * rng.normal(1.0, 0.03, 3)
+        fall = 1 + rng.uniform(-0.12, 0.12) * np.linspace(-1, 1, self.width)[None, :, None]
         lit = np.clip(self.image * light * fall, 0, 255).astype(np.uint8)
         if rng.random() < 0.5:
             soft = Image.fromarray(lit).filter(ImageFilter.GaussianBlur(float(rng.uniform(0.4, 0.9))))
             lit = np.asarray(soft)
-        noise = rng.normal(0, rng.uniform(2, 8), lit.shape)
+        noise = rng.normal(0, rng.uniform(2, 6), lit.shape)
         image = np.clip(np.round(lit + noise), 0, 255).astype(np.uint8)
         return Drawing(image, self.owner, self.ground, self.regions)
 
@@ -265,7 +265,7 @@ def draw_scene(rng: np.random.Generator, width: int, height: int, commonness: di
 def _place_things(
     canvas: Canvas, bands: list[dict[str, Any]], edges: list[float], unit: float, commonness: dict[str, float]
 ) -> None:
-    """Two to seven things, the far ones first, so that the near ones overlap them."""
+    """Three to seven things, the far ones first, so that the near ones overlap them."""
     rng = canvas.rng
     weights = {
         (index, name): weight * commonness.get(name, 1.0)
@@ -273,7 +273,7 @@ def _place_things(
         for name, weight in band["things"].items()
     }
     placed = []
-    for _ in range(int(rng.integers(2, 8))):
+    for _ in range(int(rng.integers(3, 8))):
         index, name = _choose(rng, weights)
         top, bottom = edges[index], edges[index + 1]
         placed.append((float(rng.uniform(top + 0.1 * (bottom - top), bottom)), index, name))

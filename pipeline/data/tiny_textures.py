@@ -40,7 +40,7 @@ class Surface:
         period = max(2.0, self.period * scale * rng.uniform(0.85, 1.2))
         share = self.pattern(rng, height, width, period)[..., None]
         dark, light = (np.array(ImageColor.getrgb(name), np.float32) for name in (self.dark, self.light))
-        tint = rng.normal(1.0, 0.05, 3).astype(np.float32)  # every instance has its own shade
+        tint = rng.normal(1.0, 0.03, 3).astype(np.float32)  # every instance has its own shade
         mixed: np.ndarray = (dark + (light - dark) * share) * tint
         return mixed
 
