@@ -1,0 +1,229 @@
+"""What approximating the softmax costs and saves: quality and time a step, at equal steps and at equal time.
+
+    python -m benchmarks.approximation --steps 150 --save
+    python -m benchmarks.approximation --root PATH --weights FILE --backbone tf_efficientnet_lite0 --save
+
+Each variant is trained as `pipeline.training` trains, with the settings of params.yaml, and judged on val by
+its last weights (validated once, at the end: nothing is chosen). Seeds are the same for all variants, so data
+order and initial weights are too. Time a step is that of the training loop, data loading included.
+
+Equal time: the learning rate falls to zero over the steps, so a curve read half-way would be unfair to
+whoever is slower. Instead each variant is trained again, with the steps that take it as long as exact took.
+
+Every finished cell is a line of FOLDER/cells.jsonl. The same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from benchmarks.record import describe_machine, save
+from pipeline.checkpoint import load_checkpoint
+from pipeline.data.bootstrap import bootstrap
+from pipeline.data.dataset import SegmentationDataset
+from pipeline.data.loaders import evaluation_loader
+from pipeline.data.tiny import generate_tiny
+from pipeline.errors import UsageProblem
+from pipeline.evaluation import evaluate
+from pipeline.runtime import choose_device, run
+from pipeline.settings import Settings, load_settings
+from pipeline.tracking import NoTracker
+from pipeline.training import train
+
+REFERENCE = "exact"
+VARIANTS: dict[str, dict[str, object]] = {
+    REFERENCE: {"loss.name": "exact"},
+    **{f"knn K={k}": {"loss.name": "knn", "loss.num_negatives": k} for k in (1, 3, 7, 31)},
+    **{f"sampled K={k}": {"loss.name": "sampled", "loss.num_negatives": k} for k in (64, 256)},
+    "softmax": {"model.head": "softmax"},
+}
+SAME_TIME = 0.03  # variants whose time is this close to exact's are not trained again
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its result on val."""
+
+    key: str
+    variant: str
+    seed: int
+    steps: int
+    seconds_per_step: float
+    miou: float
+    pixel_accuracy: float
+    holdout_miou: float
+
+
+@dataclass
+class Bench:
+    """The cells of one dataset and set of settings, made when asked for and kept in a file."""
+
+    params: Path
+    overrides: dict[str, object]
+    folder: Path
+
+    def settings(self, variant: str, seed: int, steps: int) -> Settings:
+        """params.yaml, the overrides, the variant's, and one validation, at the end."""
+        every = {"train.steps": steps, "train.seed": seed, "train.validate_every": steps}
+        overrides = {**self.overrides, **VARIANTS[variant], **every}
+        return load_settings(self.params, overrides=overrides).model_copy(update={"project": self.folder})
+
+    def prepare(self) -> None:
+        """Draws the embedded dataset where no other is named, and bootstraps."""
+        settings = self.settings(REFERENCE, 0, 1)
+        if "data.root" not in self.overrides:
+            generate_tiny(settings.data.root)
+        if not (settings.bootstrapped / "manifest.json").is_file():
+            data = settings.data
+            bootstrap(
+                data.root,
+                settings.bootstrapped,
+                holdout_fraction=data.holdout_fraction,
+                holdout_seed=data.holdout_seed,
+                overlap=data.overlap,
+                keep_classes=data.keep_classes,
+            )
+
+    def cell(self, variant: str, seed: int, steps: int) -> Cell:
+        """The cell from the file, or trained now."""
+        settings = self.settings(variant, seed, steps)
+        key = json.dumps(settings.flat(), sort_keys=True)
+        for cell in self._finished():
+            if cell.key == key:
+                return cell
+        checkpoints = self.folder / "checkpoints" / f"{variant}-{seed}-{steps}".replace(" ", "-")
+        print(f"{variant}, seed {seed}, {steps} steps", file=sys.stderr, flush=True)
+        result = train(settings, NoTracker(), folder=checkpoints)
+        cell = Cell(
+            key=key,
+            variant=variant,
+            seed=seed,
+            steps=steps,
+            seconds_per_step=result.state.seconds / steps,
+            holdout_miou=result.state.best_miou,
+            **_judge(settings, result.checkpoint),
+        )
+        with (self.folder / "cells.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(cell)) + "\n")
+        shutil.rmtree(checkpoints)
+        return cell
+
+    def _finished(self) -> list[Cell]:
+        path = self.folder / "cells.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        return [Cell(**json.loads(line)) for line in lines if line.endswith("}")]
+
+
+def _judge(settings: Settings, checkpoint: Path) -> dict[str, Any]:
+    device = choose_device(settings.runtime.device)
+    data = SegmentationDataset(settings.bootstrapped, settings.data.root, "val")
+    limit = settings.evaluate.max_images
+    metrics = evaluate(
+        load_checkpoint(checkpoint).segmenter().to(device),
+        evaluation_loader(data, num_workers=settings.runtime.num_workers, limit=limit),
+        frequencies=data.label_space.frequencies,
+        device=device,
+        title="val",
+        total=min(len(data), limit or len(data)),
+    ).metrics
+    return {"miou": metrics.miou, "pixel_accuracy": metrics.pixel_accuracy}
+
+
+def table(rows: list[list[Cell]]) -> str:
+    """One line a variant: mean and standard deviation over the seeds."""
+    titles = ("steps", "ms/step", "seconds", "mIoU %", "pixel acc. %")
+    lines = [f"{'variant':15}{titles[0]:>7}" + "".join(f"{title:>16}" for title in titles[1:])]
+    for cells in rows:
+        columns = (
+            [1000 * cell.seconds_per_step for cell in cells],
+            [cell.steps * cell.seconds_per_step for cell in cells],
+            [100 * cell.miou for cell in cells],
+            [100 * cell.pixel_accuracy for cell in cells],
+        )
+        lines.append(
+            f"{cells[0].variant:15}{cells[0].steps:>7}"
+            + "".join(f"{_spread(column):>16}" for column in columns)
+        )
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def equal_time_steps(steps: int, reference: list[Cell], cells: list[Cell]) -> int:
+    """Steps that take the variant as long as `steps` took the reference, by the medians over the seeds."""
+    seconds = (statistics.median(cell.seconds_per_step for cell in group) for group in (reference, cells))
+    ratio = next(seconds) / next(seconds)
+    return steps if abs(ratio - 1) <= SAME_TIME else max(1, round(steps * ratio))
+
+
+def main(
+    root: Annotated[Path | None, typer.Option(help="Dataset; default: the embedded one.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Safetensors file of the backbone's weights.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Name of a timm model.")] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE, as loss.temperature=0.1; repeat it for more."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1)] = 150,
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+    only: Annotated[list[str] | None, typer.Option(help="Variants besides exact; default: all.")] = None,
+    equal_time: Annotated[bool, typer.Option(help="Train again at exact's time.")] = True,
+    params: Annotated[Path, typer.Option(help="The settings file.")] = Path("params.yaml"),
+    folder: Annotated[
+        Path | None, typer.Option(help="Where data and cells are kept; default: data/approximation/DATASET.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--save", help="Write the tables to benchmarks/results/.")] = False,
+) -> None:
+    """Train every variant with every seed and compare."""
+    overrides: dict[str, object] = {}
+    for text in change or []:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageProblem("no value", where="--set", found=text, allowed="KEY=VALUE")
+        overrides[key] = yaml.safe_load(value)
+    given = {"data.root": root, "model.weights": weights}
+    overrides |= {key: str(value.resolve()) for key, value in given.items() if value is not None}
+    overrides |= {} if backbone is None else {"model.backbone": backbone}
+    unknown = set(only or []) - set(VARIANTS)
+    if unknown:
+        raise UsageProblem("unknown variant", found=", ".join(unknown), allowed=", ".join(VARIANTS))
+    name = root.resolve().name if root else "tiny"
+    bench = Bench(params, overrides, (folder or Path("data/approximation") / name).resolve())
+    bench.prepare()
+
+    chosen = [variant for variant in VARIANTS if not only or variant in (REFERENCE, *only)]
+    at_equal_steps = {
+        variant: [bench.cell(variant, seed, steps) for seed in range(seeds)] for variant in chosen
+    }
+    title = f"{name}, {seeds} seeds (mean ± standard deviation)"
+    sections = [f"{title}, equal steps\n{table(list(at_equal_steps.values()))}"]
+    if equal_time:
+        again = []
+        for variant, cells in at_equal_steps.items():
+            count = equal_time_steps(steps, at_equal_steps[REFERENCE], cells)
+            again.append([bench.cell(variant, seed, count) for seed in range(seeds)])
+        sections.append(f"{title}, equal time\n{table(again)}")
+    device = choose_device(bench.settings(REFERENCE, 0, steps).runtime.device).type
+    changed = " ".join(f"{key}={value}" for key, value in overrides.items() if not isinstance(value, str))
+    sections.insert(0, f"{describe_machine(device)}\nsteps {steps}, changed settings: {changed or 'none'}")
+    print("\n\n".join(sections))
+    if keep:
+        print(f"\nsaved {save('approximation-' + name, device, sections)}")
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    sys.exit(run(app))
