@@ -2,9 +2,9 @@
 
     python -m benchmarks.memory --crop 224 --batch 4 --save
 
-The prediction runs the model under fake tensors; the count runs the same step for real under torch.profiler and
-sums the allocator's events. Larger crops agree better: what operators allocate inside themselves, which a
-prediction cannot see, belongs to their weights and small maps.
+The prediction runs the model under fake tensors; the count runs the same step for real under torch.profiler
+and sums the allocator's events. Larger crops agree better: what operators allocate inside themselves, which a
+prediction cannot see, has the size of their weights.
 """
 
 from __future__ import annotations
