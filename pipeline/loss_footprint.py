@@ -22,7 +22,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from models.heads import EmbeddingHead
 from models.nearest import nearest_classes
 from models.segmenter import Segmenter
-from pipeline.objective import Losses, _cross_entropy, segmentation_losses
+from pipeline.objective import Losses, embedding_cross_entropy, segmentation_losses
 from pipeline.settings import LossSettings
 
 _INDEX_BYTES = 3 * 8
@@ -91,7 +91,7 @@ def _cross_entropy_bytes(settings: LossSettings, num_pixels: int, num_classes: i
     pixels, classes = _unit_vectors(num_pixels, dim), _unit_vectors(num_classes, dim)
     target = torch.arange(num_pixels) % num_classes
     leaves = pixels.requires_grad_(), classes.requires_grad_()
-    peak = _extra_bytes(lambda: _cross_entropy(*leaves, target, settings, None), *leaves, target)
+    peak = _extra_bytes(lambda: embedding_cross_entropy(*leaves, target, settings, None), *leaves, target)
     return peak - pixels.nbytes
 
 

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
+from models.segmenter import Segmenter
 from pipeline.errors import MemoryProblem, UsageProblem
 from pipeline.loss_footprint import PeakTracker, losses_without_values, probe_work_memory
+from pipeline.network import build_network
 from pipeline.objective import Losses, segmentation_losses
 from pipeline.optim import build_optimizer
 from pipeline.runtime import GIB, choose_device, is_out_of_memory
@@ -216,22 +217,18 @@ def _step(
     losses: LossFunction,
 ) -> None:
     """One step in the very order of `pipeline.training`, on which the peak depends."""
+    optimizer.zero_grad(set_to_none=True)
     pixels = images.float() / 255
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=settings.train.precision == "bf16"):
         output = segmenter(pixels)
     result = losses(segmenter, output, target)
-    optimizer.zero_grad(set_to_none=True)
     result.total.backward()
     optimizer.step()
 
 
 def _build(model: ModelSettings, num_classes: int) -> Segmenter:
-    names = [field.name for field in dataclasses.fields(SegmenterArguments) if field.name != "num_classes"]
-    arguments = {name: getattr(model, name) for name in names}
-    try:
-        return build_segmenter(SegmenterArguments(num_classes=num_classes, **arguments)).train()
-    except ValueError as error:
-        raise UsageProblem("the model cannot be built", where="model", found=error) from error
+    untrained = model.model_copy(update={"pretrained": False, "weights": None})
+    return build_network(untrained, num_classes).train()
 
 
 def _replace_tensors(module: nn.Module, mode: FakeTensorMode) -> None:

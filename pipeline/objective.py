@@ -57,7 +57,9 @@ def segmentation_losses(
     labelled = target != IGNORE_INDEX
     pixel_embeddings = upsampled.permute(0, 2, 3, 1)[labelled]  # (P, D)
     class_embeddings = head.class_embeddings  # (C, D), normalised once for both terms
-    cross_entropy = _cross_entropy(pixel_embeddings, class_embeddings, target[labelled], settings, generator)
+    cross_entropy = embedding_cross_entropy(
+        pixel_embeddings, class_embeddings, target[labelled], settings, generator
+    )
     total, separation = cross_entropy, torch.zeros_like(cross_entropy)
     if settings.separation_weight > 0 and len(class_embeddings) > 1:
         separation = separation_loss(
@@ -69,13 +71,14 @@ def segmentation_losses(
     return Losses(total, cross_entropy.detach(), separation.detach())
 
 
-def _cross_entropy(
+def embedding_cross_entropy(
     pixel_embeddings: Tensor,
     class_embeddings: Tensor,
     target: Tensor,
     settings: LossSettings,
     generator: torch.Generator | None,
 ) -> Tensor:
+    """The cross-entropy that the settings name, of rows (P, D) against classes (C, D)."""
     common = {
         "temperature": settings.temperature,
         "similarity": settings.similarity,
