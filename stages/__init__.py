@@ -2,6 +2,6 @@
 
 import os
 
-# Before torch is imported. By default OpenMP's threads wait for each other by spinning; where another process
-# wants the same cores, every barrier then lasts as long as a time slice (docs/LOG.md, 2026-11-22).
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Before torch is imported. OpenMP's threads wait for each other by spinning, by default so long that on a machine
+# whose cores something else wants too, a step took 30 times as long (docs/LOG.md, 2026-11-22).
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
