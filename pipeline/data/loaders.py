@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -177,10 +176,12 @@ def _collate(samples: list[Sample | Problem]) -> Batch | Problem:
 
 
 def _start_worker(worker: int) -> None:
-    """One thread each. A stop, even one sent to the whole process group, is for the parent to answer.
+    """One thread each, and a session of its own: a stop sent to the whole process group is the parent's.
 
-    It saves its state and then ends the workers; they end by themselves when the parent is gone.
+    The parent saves its state and then ends the workers. Ignoring SIGTERM instead would make a parent that
+    exits with a loader half-way wait for ever, as that is the signal by which it ends them. Where the parent
+    is gone, they notice and end within seconds.
     """
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    if hasattr(os, "setsid"):
+        os.setsid()

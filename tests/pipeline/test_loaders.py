@@ -1,6 +1,8 @@
 """Batches depend on the seed and the step alone, and a bad image is told in one clear error."""
 
 import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -187,3 +189,18 @@ def test_automatic_workers_leave_a_core_to_the_training(monkeypatch):
     for cores, expected in ((1, 0), (2, 1), (5, 4), (64, 8)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda process, n=cores: set(range(n)), raising=False)
         assert resolve_num_workers("auto") == expected
+
+
+def test_a_process_that_leaves_a_loader_half_way_ends():
+    program = (
+        "import torch\n"
+        "from pipeline.data.dataset import Sample\n"
+        "from pipeline.data.loaders import evaluation_loader\n"
+        "blank = Sample(torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.int64), 1)\n"
+        "loader = evaluation_loader([blank] * 9, num_workers=1)\n"
+        "print(next(loader).image_ids)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "(1,)\n"
