@@ -22,11 +22,9 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from models.heads import EmbeddingHead
 from models.nearest import nearest_classes
 from models.segmenter import Segmenter
-from pipeline.objective import Losses, embedding_cross_entropy, segmentation_losses
+from pipeline.objective import Losses, embedding_cross_entropy, full_resolution_rows, segmentation_losses
 from pipeline.settings import LossSettings
 
-_INDEX_BYTES = 3 * 8
-"""Selecting pixels (N, H, W) by a mask makes three int64 indices of each, in forward and in backward."""
 _FEW_CLASSES = 64
 _MANY_PIXELS = 2**16
 _FEW_PIXELS = 2**8
@@ -125,11 +123,9 @@ def losses_without_values(
     if not isinstance(head, EmbeddingHead):
         return segmentation_losses(segmenter, output, target, settings)
     assert work is not None
-    upsampled = F.interpolate(output.float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
-    pixel_embeddings = _SelectAll.apply(upsampled)  # (P, D)
-    selected = target.flatten().clone()
+    pixel_embeddings = full_resolution_rows(output, target.shape[-2:])  # (P, D)
     class_embeddings = head.class_embeddings
-    total = _Allocate.apply(pixel_embeddings, class_embeddings, work.of_cross_entropy(len(selected)))
+    total = _Allocate.apply(pixel_embeddings, class_embeddings, work.of_cross_entropy(len(pixel_embeddings)))
     separation = torch.zeros_like(total)
     if settings.separation_weight > 0 and len(class_embeddings) > 1:
         separation = _Allocate.apply(class_embeddings[:1], class_embeddings, work.separation)
@@ -139,26 +135,6 @@ def losses_without_values(
         )
         total = total + settings.separation_weight * separation
     return Losses(total, total.detach(), separation.detach())
-
-
-class _SelectAll(torch.autograd.Function):
-    """(N, D, H, W) to (P, D) rows, with the memory of indexing by a mask of the labelled pixels."""
-
-    @staticmethod
-    def forward(ctx: Any, upsampled: Tensor) -> Tensor:
-        ctx.shape = upsampled.shape
-        indices = _bytes(upsampled, _INDEX_BYTES * upsampled[:, 0].numel())
-        rows = upsampled.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).flatten(0, 2)
-        del indices
-        return rows
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        count, channels, height, width = ctx.shape
-        full = gradients[0].new_zeros(count, height, width, channels)
-        indices = _bytes(full, _INDEX_BYTES * count * height * width)
-        del indices
-        return full.permute(0, 3, 1, 2)
 
 
 class _Allocate(torch.autograd.Function):

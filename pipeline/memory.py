@@ -6,7 +6,7 @@ leaves out the CUDA context, cuDNN's workspaces and fragmentation, and takes the
 GPU kernels.
 Measured: the same step on the GPU, by its allocator. The two are kept apart.
 
-A step is that of the middle of a training: momentum buffers exist. All pixels count as labelled, the most there can be.
+A step is that of the middle of a training: momentum buffers exist. All pixels count as labelled.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """From the network's stride-4 output and a target to the loss that is minimised.
 
-The output is upsampled bilinearly to the target's size, and only labelled pixels, as rows (P, D), reach the
-embedding losses of `models.losses`. The softmax baseline is left as it is usually built: full-resolution
-logits of every class, since their memory is what is being compared against.
+The output is upsampled bilinearly to the target's size and handed, as rows, to the embedding losses of
+`models.losses`, which leave out unlabelled pixels. The softmax baseline is left as it is usually built:
+full-resolution logits of every class, since their memory is what is being compared against.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,18 +49,14 @@ def segmentation_losses(
     Returns:
         The losses; a batch without labelled pixels gives a finite zero cross-entropy.
     """
-    upsampled = F.interpolate(output.float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
+    rows, targets = full_resolution_rows(output, target.shape[-2:]), target.flatten()
     head = segmenter.head
     if not isinstance(head, EmbeddingHead):
-        labelled = (target != IGNORE_INDEX).sum().clamp(min=1)
-        summed = F.cross_entropy(upsampled, target, ignore_index=IGNORE_INDEX, reduction="sum")
+        labelled = (targets != IGNORE_INDEX).sum().clamp(min=1)
+        summed = F.cross_entropy(rows, targets, ignore_index=IGNORE_INDEX, reduction="sum")
         return Losses(summed / labelled, (summed / labelled).detach(), torch.zeros_like(summed).detach())
-    labelled = target != IGNORE_INDEX
-    pixel_embeddings = upsampled.permute(0, 2, 3, 1)[labelled]  # (P, D)
     class_embeddings = head.class_embeddings  # (C, D), normalised once for both terms
-    cross_entropy = embedding_cross_entropy(
-        pixel_embeddings, class_embeddings, target[labelled], settings, generator
-    )
+    cross_entropy = embedding_cross_entropy(rows, class_embeddings, targets, settings, generator)
     total, separation = cross_entropy, torch.zeros_like(cross_entropy)
     if settings.separation_weight > 0 and len(class_embeddings) > 1:
         separation = separation_loss(
@@ -69,6 +66,17 @@ def segmentation_losses(
         )
         total = cross_entropy + settings.separation_weight * separation
     return Losses(total, cross_entropy.detach(), separation.detach())
+
+
+def full_resolution_rows(output: Tensor, size: Sequence[int]) -> Tensor:
+    """(N, K, h, w) upsampled bilinearly to `size` (H, W), as float32 rows (N * H * W, K).
+
+    With the channels last in memory the rows are a view of the upsampled map: no copy, and losses of rows are
+    several times faster on the CPU than of maps, and deterministic on the GPU.
+    """
+    channels_last = output.float().contiguous(memory_format=torch.channels_last)
+    upsampled = F.interpolate(channels_last, size=tuple(size), mode="bilinear", align_corners=False)
+    return upsampled.permute(0, 2, 3, 1).reshape(-1, output.shape[1])
 
 
 def embedding_cross_entropy(

@@ -17,23 +17,23 @@ def build_optimizer(segmenter: Segmenter, settings: TrainSettings) -> torch.opti
     backbone = list(segmenter.backbone.parameters())
     known = {id(parameter) for parameter in backbone}
     rest = [parameter for parameter in segmenter.parameters() if id(parameter) not in known]
+    groups = [
+        {"params": backbone, "rate_factor": settings.backbone_rate_factor},
+        {"params": rest, "rate_factor": 1.0},
+    ]
     return torch.optim.SGD(
-        [
-            {"params": backbone, "rate_factor": settings.backbone_rate_factor},
-            {"params": rest, "rate_factor": 1.0},
-        ],
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
+        groups, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainSettings, step: int) -> float:
     """Sets rate x (1 - step / steps)^power for the 0-based `step`; returns that of the decoder and head.
 
-    The rate is a function of the step alone, so that nothing about it need be saved to resume.
+    During the warm-up it is that times the share of the warm-up's steps that are done, this one counted. It
+    is a function of the step alone, so that nothing about it need be saved to resume.
     """
     rate = settings.learning_rate * (1 - step / settings.steps) ** settings.poly_power
+    rate *= min(1.0, (step + 1) / max(settings.warmup_steps, 1))
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate_factor"]
     return rate

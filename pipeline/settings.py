@@ -113,6 +113,12 @@ class TrainSettings(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegativeFloat = 1e-4
     poly_power: NonNegativeFloat = 0.9
+    warmup_steps: NonNegative = Field(
+        0, description="steps over which the rate rises linearly to its full value"
+    )
+    gradient_clip: PositiveFloat | None = Field(
+        None, description="largest norm of the whole gradient (null: any)"
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 computes the network under autocast")
     validate_every: Positive = Field(2_000, description="steps between evaluations on the held-out part")
     checkpoint_every: Positive = Field(1_000, description="steps between checkpoints to resume from")

@@ -187,6 +187,8 @@ class _Training:
             output = self.segmenter(images)
         losses = segmentation_losses(self.segmenter, output, target, self.settings.loss, generator)
         losses.total.backward()
+        if options.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.segmenter.parameters(), options.gradient_clip)
         self.optimizer.step()
         return self._checked(losses, batch), rate
 
