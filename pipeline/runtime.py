@@ -7,6 +7,7 @@ command line can answer `--help` without it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
@@ -148,7 +149,20 @@ def set_threads(threads: int | str) -> int:
     )
     number = (os.cpu_count() or 1) if number == "auto" else int(number)
     torch.set_num_threads(number)
+    _keep_freed_memory()
     return number
+
+
+def _keep_freed_memory() -> None:
+    """Lets the C library keep freed blocks up to 1 GiB for reuse, instead of handing them back to the kernel.
+
+    Otherwise every large tensor of every step is made of fresh pages, whose first touch cost half of a training
+    step of the softmax baseline (docs/LOG.md, 2026-11-22). Only glibc has these switches.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for switch in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            mallopt(switch, 2**30)
 
 
 def choose_device(name: str) -> torch.device:
