@@ -154,10 +154,10 @@ def set_threads(threads: int | str) -> int:
 
 
 def _keep_freed_memory() -> None:
-    """Lets the C library keep freed blocks up to 1 GiB for reuse, instead of handing them back to the kernel.
+    """Lets the C library keep freed blocks up to 1 GiB for reuse, instead of handing them to the kernel.
 
-    Otherwise every large tensor of every step is made of fresh pages, whose first touch cost half of a training
-    step of the softmax baseline (docs/LOG.md, 2026-11-22). Only glibc has these switches.
+    Otherwise every large tensor of every step is made of fresh pages, whose first touch cost half of a
+    training step of the softmax baseline (docs/LOG.md, 2026-11-22). Only glibc has these switches.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
