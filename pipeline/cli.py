@@ -56,6 +56,27 @@ def doctor(params: Params = PARAMS) -> None:
 
 
 @app.command()
+def evaluate(
+    variant: Annotated[str, typer.Argument(help="A variant of the settings file.")],
+    split: Annotated[str, typer.Option(help="train, holdout or val.")] = "val",
+    params: Params = PARAMS,
+) -> None:
+    """Print how a trained variant does on a split, without writing anything."""
+    import json
+
+    from pipeline.results import best_checkpoint, judge
+    from pipeline.runtime import choose_device, set_threads
+    from pipeline.settings import load_settings
+
+    settings = load_settings(params, variant=variant)
+    set_threads(settings.runtime.threads)
+    checkpoint = best_checkpoint(settings)
+    segmenter = checkpoint.segmenter().to(choose_device(settings.runtime.device))
+    result, _ = judge(settings, checkpoint, segmenter, split)
+    typer.echo(json.dumps({"split": split, "images": result.images, **result.metrics.flat()}, indent=1))
+
+
+@app.command()
 def ui(
     params: Params = PARAMS,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from models.segmenter import Segmenter
 from pipeline.checkpoint import Checkpoint, load_checkpoint
 from pipeline.data.dataset import IGNORE_INDEX, SegmentationDataset
 from pipeline.data.label_space import LabelSpace
@@ -66,18 +67,35 @@ def write_training(settings: Settings, result: TrainResult) -> None:
     write_text(folder / "training.json", json.dumps(facts, indent=1) + "\n")
 
 
-def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]:
-    """Judges the variant's best checkpoint on val and writes both folders.
+def best_checkpoint(settings: Settings) -> Checkpoint:
+    """The variant's checkpoint chosen on the held-out part."""
+    return load_checkpoint(checkpoint_folder(settings) / "best.safetensors")
+
+
+def judge(
+    settings: Settings,
+    checkpoint: Checkpoint,
+    segmenter: Segmenter,
+    split: str,
+    *,
+    pictures: bool = False,
+) -> tuple[Evaluation, list[Mapping[str, object]]]:
+    """Evaluates a checkpoint's segmenter on a split.
+
+    Args:
+        settings: the data, evaluate and runtime sections count.
+        checkpoint: whose label space must be that of the data.
+        segmenter: the checkpoint's, on the device to use.
+        split: train, holdout or val.
+        pictures: save some images with truth and prediction for the report.
 
     Returns:
-        The flat metrics and the checkpoint that earned them.
+        The evaluation, and what was pictured.
+
+    Raises:
+        DataProblem: no data, or of other classes.
     """
-    device = choose_device(settings.runtime.device)
-    threads = set_threads(settings.runtime.threads)
-    memory = PeakMemory(device)
-    checkpoint = load_checkpoint(checkpoint_folder(settings) / "best.safetensors")
-    segmenter = checkpoint.segmenter().to(device)
-    data = SegmentationDataset(settings.bootstrapped, settings.data.root, "val")
+    data = SegmentationDataset(settings.bootstrapped, settings.data.root, split)
     if data.label_space != checkpoint.label_space:
         raise DataProblem(
             "the checkpoint was trained on other classes",
@@ -88,18 +106,34 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
         )
     limit = settings.evaluate.max_images
     total = len(data) if limit is None else min(limit, len(data))
-    pictures = _Pictures(
-        evaluation_folder(settings), checkpoint.label_space, settings.evaluate.examples, total
-    )
+    saved = None
+    if pictures:
+        wanted = settings.evaluate.examples
+        saved = _Pictures(evaluation_folder(settings), checkpoint.label_space, wanted, total)
     result = evaluate(
         segmenter,
         evaluation_loader(data, num_workers=settings.runtime.num_workers, limit=limit),
         frequencies=checkpoint.label_space.frequencies,
-        device=device,
-        title=f"evaluate {settings.variant or ''}".strip(),
+        device=choose_device(settings.runtime.device),
+        title=f"evaluate {settings.variant or ''} on {split}",
         total=total,
-        on_prediction=pictures.add,
+        on_prediction=saved.add if saved else None,
     )
+    return result, saved.examples if saved else []
+
+
+def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]:
+    """Judges the variant's best checkpoint on val and writes both folders.
+
+    Returns:
+        The flat metrics and the checkpoint that earned them.
+    """
+    device = choose_device(settings.runtime.device)
+    threads = set_threads(settings.runtime.threads)
+    memory = PeakMemory(device)
+    checkpoint = best_checkpoint(settings)
+    segmenter = checkpoint.segmenter().to(device)
+    result, examples = judge(settings, checkpoint, segmenter, "val", pictures=True)
     metrics: dict[str, Number] = {
         **result.metrics.flat(),
         "images": result.images,
@@ -122,7 +156,7 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
         "num_classes": checkpoint.label_space.num_classes,
         "parameters": sum(parameter.numel() for parameter in segmenter.parameters()),
         "run_id": checkpoint.progress["run_id"],
-        "examples": pictures.examples,
+        "examples": examples,
     }
     table = per_class_table(result, checkpoint.label_space)
     for folder in (results_folder(settings), evaluation_folder(settings)):
