@@ -6,7 +6,8 @@ leaves out the CUDA context, cuDNN's workspaces and fragmentation, and takes the
 GPU kernels.
 Measured: the same step on the GPU, by its allocator. The two are kept apart.
 
-A step is that of the middle of a training: momentum buffers exist. All pixels count as labelled.
+A step is that of the middle of a training: momentum buffers exist, and the gradients of the step
+before live until the backward pass, as in `pipeline.training`. All pixels count as labelled.
 """
 
 from __future__ import annotations
@@ -216,11 +217,11 @@ def _step(
     losses: LossFunction,
 ) -> None:
     """One step in the very order of `pipeline.training`, on which the peak depends."""
-    optimizer.zero_grad(set_to_none=True)
     pixels = images.float() / 255
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=settings.train.precision == "bf16"):
         output = segmenter(pixels)
     result = losses(segmenter, output, target)
+    optimizer.zero_grad(set_to_none=True)
     result.total.backward()
     optimizer.step()
 

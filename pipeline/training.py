@@ -182,10 +182,10 @@ class _Training:
         generator = torch.Generator(self.device).manual_seed(seed)
         images = batch.images.to(self.device, non_blocking=True).float() / 255
         target = batch.target.to(self.device, non_blocking=True)
-        self.optimizer.zero_grad(set_to_none=True)  # before the forward pass: at its peak they are not needed
         with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
             output = self.segmenter(images)
         losses = segmentation_losses(self.segmenter, output, target, self.settings.loss, generator)
+        self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         if options.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.segmenter.parameters(), options.gradient_clip)
