@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from models.segmenter import SegmenterArguments, build_segmenter
-from pipeline.objective import segmentation_losses
+from pipeline.objective import full_resolution_rows, segmentation_losses
 from pipeline.optim import build_optimizer, set_learning_rate
 from pipeline.settings import LossSettings, TrainSettings
 
@@ -96,3 +96,19 @@ def test_the_rate_decays_polynomially_and_the_backbone_follows_at_its_factor() -
         rate = set_learning_rate(optimizer, settings, step)
         assert rate == pytest.approx(0.01 * (1 - step / 100) ** 0.9)
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate * 0.1, rate])
+
+
+def test_warm_up_lowers_the_first_rates_only() -> None:
+    plain, warm = TrainSettings(steps=10), TrainSettings(steps=10, warmup_steps=4)
+    optimizer = build_optimizer(build("embedding"), plain)
+    shares = [
+        set_learning_rate(optimizer, warm, s) / set_learning_rate(optimizer, plain, s) for s in range(6)
+    ]
+    assert shares == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+
+
+def test_rows_are_the_upsampled_map_pixel_by_pixel() -> None:
+    output = torch.randn(2, 5, 4, 6)
+    rows = full_resolution_rows(output, (13, 22))
+    upsampled = F.interpolate(output, size=(13, 22), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(rows.view(2, 13, 22, 5), upsampled.permute(0, 2, 3, 1))

@@ -124,3 +124,13 @@ def test_a_stage_fails_with_the_code_and_message_of_the_mistake(chain: Path) -> 
     result = subprocess.run(command, cwd=chain, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
+
+
+def test_a_trained_variant_can_be_judged_on_any_split(chain: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "evaluate", "exact", "--split"]
+    on_val = subprocess.run([*command, "val"], cwd=chain, capture_output=True, text=True, check=True)
+    written = json.loads((chain / "results" / "exact" / "metrics.json").read_text())
+    assert json.loads(on_val.stdout)["miou"] == written["miou"]
+    unknown = subprocess.run([*command, "test"], cwd=chain, capture_output=True, text=True, check=False)
+    assert unknown.returncode == 2
+    assert "train, holdout, val" in unknown.stderr
