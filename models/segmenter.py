@@ -83,6 +83,20 @@ class Segmenter(nn.Module):
         self.backbone = backbone
         self.decoder = decoder
         self.head = head
+        self.backbone_frozen = False
+
+    def freeze_backbone(self) -> None:
+        """Keeps the backbone as it is: no gradients, and its statistics and dropout as in evaluation."""
+        self.backbone_frozen = True
+        self.backbone.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """As `torch.nn.Module.train`, but a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.backbone_frozen:
+            self.backbone.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Pixel embeddings of length 1 or logits, at stride 4.

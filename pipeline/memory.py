@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from pipeline.network import build_network
 from pipeline.objective import Losses, segmentation_losses
 from pipeline.optim import build_optimizer
 from pipeline.runtime import GIB, choose_device, is_out_of_memory
-from pipeline.settings import ModelSettings, Settings
+from pipeline.settings import Settings
 
 CLASS_COUNTS = (19, 150, 1_284, 10_000, 100_000)
 HEADS: tuple[Literal["embedding", "softmax"], ...] = ("embedding", "softmax")
@@ -88,7 +89,7 @@ def measuring_device(settings: Settings) -> torch.device | None:
 
 def as_json(settings: Settings, rows: Sequence[MemoryRow]) -> dict[str, object]:
     """The rows with what they hold for, ready to be written."""
-    matters = ("train.precision", "train.momentum")
+    matters = ("train.precision", "train.momentum", "train.optimizer", "train.freeze_backbone")
     unused = ("model.pretrained", "model.weights", "model.head")
     return {
         "unit": "GiB",
@@ -132,7 +133,7 @@ def predict_bytes(settings: Settings, num_classes: int) -> int:
     work = None
     if settings.model.head == "embedding":
         work = probe_work_memory(settings.loss, num_classes, settings.model.embedding_dim)
-    segmenter = _build(settings.model, num_classes)
+    segmenter = _build(settings, num_classes)
     mode = FakeTensorMode()
     _replace_tensors(segmenter, mode)
     tracker = PeakTracker()
@@ -182,6 +183,7 @@ def count_cpu_bytes(settings: Settings, num_classes: int) -> int:
     """
     from torch.profiler import ProfilerActivity, profile
 
+    gc.collect()  # what was left over from before must not be freed while counting
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         _real_step(settings, num_classes, torch.device("cpu"))
     events = profiled.profiler.kineto_results.events()
@@ -195,7 +197,7 @@ def count_cpu_bytes(settings: Settings, num_classes: int) -> int:
 
 def _real_step(settings: Settings, num_classes: int, device: torch.device) -> None:
     options = settings.train
-    segmenter = _build(settings.model, num_classes).to(device)
+    segmenter = _build(settings, num_classes).to(device)
     optimizer = _optimizer_in_use(segmenter, settings)
     size = (options.batch_size, options.crop_size, options.crop_size)
     images = torch.randint(256, (size[0], 3, *size[1:]), dtype=torch.uint8, device=device)
@@ -210,7 +212,7 @@ def _real_step(settings: Settings, num_classes: int, device: torch.device) -> No
 
 def _step(
     segmenter: Segmenter,
-    optimizer: torch.optim.SGD,
+    optimizer: torch.optim.Optimizer,
     images: Tensor,
     target: Tensor,
     settings: Settings,
@@ -226,9 +228,12 @@ def _step(
     optimizer.step()
 
 
-def _build(model: ModelSettings, num_classes: int) -> Segmenter:
-    untrained = model.model_copy(update={"pretrained": False, "weights": None})
-    return build_network(untrained, num_classes).train()
+def _build(settings: Settings, num_classes: int) -> Segmenter:
+    untrained = settings.model.model_copy(update={"pretrained": False, "weights": None})
+    segmenter = build_network(untrained, num_classes).train()
+    if settings.train.freeze_backbone:
+        segmenter.freeze_backbone()
+    return segmenter
 
 
 def _replace_tensors(module: nn.Module, mode: FakeTensorMode) -> None:
@@ -243,13 +248,18 @@ def _replace_tensors(module: nn.Module, mode: FakeTensorMode) -> None:
                 part._buffers[name] = mode.from_tensor(buffer)
 
 
-def _optimizer_in_use(segmenter: Segmenter, settings: Settings) -> torch.optim.SGD:
-    """The optimiser as after a step: with momentum buffers, and gradients that are not yet dropped."""
+def _optimizer_in_use(segmenter: Segmenter, settings: Settings) -> torch.optim.Optimizer:
+    """The optimiser as after a step: with its buffers, and gradients that are not yet dropped."""
     optimizer = build_optimizer(segmenter, settings.train)
-    for parameter in segmenter.parameters():
+    adamw = settings.train.optimizer == "adamw"
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
         parameter.grad = torch.zeros_like(parameter)
-        if settings.train.momentum > 0:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        state = optimizer.state[parameter]
+        if adamw:
+            state["step"] = torch.zeros(())
+        names = ("exp_avg", "exp_avg_sq") if adamw else ("momentum_buffer",)
+        for name in names if adamw or settings.train.momentum > 0 else ():
+            state[name] = torch.zeros_like(parameter)
     return optimizer
 
 

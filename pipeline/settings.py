@@ -106,12 +106,18 @@ class TrainSettings(Section):
     scale_min: PositiveFloat = 0.5
     scale_max: PositiveFloat = 2.0
     flip_probability: Share = 0.5
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    schedule: Literal["poly", "cosine"] = Field("poly", description="how the rate falls over the steps")
     learning_rate: PositiveFloat = 0.01
     backbone_rate_factor: NonNegativeFloat = Field(
         0.1, description="the backbone's rate relative to the rest"
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    freeze_backbone: bool = Field(False, description="keep the backbone's weights and statistics as loaded")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD; beta 1 of AdamW")
     weight_decay: NonNegativeFloat = 1e-4
+    class_embedding_weight_decay: NonNegativeFloat | None = Field(
+        None, description="that of the class embeddings (null: weight_decay)"
+    )
     poly_power: NonNegativeFloat = 0.9
     warmup_steps: NonNegative = Field(
         0, description="steps over which the rate rises linearly to its full value"
@@ -165,6 +171,14 @@ class Settings(Section):
     tracking: TrackingSettings = TrackingSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     variants: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _frozen_only_if_trained(self) -> Settings:
+        if self.train.freeze_backbone and not self.model.pretrained and self.model.weights is None:
+            raise ValueError(
+                "train.freeze_backbone needs model.pretrained or model.weights: it would stay random"
+            )
+        return self
 
     @property
     def bootstrapped(self) -> Path:
@@ -320,7 +334,7 @@ def _explain(path: Path, error: ValidationError) -> UsageProblem:
         return UsageProblem("a setting is missing", where=f"{path}: {key}", mend="add it to the file")
     return UsageProblem(
         "a setting has a wrong value",
-        where=f"{path}: {key}",
+        where=f"{path}: {key}" if key else path,
         found=repr(first["input"]) if not isinstance(first["input"], dict) else "this combination",
         allowed=_allowed(first),
         mend=_field_help(location),
@@ -339,7 +353,7 @@ def _allowed(error: Any) -> str:
 
 
 def _field_help(location: list[str]) -> str | None:
-    section = Settings.model_fields.get(location[0])
+    section = Settings.model_fields.get(location[0]) if location else None
     if len(location) < 2 or not _is_section(section):
         return None
     field = section.annotation.model_fields.get(location[1])  # type: ignore[union-attr]

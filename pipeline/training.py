@@ -119,6 +119,8 @@ class _Training:
         torch.manual_seed(settings.train.seed)
         self.arguments = segmenter_arguments(settings.model, self.label_space.num_classes)
         self.segmenter = build_network(settings.model, self.label_space.num_classes).to(self.device).train()
+        if settings.train.freeze_backbone:
+            self.segmenter.freeze_backbone()
         self.optimizer = build_optimizer(self.segmenter, settings.train)
         self.state, self.step = TrainState(run_id=tracker.run_id), 0
         self._resume()

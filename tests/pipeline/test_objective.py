@@ -8,8 +8,7 @@ import torch.nn.functional as F
 
 from models.segmenter import SegmenterArguments, build_segmenter
 from pipeline.objective import full_resolution_rows, segmentation_losses
-from pipeline.optim import build_optimizer, set_learning_rate
-from pipeline.settings import LossSettings, TrainSettings
+from pipeline.settings import LossSettings
 
 
 def build(head: str, num_classes: int = 37):
@@ -82,29 +81,6 @@ def test_separation_is_weighted_and_can_be_left_out(target: torch.Tensor) -> Non
     assert doubled.total.item() == pytest.approx((doubled.cross_entropy + 2 * doubled.separation).item())
     without = segmentation_losses(segmenter, output, target, LossSettings(separation_weight=0.0))
     assert without.separation == 0
-
-
-def test_the_rate_decays_polynomially_and_the_backbone_follows_at_its_factor() -> None:
-    settings = TrainSettings(steps=100, learning_rate=0.01, poly_power=0.9, backbone_rate_factor=0.1)
-    segmenter = build("embedding")
-    optimizer = build_optimizer(segmenter, settings)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    assert {id(p) for p in parameters} == {id(p) for p in segmenter.parameters()}
-    assert len(parameters) == len({id(p) for p in parameters})
-    assert set_learning_rate(optimizer, settings, 0) == 0.01
-    for step in (1, 50, 99):
-        rate = set_learning_rate(optimizer, settings, step)
-        assert rate == pytest.approx(0.01 * (1 - step / 100) ** 0.9)
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate * 0.1, rate])
-
-
-def test_warm_up_lowers_the_first_rates_only() -> None:
-    plain, warm = TrainSettings(steps=10), TrainSettings(steps=10, warmup_steps=4)
-    optimizer = build_optimizer(build("embedding"), plain)
-    shares = [
-        set_learning_rate(optimizer, warm, s) / set_learning_rate(optimizer, plain, s) for s in range(6)
-    ]
-    assert shares == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
 
 
 def test_rows_are_the_upsampled_map_pixel_by_pixel() -> None:
