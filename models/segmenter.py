@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbone import LOW_STRIDE, Backbone
@@ -29,6 +31,7 @@ class SegmenterArguments:
         head: "embedding" (the method) or "softmax" (the baseline).
         embedding_dim: D; unused by the softmax head.
         batch_norm_momentum: of the backbone's running statistics; None leaves the model's own.
+        input_scale: images are resized by this before the backbone sees them.
     """
 
     num_classes: int
@@ -39,6 +42,7 @@ class SegmenterArguments:
     head: Literal["embedding", "softmax"] = "embedding"
     embedding_dim: int = 16
     batch_norm_momentum: float | None = None
+    input_scale: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments by name, ready for JSON."""
@@ -74,15 +78,27 @@ class Segmenter(nn.Module):
         backbone: features at stride 4 and at the output stride.
         decoder: fuses the two to one map at stride 4.
         head: what is learned per class.
+        input_scale: factor by which images are resized first; predictions keep the images' own size.
+
+    Raises:
+        ValueError: a scale that is not positive.
     """
 
     def __init__(
-        self, backbone: Backbone, decoder: DeepLabV3PlusDecoder, head: EmbeddingHead | SoftmaxHead
+        self,
+        backbone: Backbone,
+        decoder: DeepLabV3PlusDecoder,
+        head: EmbeddingHead | SoftmaxHead,
+        *,
+        input_scale: float = 1.0,
     ) -> None:
+        if not 0 < input_scale < math.inf:
+            raise ValueError(f"input_scale is {input_scale}; allowed: above 0")
         super().__init__()
         self.backbone = backbone
         self.decoder = decoder
         self.head = head
+        self.input_scale = input_scale
         self.backbone_frozen = False
 
     def freeze_backbone(self) -> None:
@@ -99,13 +115,13 @@ class Segmenter(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pixel embeddings of length 1 or logits, at stride 4.
+        """Pixel embeddings of length 1 or logits, at stride 4 of the resized images.
 
         Args:
             images: (N, 3, H, W) float in [0, 1]; mean and standard deviation are applied inside.
 
         Returns:
-            (N, D or C, ceil(H/4), ceil(W/4)).
+            (N, D or C, ceil(H/4), ceil(W/4)), H and W after resizing by `input_scale`.
         """
         return self.head(self._decoded(images))
 
@@ -147,6 +163,9 @@ class Segmenter(nn.Module):
 
     def _decoded(self, images: Tensor) -> Tensor:
         """(N, channels, ceil(H/4), ceil(W/4)); what the backbone padded is cut off again."""
+        if self.input_scale != 1:
+            size = [max(1, round(side * self.input_scale)) for side in images.shape[-2:]]
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
         features = self.backbone(images)
         decoded = self.decoder(features.low, features.high)
         height, width = (-(-side // LOW_STRIDE) for side in images.shape[-2:])
@@ -189,4 +208,4 @@ def build_segmenter(
         head = EmbeddingHead(decoder.channels, arguments.embedding_dim, arguments.num_classes)
     else:
         head = SoftmaxHead(decoder.channels, arguments.num_classes)
-    return Segmenter(backbone, decoder, head)
+    return Segmenter(backbone, decoder, head, input_scale=arguments.input_scale)

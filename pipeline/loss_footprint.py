@@ -22,7 +22,13 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from models.heads import EmbeddingHead
 from models.nearest import nearest_classes
 from models.segmenter import Segmenter
-from pipeline.objective import Losses, embedding_cross_entropy, full_resolution_rows, segmentation_losses
+from pipeline.objective import (
+    Losses,
+    draw_pixels,
+    embedding_cross_entropy,
+    full_resolution_rows,
+    segmentation_losses,
+)
 from pipeline.settings import LossSettings
 
 _FEW_CLASSES = 64
@@ -124,6 +130,11 @@ def losses_without_values(
         return segmentation_losses(segmenter, output, target, settings)
     assert work is not None
     pixel_embeddings = full_resolution_rows(output, target.shape[-2:])  # (P, D)
+    if settings.pixel_budget is not None:
+        every_pixel = torch.arange(target.numel())
+        pixel_embeddings, _ = draw_pixels(
+            pixel_embeddings, target.flatten(), every_pixel, settings.pixel_budget
+        )
     class_embeddings = head.class_embeddings
     total = _Allocate.apply(pixel_embeddings, class_embeddings, work.of_cross_entropy(len(pixel_embeddings)))
     separation = torch.zeros_like(total)

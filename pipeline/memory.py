@@ -22,7 +22,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from models.segmenter import Segmenter
 from pipeline.errors import MemoryProblem, UsageProblem
@@ -225,7 +225,17 @@ def _step(
     result = losses(segmenter, output, target)
     optimizer.zero_grad(set_to_none=True)
     result.total.backward()
-    optimizer.step()
+    if isinstance(optimizer, torch.optim.AdamW) and isinstance(pixels, FakeTensor):
+        _adamw_without_values(optimizer)
+    else:
+        optimizer.step()
+
+
+def _adamw_without_values(optimizer: torch.optim.AdamW) -> None:
+    """Allocates what a step of AdamW does; the step itself reads its count, and fake tensors have no values."""
+    for state in optimizer.state.values():
+        root = state["exp_avg_sq"].sqrt()
+        _ = root / 1.0
 
 
 def _build(settings: Settings, num_classes: int) -> Segmenter:
@@ -239,10 +249,15 @@ def _build(settings: Settings, num_classes: int) -> Segmenter:
 def _replace_tensors(module: nn.Module, mode: FakeTensorMode) -> None:
     """Replaces parameters and buffers by fake ones. Building under the mode fails for some models."""
     for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None:
-                fake = mode.from_tensor(parameter.detach())
-                part._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
+        for name, parameter in list(part._parameters.items()):
+            if parameter is None:
+                continue
+            fake = mode.from_tensor(parameter.detach())
+            if parameter.requires_grad:
+                part._parameters[name] = nn.Parameter(fake)
+            else:  # the tracker hooks every parameter's gradient, and a frozen one has none
+                del part._parameters[name]
+                part.register_buffer(name, fake)
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = mode.from_tensor(buffer)

@@ -21,6 +21,7 @@ def segmenter_arguments(settings: ModelSettings, num_classes: int) -> SegmenterA
         head=settings.head,
         embedding_dim=settings.embedding_dim,
         batch_norm_momentum=settings.batch_norm_momentum,
+        input_scale=settings.input_scale,
     )
 
 

@@ -44,7 +44,7 @@ def segmentation_losses(
         output: (N, D, h, w) pixel embeddings, or (N, C, h, w) logits of a softmax head.
         target: (N, H, W) int64 train ids or IGNORE_INDEX.
         settings: which loss.
-        generator: draws the negatives of `sampled`; on the output's device.
+        generator: draws the pixels of `pixel_budget` and the negatives of `sampled`; on the output's device.
 
     Returns:
         The losses; a batch without labelled pixels gives a finite zero cross-entropy.
@@ -55,6 +55,7 @@ def segmentation_losses(
         labelled = (targets != IGNORE_INDEX).sum().clamp(min=1)
         summed = F.cross_entropy(rows, targets, ignore_index=IGNORE_INDEX, reduction="sum")
         return Losses(summed / labelled, (summed / labelled).detach(), torch.zeros_like(summed).detach())
+    rows, targets = _within_budget(rows, targets, settings.pixel_budget, generator)
     class_embeddings = head.class_embeddings  # (C, D), normalised once for both terms
     cross_entropy = embedding_cross_entropy(rows, class_embeddings, targets, settings, generator)
     total, separation = cross_entropy, torch.zeros_like(cross_entropy)
@@ -66,6 +67,35 @@ def segmentation_losses(
         )
         total = cross_entropy + settings.separation_weight * separation
     return Losses(total, cross_entropy.detach(), separation.detach())
+
+
+def _within_budget(
+    rows: Tensor, targets: Tensor, budget: int | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    if budget is None:
+        return rows, targets
+    return draw_pixels(rows, targets, torch.nonzero(targets != IGNORE_INDEX).squeeze(1), budget, generator)
+
+
+def draw_pixels(
+    rows: Tensor, targets: Tensor, labelled: Tensor, budget: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """At most `budget` of the labelled rows, each as likely as any other, and their targets.
+
+    The mean over them estimates the mean over all. The loss's arithmetic is proportional to the rows, which
+    is most of a step on a CPU; the network's does not change.
+
+    Args:
+        rows: (P, K).
+        targets: (P,).
+        labelled: (L,) int64, the rows to draw from.
+        budget: how many to keep.
+        generator: on the device of the rows.
+    """
+    if len(labelled) > budget:
+        order = torch.randperm(len(labelled), generator=generator, device=labelled.device)
+        labelled = labelled[order[:budget]]
+    return rows.index_select(0, labelled), targets.index_select(0, labelled)
 
 
 def full_resolution_rows(output: Tensor, size: Sequence[int]) -> Tensor:

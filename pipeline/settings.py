@@ -72,6 +72,10 @@ class ModelSettings(Section):
         0.01, description="momentum of the backbone's batch-norm statistics (0.01 in the paper's code)"
     )
 
+    input_scale: Annotated[float, Field(gt=0, le=4)] = Field(
+        1.0, description="factor by which the network resizes images; loss and metrics stay at full size"
+    )
+
     @model_validator(mode="after")
     def _one_source_of_weights(self) -> ModelSettings:
         if self.pretrained and self.weights is not None:
@@ -92,6 +96,9 @@ class LossSettings(Section):
         0.2, description="least wanted distance between two class embeddings"
     )
     separation_weight: NonNegativeFloat = 1.0
+    pixel_budget: Positive | None = Field(
+        None, description="labelled pixels of a step that the loss takes, drawn at random (null: all)"
+    )
     work_memory_mib: Positive = Field(32, description="budget of the loss's work buffer")
 
 

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from models.backbone import OutputStrideWarning
@@ -156,3 +157,21 @@ def test_unknown_arguments_are_refused_by_name():
         SegmenterArguments.from_dict({"backbone": "test_resnet"})
     with pytest.raises(ValueError, match=r"head is 'linear'; allowed: .*'softmax'"):
         build(head="linear")
+
+
+@pytest.mark.parametrize("head", ["embedding", "softmax"])
+def test_an_input_scale_is_resizing_before_the_network(head):
+    whole = build("test_resnet", head).eval()
+    halved = build("test_resnet", head, input_scale=0.5).eval()
+    halved.load_state_dict(whole.state_dict())
+    images = torch.rand(2, 3, 71, 96)
+    resized = F.interpolate(images, size=(36, 48), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        torch.testing.assert_close(halved(images), whole(resized))
+    assert torch.equal(halved.predict(images), whole.predict(resized, (71, 96)))
+    assert halved.predict(images).shape == (2, 71, 96)
+
+
+def test_an_input_scale_of_zero_is_refused():
+    with pytest.raises(ValueError, match="input_scale is 0"):
+        build_segmenter(SegmenterArguments(num_classes=3, backbone="test_resnet", input_scale=0))

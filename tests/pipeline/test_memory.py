@@ -70,10 +70,22 @@ def test_prediction_is_within_five_percent_of_what_the_allocator_handed_out(
         {"name": "knn", "num_negatives": 7},
         {"name": "sampled", "num_negatives": 64},
         {"name": "exact", "similarity": "cosine", "separation_weight": 0.0, "work_memory_mib": 16},
+        {"name": "exact", "pixel_budget": 9_000},
     ],
 )
 def test_every_loss_is_within_five_percent_too(loss: dict[str, object]) -> None:
     settings = settings_of(batch_size=6, crop_size=96, **loss)
+    assert predict_bytes(settings, 1284) == pytest.approx(count_cpu_bytes(settings, 1284), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("model", "train"),
+    [({"input_scale": 0.75}, {}), ({}, {"optimizer": "adamw"}), ({}, {"freeze_backbone": True})],
+)
+def test_every_way_to_train_is_within_five_percent_too(
+    model: dict[str, object], train: dict[str, object]
+) -> None:
+    settings = with_changes(settings_of("resnet18", batch_size=2, crop_size=192), model=model, train=train)
     assert predict_bytes(settings, 1284) == pytest.approx(count_cpu_bytes(settings, 1284), rel=0.05)
 
 
