@@ -22,7 +22,7 @@ def bootstrap(
     ] = 0.1,
     holdout_seed: Annotated[int, typer.Option(help="Which images are kept back.")] = 0,
     overlap: Annotated[
-        str, typer.Option(help="Which annotation keeps a pixel claimed by several.")
+        str, typer.Option(help="Which annotation keeps a pixel claimed by several: first or smallest.")
     ] = "first",
     keep: Annotated[
         list[str] | None, typer.Option(help="Name or class id of a class to keep; repeat it for more.")

@@ -232,7 +232,7 @@ def _step(
 
 
 def _adamw_without_values(optimizer: torch.optim.AdamW) -> None:
-    """Allocates what a step of AdamW does; the step itself reads its count, and fake tensors have no values."""
+    """Allocates what AdamW's step does, which reads its count of steps: a value that fake tensors lack."""
     for state in optimizer.state.values():
         root = state["exp_avg_sq"].sqrt()
         _ = root / 1.0

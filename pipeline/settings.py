@@ -49,7 +49,7 @@ class DataSettings(Section):
         0.1, description="share of the train images kept back for choosing checkpoints"
     )
     holdout_seed: NonNegative = Field(0, description="which images are kept back")
-    overlap: Literal["first"] = Field(
+    overlap: Literal["first", "smallest"] = Field(
         "first", description="which annotation keeps a pixel claimed by several"
     )
     keep_classes: list[int | str] | None = Field(
@@ -113,6 +113,9 @@ class TrainSettings(Section):
     scale_min: PositiveFloat = 0.5
     scale_max: PositiveFloat = 2.0
     flip_probability: Share = 0.5
+    repeat_threshold: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="classes in a smaller share of the images are shown more often (null: no repeats)"
+    )
     optimizer: Literal["sgd", "adamw"] = "sgd"
     schedule: Literal["poly", "cosine"] = Field("poly", description="how the rate falls over the steps")
     learning_rate: PositiveFloat = 0.01

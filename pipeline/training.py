@@ -13,12 +13,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.checkpoint import Checkpoint, load_checkpoint, optimizer_tensors, restore_optimizer
 from pipeline.data.dataset import SegmentationDataset
 from pipeline.data.loaders import Batch, evaluation_loader, train_loader
+from pipeline.data.sampling import repeat_factors
 from pipeline.data.transforms import TrainTransform
 from pipeline.errors import DataProblem, Problem
 from pipeline.evaluation import evaluate
@@ -150,6 +152,7 @@ class _Training:
             seed=options.seed,
             start_step=self.step,
             num_workers=self.settings.runtime.num_workers,
+            factors=self._repeat_factors(),
         )
         title = f"train {self.settings.variant or ''}".strip()
         with StopRequest() as stop, Progress(title, options.steps, start=self.step) as progress:
@@ -175,6 +178,12 @@ class _Training:
             peak_memory_kind=self.memory.kind,
             device=str(self.device),
         )
+
+    def _repeat_factors(self) -> np.ndarray | None:
+        threshold = self.settings.train.repeat_threshold
+        if threshold is None:
+            return None
+        return repeat_factors(self.data.class_presence(), self.label_space.num_classes, threshold)
 
     def _optimise(self, batch: Batch) -> tuple[_Scalars, float]:
         options = self.settings.train

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -62,11 +63,12 @@ def train_loader(
     seed: int,
     start_step: int = 0,
     num_workers: int | Literal["auto"] = "auto",
+    factors: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """The batches of steps start_step..num_steps - 1.
 
-    They depend on the dataset, the transform, the batch size and the seed, not on the workers nor on where
-    the run was resumed.
+    They depend on the dataset, the transform, the batch size, the seed and the repeat factors, not on the
+    workers nor on where the run was resumed.
 
     Raises:
         DataProblem: the dataset is empty; and, when a batch is fetched, whatever Problem reading it met.
@@ -78,7 +80,12 @@ def train_loader(
             mend="check data.root and data.holdout_fraction, then bootstrap again",
         )
     batches = ShuffledBatches(
-        len(dataset), batch_size=batch_size, num_steps=num_steps, seed=seed, start_step=start_step
+        len(dataset),
+        batch_size=batch_size,
+        num_steps=num_steps,
+        seed=seed,
+        start_step=start_step,
+        factors=factors,
     )
     return _fetch(_Augmented(dataset, transform, seed), batches, num_workers)
 

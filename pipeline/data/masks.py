@@ -1,13 +1,15 @@
 """From the outlines of annotations to a mask of class ids.
 
-The rule where annotations overlap is the reference's, `first`: LVIS annotations are drawn before stuff, each
-in the order of its file, and the first one drawn keeps a pixel; so stuff fills what the things leave. An
+Where annotations overlap there are two rules. `first` is the reference's: LVIS annotations are drawn before
+stuff, each in the order of its file, and the first one drawn keeps a pixel; so stuff fills what the things
+leave. `smallest`: things still cover stuff, but among things, and among stuff, the one of fewest pixels keeps
+the pixel (a button on a shirt is button, whichever was annotated first), the first drawn among equals. An
 annotation whose class is unlabelled (0) claims its pixels like any other, so that leaving out a class never
 uncovers another one.
 
 Outlines are held as run lengths over the pixels column by column (COCO's RLE: background first, then
-alternating). Only the span between an annotation's first and last pixel is ever touched, and painting in
-reverse order makes the first annotation win without asking which pixels are taken.
+alternating). Only the span between an annotation's first and last pixel is ever touched, and painting from
+bottom to top makes the uppermost annotation win without asking which pixels are taken.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from pycocotools import mask as coco_mask
 
 from pipeline.errors import DataProblem, UsageProblem
 
-OverlapRule = Literal["first"]
-OVERLAP_RULES = ("first",)
+OverlapRule = Literal["first", "smallest"]
+OVERLAP_RULES = ("first", "smallest")
 
 REPAIR = "take the file from its source again, or remove this annotation"
 
@@ -36,11 +38,13 @@ class Shape:
         segmentation: polygons [[x, y, x, y, ...], ...] in pixels, or RLE {"size": [height, width], "counts":
             run lengths or COCO's string}.
         where: names the annotation in errors.
+        stuff: a background region, which things cover.
     """
 
     class_id: int
     segmentation: Any
     where: str
+    stuff: bool = False
 
 
 def draw_mask(shapes: Sequence[Shape], height: int, width: int, *, overlap: str = "first") -> np.ndarray:
@@ -50,7 +54,7 @@ def draw_mask(shapes: Sequence[Shape], height: int, width: int, *, overlap: str 
         shapes: LVIS first, then stuff, each in the order of its file.
         height: of the image, in pixels.
         width: of the image, in pixels.
-        overlap: which annotation keeps a pixel claimed by several; "first" is the module's rule.
+        overlap: which annotation keeps a pixel claimed by several, "first" or "smallest"; see the module.
 
     Returns:
         (height, width) int32 class ids, 0 = unlabelled. Never 8-bit: the reference's masks of images with
@@ -60,9 +64,10 @@ def draw_mask(shapes: Sequence[Shape], height: int, width: int, *, overlap: str 
         DataProblem: a broken outline.
         UsageProblem: an unknown overlap rule.
     """
+    check_overlap_rule(overlap)
     runs = [foreground_runs(shape.segmentation, height, width, shape.where) for shape in shapes]
     columns = np.zeros(height * width, dtype=np.int32)
-    for index in _bottom_to_top(shapes, overlap):
+    for index in _bottom_to_top(shapes, runs, overlap):
         for lengths in runs[index]:
             _paint(columns, lengths, shapes[index].class_id)
     return np.ascontiguousarray(columns.reshape(width, height).T)
@@ -76,10 +81,12 @@ def check_overlap_rule(overlap: str) -> None:
         )
 
 
-def _bottom_to_top(shapes: Sequence[Shape], overlap: str) -> Iterable[int]:
+def _bottom_to_top(shapes: Sequence[Shape], runs: Sequence[list[np.ndarray]], overlap: str) -> Iterable[int]:
     """The places of the shapes in the order of painting; what comes later covers what came before."""
-    check_overlap_rule(overlap)
-    return range(len(shapes) - 1, -1, -1)
+    if overlap == "first":
+        return range(len(shapes) - 1, -1, -1)
+    areas = [sum(int(lengths[1::2].sum()) for lengths in of_shape) for of_shape in runs]
+    return sorted(range(len(shapes)), key=lambda index: (shapes[index].stuff, areas[index], index))[::-1]
 
 
 def _paint(columns: np.ndarray, lengths: np.ndarray, class_id: int) -> None:

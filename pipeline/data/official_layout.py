@@ -108,7 +108,8 @@ class OfficialLayout:
                 _check_same_size(image, file)
                 for annotation in file.by_image.get(image.image_id, ()):
                     where = f"{file.name}: image {image.image_id}, annotation {annotation['id']}"
-                    yield Shape(class_ids[annotation["category_id"]], annotation["segmentation"], where)
+                    class_id = class_ids[annotation["category_id"]]
+                    yield Shape(class_id, annotation["segmentation"], where, stuff=source == STUFF)
 
 
 def held_out(image_ids: Sequence[int], fraction: float, seed: int) -> set[int]:

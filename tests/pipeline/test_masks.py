@@ -183,6 +183,42 @@ def test_any_string_is_either_the_whole_image_or_refused(text: str) -> None:
     np.testing.assert_array_equal(draw_mask([Shape(1, {"size": [8, 8], "counts": text}, "")], 8, 8), decoded)
 
 
+def test_the_smallest_thing_is_on_top_of_the_same_8_by_8_drawing() -> None:
+    """A thing of 4 pixels shows on the larger one before it; all things cover the stuff, small as it is."""
+    shapes = [
+        Shape(1, box(1, 1, 7, 7), "large thing, first"),
+        Shape(2, box(2, 2, 4, 4), "small thing, second"),
+        Shape(3, box(3, 3, 5, 5), "as small, third"),
+        Shape(7, whole(), "wide stuff", stuff=True),
+        Shape(8, box(0, 0, 2, 2), "small stuff", stuff=True),
+    ]
+    drawing = """
+        8 8 7 7 7 7 7 7
+        8 1 1 1 1 1 1 7
+        7 1 2 2 1 1 1 7
+        7 1 2 2 3 1 1 7
+        7 1 1 3 3 1 1 7
+        7 1 1 1 1 1 1 7
+        7 1 1 1 1 1 1 7
+        7 7 7 7 7 7 7 7
+    """
+    expected = [[int(c) for c in line.split()] for line in drawing.split("\n") if line.split()]
+    assert draw_mask(shapes, 8, 8, overlap="smallest").tolist() == expected
+    first = draw_mask(shapes, 8, 8)
+    assert set(first.ravel()) == {1, 7}
+
+
+@given(overlapping())
+@settings(max_examples=100, deadline=None)
+def test_smallest_equals_first_of_the_annotations_sorted_by_size(case: Any) -> None:
+    height, width, annotations = case
+    shapes = [Shape(class_id, encode(inside), "") for class_id, inside in annotations]
+    by_size = sorted(annotations, key=lambda annotation: int(annotation[1].sum()))
+    np.testing.assert_array_equal(
+        draw_mask(shapes, height, width, overlap="smallest"), whole_mask_arithmetic(by_size, height, width)
+    )
+
+
 def test_an_unknown_overlap_rule_is_refused() -> None:
     with pytest.raises(UsageProblem, match="largest"):
         draw_mask([Shape(1, whole(), "")], 8, 8, overlap="largest")
