@@ -18,9 +18,8 @@ from torch import Tensor
 from models.nearest import compute_dtype, full_precision
 from models.tiles import CosineTiles, DistanceTiles
 
-# Pixels in a tile of all classes. Two tiles are held, an eighth of the buffer each at most: what needs
-# refining may take five more for a moment. With fewer pixels, moving the class gradient costs the most.
-_ENOUGH_ROWS = 32
+# Two tiles are held, an eighth of the buffer each: what needs refining may take five more for a moment. With
+# fewer pixels in a tile of all classes than these, moving the class gradient costs the most.
 _FEWEST_ROWS = 8
 _BLOCK_ROWS = 512  # pixels in a tile of some classes
 
@@ -133,13 +132,11 @@ def _tile_shape(num_pixels: int, classes: Tensor, work_bytes: int) -> tuple[int,
     """Return the pixels and classes of a tile, and the elements it may have."""
     num_classes, dim = classes.shape
     most_elements = max(1, work_bytes // 8 // classes.element_size())
-    cached = most_elements // 2  # measured: 2 MiB of a 32 MiB buffer is fastest while that is pixels enough
-    most_rows = max(1, min(num_pixels, cached // (4 * (dim + 2))))  # a chunk takes about 6 D a pixel
-    columns = num_classes
-    rows = min(most_rows, max(cached // num_classes, min(_ENOUGH_ROWS, most_elements // num_classes)))
+    most_rows = max(1, min(num_pixels, most_elements // (8 * (dim + 2))))  # a chunk takes about 6 D a pixel
+    rows, columns = min(most_rows, most_elements // num_classes), num_classes
     if rows < min(most_rows, _FEWEST_ROWS):
         rows = min(most_rows, _BLOCK_ROWS)
-        columns = min(num_classes, max(1, cached // rows))
+        columns = min(num_classes, max(1, most_elements // rows))
     return rows, columns, rows * columns
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_LEAST_SHARE = 1e-30  # well above what underflows
 _NEAR = 2.0**-12  # share of the squared norms below which a squared distance is formed from differences
 
 
@@ -75,11 +76,18 @@ class Tiles:
         if self.offsets is not None:
             logits += self.offsets[start:stop]
         torch.softmax(logits, dim=1, out=shares)
-        # The largest share is exp(largest logit - normaliser) and never underflows.
-        normalisers = logits.amax(dim=1) - shares.amax(dim=1).log_()
+        normalisers = self._normalisers(logits, shares, chunk)
         if self.offsets is not None:
             logits -= self.offsets[start:stop]
         return logits, shares, normalisers
+
+    def _normalisers(self, logits: Tensor, shares: Tensor, chunk: PixelChunk) -> Tensor:
+        """A share is exp(logit - normaliser): read off the targets, off the largest if those underflow."""
+        if shares.shape[1] == chunk.num_classes:
+            of_targets = shares.gather(1, chunk.target[:, None])[:, 0]
+            if bool(of_targets.amin() > _LEAST_SHARE):
+                return chunk.target_logits - of_targets.log_()
+        return logits.amax(dim=1) - shares.amax(dim=1).log_()
 
     def _fill(self, logits: Tensor, chunk: PixelChunk, start: int, stop: int) -> None:
         raise NotImplementedError

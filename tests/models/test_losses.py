@@ -181,6 +181,21 @@ def test_pixels_that_sit_on_classes_are_exact_and_have_finite_gradients(work_byt
         assert gradient.abs().max() < 1
 
 
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("temperature", [0.05, 0.012])
+def test_targets_that_are_the_least_likely_class_of_all(similarity: str, temperature: float) -> None:
+    """Their share of the softmax is 1e-17 or has underflowed to zero; the loss is large, not infinite."""
+    pixels, classes, _ = problem(40, 301, 8, torch.float64)
+    target = dense_logits(pixels, classes, similarity, 1.0).argmin(dim=1)
+    single = [tensor.detach().float().requires_grad_() for tensor in (pixels, classes)]
+    loss = exact_cross_entropy(*single, target, similarity=similarity, temperature=temperature)
+    expected = dense(pixels, classes, target, similarity, temperature)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    wanted = torch.autograd.grad(expected, (pixels, classes))
+    for gradient, of_dense in zip(torch.autograd.grad(loss, single), wanted, strict=True):
+        torch.testing.assert_close(gradient.double(), of_dense, rtol=1e-4, atol=1e-5)
+
+
 def test_very_cold_logits_neither_overflow_nor_vanish():
     pixels, classes, target = problem(40, 30, 6, torch.float64)
     for similarity in SIMILARITIES:
