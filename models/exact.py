@@ -20,7 +20,7 @@ from models.tiles import CosineTiles, DistanceTiles
 
 # Two tiles are held, an eighth of the buffer each: what needs refining may take five more for a moment. With
 # fewer pixels in a tile of all classes than these, moving the class gradient costs the most.
-_FEWEST_ROWS = 8
+_FEWEST_ROWS, _ENOUGH_ROWS = 8, 32
 _BLOCK_ROWS = 512  # pixels in a tile of some classes
 
 
@@ -58,7 +58,7 @@ class ExactCrossEntropy(torch.autograd.Function):
         classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
         rows = labelled_rows(target, ignore_index)
         count = len(target) if rows is None else len(rows)
-        size, columns, tile_elements = _tile_shape(count, classes, work_bytes)
+        size, columns, tile_elements = _tile_shape(count, classes, work_bytes, similarity)
         make_tiles = DistanceTiles if similarity == "distance" else CosineTiles
         pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
         total = classes.new_zeros((), dtype=torch.float64)
@@ -128,10 +128,12 @@ def row_chunks(rows: Tensor | None, count: int, size: int) -> Iterator[slice | T
         yield slice(first, last) if rows is None else rows[first:last]
 
 
-def _tile_shape(num_pixels: int, classes: Tensor, work_bytes: int) -> tuple[int, int, int]:
+def _tile_shape(num_pixels: int, classes: Tensor, work_bytes: int, similarity: str) -> tuple[int, int, int]:
     """Return the pixels and classes of a tile, and the elements it may have."""
     num_classes, dim = classes.shape
     most_elements = max(1, work_bytes // 8 // classes.element_size())
+    if similarity == "cosine":  # refines nothing, so that tiles may grow where they would be flat
+        most_elements = min(3 * most_elements, max(most_elements, _ENOUGH_ROWS * num_classes))
     most_rows = max(1, min(num_pixels, most_elements // (8 * (dim + 2))))  # a chunk takes about 6 D a pixel
     rows, columns = min(most_rows, most_elements // num_classes), num_classes
     if rows < min(most_rows, _FEWEST_ROWS):

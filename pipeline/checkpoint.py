@@ -1,13 +1,16 @@
 """Checkpoints that describe themselves: one safetensors file, written atomically, read without pickle.
 
 The header holds everything needed to rebuild the model and to go on: the segmenter's arguments, the label
-space, the settings, the step, and the progress made. Tensors are the model's ("model.NAME") and, in a
-checkpoint to resume from, the optimiser's ("optimizer.INDEX.NAME").
+space, the settings, the step, the progress made, and a checksum of the tensors, which is compared whenever
+they are read. Tensors are the model's ("model.NAME") and, in a checkpoint to resume from, the optimiser's
+("optimizer.INDEX.NAME").
 """
 
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,9 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Writes the file so that `path` holds either the old or the new checkpoint, never a part of one."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.items()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.items()}
+        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
         header = {
             "format": FORMAT,
             "arguments": self.arguments.to_dict(),
@@ -56,10 +62,8 @@ class Checkpoint:
             "settings": self.settings,
             "step": self.step,
             "progress": self.progress,
+            "checksum": _checksum(tensors),
         }
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.items()}
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.items()}
-        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={"kiloseg": json.dumps(header)})
 
@@ -103,6 +107,13 @@ def load_checkpoint(path: Path, *, header_only: bool = False) -> Checkpoint:
             allowed=f"format {FORMAT}",
             mend="train again with this version",
         )
+    if not header_only and header["checksum"] != _checksum(tensors):
+        raise DataProblem(
+            "damaged checkpoint",
+            where=path,
+            found="tensors of another checksum than the header's",
+            mend="remove the file and train again; training goes on from the checkpoint before",
+        )
     return Checkpoint(
         arguments=SegmenterArguments.from_dict(header["arguments"]),
         label_space=LabelSpace.from_dict(header["label_space"]),
@@ -112,6 +123,14 @@ def load_checkpoint(path: Path, *, header_only: bool = False) -> Checkpoint:
         model=_under("model.", tensors),
         optimizer=_under("optimizer.", tensors),
     )
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of the bytes of all tensors, in the order of their names."""
+    value = 0
+    for name in sorted(tensors):
+        value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, value)
+    return value
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,22 +64,30 @@ class TrainResult:
 
 
 def checkpoint_folder(settings: Settings) -> Path:
-    """Folder of this variant's `best.safetensors` and `last.safetensors`."""
+    """Folder of this variant's `best.safetensors`, and, to resume from, `last` and `previous.safetensors`."""
     return settings.project / "checkpoints" / (settings.variant or "default")
 
 
 def interrupted_state(settings: Settings) -> TrainState | None:
     """The state of an unfinished run under these very settings, or None."""
-    checkpoint = _interrupted(settings, checkpoint_folder(settings) / "last.safetensors", header_only=True)
+    checkpoint = _interrupted(settings, checkpoint_folder(settings), header_only=True)
     return None if checkpoint is None else TrainState(**checkpoint.progress)
 
 
-def _interrupted(settings: Settings, last: Path, *, header_only: bool = False) -> Checkpoint | None:
-    if not last.exists():
-        return None
-    checkpoint = load_checkpoint(last, header_only=header_only)
-    same = checkpoint.settings == settings.flat() and not checkpoint.progress["finished"]
-    return checkpoint if same else None
+def _interrupted(settings: Settings, folder: Path, *, header_only: bool = False) -> Checkpoint | None:
+    """The last checkpoint of an unfinished run under these settings, or the one before if that is damaged."""
+    for name in ("last", "previous"):
+        path = folder / f"{name}.safetensors"
+        if not path.exists():
+            continue
+        try:
+            checkpoint = load_checkpoint(path, header_only=header_only)
+        except DataProblem as problem:
+            print(f"warning: {problem.what}: {path}: passed over", file=sys.stderr, flush=True)
+            continue
+        same = checkpoint.settings == settings.flat() and not checkpoint.progress["finished"]
+        return checkpoint if same else None
+    return None
 
 
 def train(settings: Settings, tracker: Tracker, *, folder: Path | None = None) -> TrainResult:
@@ -103,7 +112,7 @@ class _Training:
 
     def __init__(self, settings: Settings, tracker: Tracker, folder: Path) -> None:
         self.settings, self.tracker = settings, tracker
-        self.best, self.last = folder / "best.safetensors", folder / "last.safetensors"
+        self.folder, self.best = folder, folder / "best.safetensors"
         self.device = choose_device(settings.runtime.device)
         set_threads(settings.runtime.threads)
         self.memory = PeakMemory(self.device)
@@ -128,7 +137,7 @@ class _Training:
         self._resume()
 
     def _resume(self) -> None:
-        checkpoint = _interrupted(self.settings, self.last)
+        checkpoint = _interrupted(self.settings, self.folder)
         if checkpoint is None:
             return
         self.segmenter.load_state_dict(checkpoint.model)
@@ -249,7 +258,12 @@ class _Training:
 
     def _save_last(self) -> None:
         self.state.peak_memory_gib = max(self.state.peak_memory_gib, self.memory.gib())
-        self._checkpoint(optimizer_tensors(self.optimizer)).save(self.last)
+        last, previous = self.folder / "last.safetensors", self.folder / "previous.safetensors"
+        if last.exists():
+            last.replace(previous)
+        self._checkpoint(optimizer_tensors(self.optimizer)).save(last)
+        if self.state.finished:
+            previous.unlink(missing_ok=True)
 
     def _checkpoint(self, optimizer: dict[str, Tensor] | None = None) -> Checkpoint:
         return Checkpoint(

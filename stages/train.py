@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from pipeline.mlflow_tracker import open_run
+from pipeline.out_of_memory import explained_memory
 from pipeline.results import write_training
 from pipeline.runtime import run
 from pipeline.settings import load_settings, variant_argument
@@ -18,7 +19,8 @@ def main(variant: str) -> None:
     """Trains in the MLflow run of an interrupted training under the same settings, or in a new one."""
     settings = load_settings(variant=variant)
     interrupted = interrupted_state(settings)
-    with open_run(settings, run_id=interrupted.run_id if interrupted else None) as tracker:
+    run_id = interrupted.run_id if interrupted else None
+    with explained_memory(settings), open_run(settings, run_id=run_id) as tracker:
         tracker.log_data(settings, "train", context="training")
         result = train(settings, tracker)
     write_training(settings, result)

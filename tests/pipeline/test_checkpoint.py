@@ -87,3 +87,14 @@ def test_bad_files_are_named(tmp_path: Path, label_space: LabelSpace) -> None:
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(DataProblem, match="format None"):
         load_checkpoint(path)
+
+
+def test_a_single_flipped_bit_is_noticed(tmp_path: Path, label_space: LabelSpace) -> None:
+    path = tmp_path / "a.safetensors"
+    make(label_space)[0].save(path)
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(DataProblem, match="damaged checkpoint"):
+        load_checkpoint(path)
+    assert load_checkpoint(path, header_only=True).step == 7

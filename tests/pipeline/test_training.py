@@ -124,6 +124,34 @@ train(load_settings(variant="exact"), Recorder(at=7, do=kill))
     assert sorted(resumed.losses) == [7, 8]
 
 
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
+    settings: Settings, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed = Recorder()
+    train(settings, undisturbed, folder=settings.project / "whole")
+    assert not (settings.project / "whole" / "previous.safetensors").exists()
+
+    def crash() -> None:
+        raise MemoryError("as if killed")
+
+    first = Recorder(at=7, do=crash)  # checkpoints of steps 4 and 6 are there
+    with pytest.raises(MemoryError):
+        train(settings, first)
+    last = checkpoint_folder(settings) / "last.safetensors"
+    content = bytearray(last.read_bytes())
+    content[-1000] ^= 1
+    if damage == "gone":  # as if killed between moving the old one aside and writing the new
+        last.unlink()
+    else:
+        last.write_bytes(content if damage == "bit" else content[:-1000])
+    second = Recorder()
+    train(settings, second)
+    assert min(second.losses) == 5
+    assert {**first.losses, **second.losses} == undisturbed.losses
+    assert ("checkpoint: " in capsys.readouterr().err) == (damage != "gone")
+
+
 def test_other_settings_start_anew(settings: Settings, project: Path) -> None:
     first = Recorder(at=5, do=lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Interrupted):

@@ -1,0 +1,49 @@
+"""A step that does not fit ends with code 4 and the batch that would."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.settings import load_settings
+
+LIMITED = """
+import resource, sys
+import torch
+from pathlib import Path
+from pipeline.out_of_memory import explained_memory
+from pipeline.runtime import run
+from pipeline.settings import load_settings
+from pipeline.tracking import NoTracker
+from pipeline.training import train
+
+torch.ones(1, requires_grad=True).sum().backward()  # starts autograd's threads, which need address space
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + 2**30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+settings = load_settings(variant="softmax", overrides={"train.batch_size": 32, "train.crop_size": 192})
+
+def main():
+    with explained_memory(settings):
+        train(settings, NoTracker())
+
+sys.exit(run(main))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")
+def test_an_allocation_that_fails_is_explained_and_ends_with_code_4(bootstrapped_project: Path) -> None:
+    assert load_settings(bootstrapped_project / "params.yaml", variant="softmax").model.head == "softmax"
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED], cwd=bootstrapped_project, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 4, done.stderr
+    message = done.stderr[done.stderr.index("error: out of memory") :]
+    assert "Traceback" not in message
+    assert "batch_size 32, crop_size 192" in message
+    assert "predicted need" in message
+    assert re.search(r"set train.batch_size to \d+ \(predicted", message), message
