@@ -216,7 +216,8 @@ def main(
             again.append([bench.cell(variant, seed, count) for seed in range(seeds)])
         sections.append(f"{title}, equal time\n{table(again)}")
     device = choose_device(bench.settings(REFERENCE, 0, steps).runtime.device).type
-    changed = " ".join(f"{key}={value}" for key, value in overrides.items() if not isinstance(value, str))
+    paths = ("data.root", "model.weights")  # of this machine
+    changed = " ".join(f"{key}={value}" for key, value in overrides.items() if key not in paths)
     sections.insert(0, f"{describe_machine(device)}\nsteps {steps}, changed settings: {changed or 'none'}")
     print("\n\n".join(sections))
     if keep:
