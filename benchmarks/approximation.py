@@ -35,7 +35,8 @@ from pipeline.data.tiny import generate_tiny
 from pipeline.errors import UsageProblem
 from pipeline.evaluation import evaluate
 from pipeline.runtime import choose_device, run
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
+from pipeline.settings_file import load_settings
 from pipeline.tracking import NoTracker
 from pipeline.training import train
 

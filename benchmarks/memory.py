@@ -18,7 +18,7 @@ import typer
 from benchmarks.record import describe_machine, save
 from pipeline.memory import HEADS, count_cpu_bytes, predict_bytes, with_changes
 from pipeline.runtime import run
-from pipeline.settings import load_settings
+from pipeline.settings_file import load_settings
 
 MIB = 2**20
 BACKBONES = {"resnet50": 16, "convnext_tiny": 32, "vit_small_patch16_224": 16}  # with their output strides

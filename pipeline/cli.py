@@ -66,7 +66,7 @@ def evaluate(
 
     from pipeline.results import best_checkpoint, judge
     from pipeline.runtime import choose_device, set_threads
-    from pipeline.settings import load_settings
+    from pipeline.settings_file import load_settings
 
     settings = load_settings(params, variant=variant)
     set_threads(settings.runtime.threads)
@@ -83,7 +83,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 5000,
 ) -> None:
     """Open MLflow's comparison UI on the store that the runs went to."""
-    from pipeline.settings import load_settings
+    from pipeline.settings_file import load_settings
     from pipeline.tracking import tracking_uri
 
     uri = tracking_uri(load_settings(params))

@@ -75,7 +75,7 @@ def show(
 ) -> None:
     """Write a picture of one image with its classes laid over it by colour and name."""
     from pipeline.data.export import overlay
-    from pipeline.settings import load_settings
+    from pipeline.settings_file import load_settings
 
     picture = overlay(out, root or load_settings().data.root, image_id)
     to = to or Path(f"{image_id:012d}.png")

@@ -28,7 +28,8 @@ from pipeline.installation import (
     look_at_versions,
 )
 from pipeline.runtime import GIB
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
+from pipeline.settings_file import load_settings
 from pipeline.tracking import tracking_uri
 
 __all__ = ["Finding", "examine", "show"]

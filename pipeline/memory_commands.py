@@ -32,7 +32,7 @@ def memory(
     ] = None,
 ) -> None:
     """Predict, without a GPU, the peak memory of one training step; measure it too where there is one."""
-    from pipeline.settings import load_settings
+    from pipeline.settings_file import load_settings
 
     budget_bytes = None if budget is None else parse_budget(budget)
     settings = load_settings(params, variant=variant)

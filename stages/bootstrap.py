@@ -7,7 +7,7 @@ import sys
 from pipeline.data.bootstrap import bootstrap
 from pipeline.data.loaders import resolve_num_workers
 from pipeline.runtime import run
-from pipeline.settings import load_settings
+from pipeline.settings_file import load_settings
 
 
 def main() -> None:

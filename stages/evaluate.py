@@ -11,7 +11,7 @@ from pipeline.checkpoint import load_checkpoint
 from pipeline.mlflow_tracker import open_run
 from pipeline.results import evaluate_variant, results_folder
 from pipeline.runtime import run
-from pipeline.settings import load_settings, variant_argument
+from pipeline.settings_file import load_settings, variant_argument
 from pipeline.training import checkpoint_folder
 
 

@@ -7,7 +7,7 @@ import sys
 
 from pipeline.memory import as_json, measuring_device, memory_rows
 from pipeline.runtime import run, set_threads, write_text
-from pipeline.settings import load_settings
+from pipeline.settings_file import load_settings
 
 
 def main() -> None:

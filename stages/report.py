@@ -8,7 +8,7 @@ import sys
 from pipeline.mlflow_tracker import log_to_finished_run
 from pipeline.reporting import write_comparison, write_report
 from pipeline.runtime import run
-from pipeline.settings import load_settings
+from pipeline.settings_file import load_settings
 
 
 def main() -> None:

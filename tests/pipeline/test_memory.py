@@ -24,7 +24,8 @@ from pipeline.memory import (
     with_changes,
 )
 from pipeline.memory_commands import parse_budget
-from pipeline.settings import LossSettings, Settings, load_settings
+from pipeline.settings import LossSettings, Settings
+from pipeline.settings_file import load_settings
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 MIB = 2**20

@@ -13,7 +13,8 @@ from mlflow.entities import ViewType
 
 from pipeline.errors import Problem
 from pipeline.mlflow_tracker import log_to_finished_run, open_run
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
+from pipeline.settings_file import load_settings
 from pipeline.tracking import tracking_uri
 
 

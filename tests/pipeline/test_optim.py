@@ -12,7 +12,8 @@ from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
 from pipeline.checkpoint import optimizer_tensors, restore_optimizer
 from pipeline.errors import UsageProblem
 from pipeline.optim import build_optimizer, set_learning_rate
-from pipeline.settings import TrainSettings, load_settings
+from pipeline.settings import TrainSettings
+from pipeline.settings_file import load_settings
 
 
 def build(head: str = "embedding") -> Segmenter:

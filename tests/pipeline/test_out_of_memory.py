@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.settings import load_settings
+from pipeline.settings_file import load_settings
 
 LIMITED = """
 import resource, sys
@@ -17,7 +17,7 @@ import torch
 from pathlib import Path
 from pipeline.out_of_memory import explained_memory
 from pipeline.runtime import run
-from pipeline.settings import load_settings
+from pipeline.settings_file import load_settings
 from pipeline.tracking import NoTracker
 from pipeline.training import train
 

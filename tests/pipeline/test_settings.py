@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageProblem
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
+from pipeline.settings_file import load_settings
 
 PROJECT = Path(__file__).parents[2]
 

@@ -15,7 +15,8 @@ import torch
 from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import DataProblem, Problem
 from pipeline.runtime import Interrupted
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
+from pipeline.settings_file import load_settings
 from pipeline.tracking import NoTracker
 from pipeline.training import checkpoint_folder, interrupted_state, train
 
@@ -112,7 +113,7 @@ def test_a_killed_process_resumes(settings: Settings) -> None:
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_training import Recorder
-from pipeline.settings import load_settings
+from pipeline.settings_file import load_settings
 from pipeline.training import train
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 train(load_settings(variant="exact"), Recorder(at=7, do=kill))

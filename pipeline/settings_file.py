@@ -1,0 +1,195 @@
+"""From params.yaml to settings: overrides applied, every key and value checked, paths made absolute.
+
+Whatever is wrong ends in one error that names the file, the key, the value and what is allowed. Paths are
+absolute because Ray and DVC change the working directory.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from pipeline.errors import UsageProblem
+from pipeline.settings import SECTIONS, Section, Settings
+
+
+def load_settings(
+    path: Path | str = "params.yaml",
+    *,
+    variant: str | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> Settings:
+    """Reads params.yaml into checked settings.
+
+    Args:
+        path: the file; relative paths in it are relative to its folder.
+        variant: name under `variants` whose overrides apply, or None for the plain settings.
+        overrides: further values by dotted key ("loss.num_negatives"), applied last.
+
+    Raises:
+        UsageProblem: missing or malformed file, unknown key, wrong type, value out of range, unknown variant.
+    """
+    path = Path(path).resolve()
+    tree = _read_yaml(path)
+    if variant is not None:
+        variants = tree.get("variants") or {}
+        if not isinstance(variants, dict) or variant not in variants:
+            raise UsageProblem(
+                f"unknown variant {variant!r}",
+                where=f"{path}: variants",
+                allowed=", ".join(variants) or "none is defined",
+                mend="name one of these, or add it under variants",
+            )
+        for name in variants:
+            _check(
+                path, _with_variant(path, tree, name), name
+            )  # so that a mistake in any of them surfaces now
+        tree = _with_variant(path, tree, variant)
+    for key, value in (overrides or {}).items():
+        _override(tree, key, value, where=f"override {key}")
+    return _check(path, tree, variant)
+
+
+def variant_argument(arguments: list[str]) -> str:
+    """The one argument of a stage that works on a variant.
+
+    Raises:
+        UsageProblem: none, or more than one.
+    """
+    if len(arguments) != 2:
+        raise UsageProblem(
+            "a stage works on one variant",
+            found=f"{len(arguments) - 1} arguments",
+            allowed="the name of one variant of params.yaml",
+        )
+    return arguments[1]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageProblem(
+            "no settings file",
+            where=path,
+            mend="run inside the project, or name the file with --params",
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageProblem(
+            "the settings file is not valid YAML", where=path, found=error, mend="mend the line"
+        ) from error
+    if not isinstance(tree, dict):
+        raise UsageProblem("the settings file holds no sections", where=path, allowed=", ".join(SECTIONS))
+    return tree
+
+
+def _with_variant(path: Path, tree: dict[str, Any], variant: str) -> dict[str, Any]:
+    merged = copy.deepcopy(tree)
+    changes = merged["variants"][variant] or {}
+    if not isinstance(changes, dict) or not all(isinstance(values, dict) for values in changes.values()):
+        raise UsageProblem(
+            "a variant must map sections to keys",
+            where=f"{path}: variants.{variant}",
+            found=changes,
+            allowed="for example {loss: {name: knn}}",
+        )
+    for section, values in changes.items():
+        for key, value in values.items():
+            _override(merged, f"{section}.{key}", value, where=f"{path}: variants.{variant}")
+    return merged
+
+
+def _override(tree: dict[str, Any], key: str, value: object, where: str) -> None:
+    section, dot, name = key.partition(".")
+    if not dot or section not in ("data", "model", "loss", "train", "evaluate", "tracking", "runtime"):
+        raise UsageProblem(
+            "cannot override this key",
+            where=where,
+            found=key,
+            allowed="SECTION.KEY with a section of data, model, loss, train, evaluate, tracking, runtime",
+        )
+    if not isinstance(tree.get(section), dict):
+        tree[section] = {}
+    tree[section][name] = value
+
+
+def _check(path: Path, tree: dict[str, Any], variant: str | None) -> Settings:
+    for reserved in ("project", "variant"):
+        if reserved in tree:
+            raise _unknown_key(path, reserved, list(SECTIONS))
+    known = {
+        **tree,
+        "variants": {name: changes or {} for name, changes in (tree.get("variants") or {}).items()},
+    }
+    try:
+        settings = Settings.model_validate({**known, "project": path.parent, "variant": variant})
+    except ValidationError as error:
+        raise _explain(path, error) from None
+    return _absolute(settings)
+
+
+def _absolute(settings: Settings) -> Settings:
+    def resolve(value: Path) -> Path:
+        return (settings.project / value).resolve()
+
+    data = settings.data.model_copy(update={"root": resolve(settings.data.root)})
+    model = settings.model
+    if model.weights is not None:
+        model = model.model_copy(update={"weights": resolve(model.weights)})
+    return settings.model_copy(update={"data": data, "model": model})
+
+
+def _explain(path: Path, error: ValidationError) -> UsageProblem:
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        section = Settings.model_fields.get(location[0]) if len(location) > 1 else None
+        fields = section.annotation.model_fields if _is_section(section) else dict.fromkeys(SECTIONS)  # type: ignore[union-attr]
+        return _unknown_key(path, key, list(fields))
+    if first["type"] == "missing":
+        return UsageProblem("a setting is missing", where=f"{path}: {key}", mend="add it to the file")
+    return UsageProblem(
+        "a setting has a wrong value",
+        where=f"{path}: {key}" if key else path,
+        found=repr(first["input"]) if not isinstance(first["input"], dict) else "this combination",
+        allowed=_allowed(first),
+        mend=_field_help(location),
+    )
+
+
+def _is_section(field: FieldInfo | None) -> bool:
+    return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+
+
+def _allowed(error: Any) -> str:
+    message = str(error["msg"])
+    for opening in ("Input should be ", "Value error, "):
+        message = message.removeprefix(opening)
+    return message
+
+
+def _field_help(location: list[str]) -> str | None:
+    section = Settings.model_fields.get(location[0]) if location else None
+    if len(location) < 2 or not _is_section(section):
+        return None
+    field = section.annotation.model_fields.get(location[1])  # type: ignore[union-attr]
+    return None if field is None or field.description is None else f"{location[1]} is: {field.description}"
+
+
+def _unknown_key(path: Path, key: str, allowed: list[str]) -> UsageProblem:
+    close = difflib.get_close_matches(key.rpartition(".")[2], allowed, n=1)
+    return UsageProblem(
+        "unknown setting",
+        where=f"{path}: {key}",
+        found=key.rpartition(".")[2],
+        allowed=", ".join(allowed),
+        mend=f"did you mean {close[0]}?" if close else "remove it",
+    )
