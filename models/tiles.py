@@ -226,7 +226,9 @@ class DistanceTiles(Tiles):
         shares[rows, columns] = 0
         logits[rows, columns] = -1
         if self._floor is not None:
-            # Within rounding of a class the direction is noise: let it fade to zero instead of growing.
+            # Within rounding of a class the direction is noise: let it fade to zero instead of growing. Where
+            # the two are the same there is none: products would leave the rounding of large numbers.
+            shares.masked_fill_(logits == 0, 0)
             logits.clamp_max_(-self._floor)
         weights = shares.div_(logits)  # -p / |e' - w'|
         if gradient is not None:

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -65,6 +65,7 @@ def test_with_all_classes_every_loss_is_cross_entropy_on_all_logits(name, simila
 
 
 @settings(max_examples=12, deadline=None)
+@example(num_pixels=19, num_classes=153, dim=1, work_bytes=65_408, similarity="distance", name="exact")
 @given(
     num_pixels=st.integers(1, 60),
     num_classes=st.integers(1, 200),
