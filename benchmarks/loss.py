@@ -11,6 +11,7 @@ column is the time over the least the hardware needs (`lower_bound`).
 
 from __future__ import annotations
 
+import gc
 import importlib
 import math
 import time
@@ -246,6 +247,7 @@ def peak_extra_bytes(candidate: Candidate) -> int:
         return torch.cuda.max_memory_allocated() - before
     if candidate.predicted_steps > MOST_PROFILED:
         return peak_resident_bytes(candidate)
+    gc.collect()  # what was left over from before must not be freed while counting
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
+import resource
 from collections.abc import Iterator
 
 import torch
@@ -68,10 +68,5 @@ def _capacity(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     capacity = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if sys.platform != "win32":
-        import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit != resource.RLIM_INFINITY:
-            capacity = min(capacity, limit)
-    return capacity
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return capacity if limit == resource.RLIM_INFINITY else min(capacity, limit)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -24,7 +24,7 @@ from pycocotools import mask as coco_mask
 from pipeline.errors import DataProblem, UsageProblem
 
 OverlapRule = Literal["first", "smallest"]
-OVERLAP_RULES = ("first", "smallest")
+OVERLAP_RULES = get_args(OverlapRule)
 
 REPAIR = "take the file from its source again, or remove this annotation"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from small_dataset import box, whole
 
-from pipeline.data.masks import Shape, decode_counts, draw_mask, foreground_runs
+from pipeline.data.masks import OVERLAP_RULES, Shape, decode_counts, draw_mask, foreground_runs
 from pipeline.errors import DataProblem, UsageProblem
+from pipeline.settings import DataSettings
 
 # pycocotools' decode, which the code under test does without
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -217,6 +218,10 @@ def test_smallest_equals_first_of_the_annotations_sorted_by_size(case: Any) -> N
     np.testing.assert_array_equal(
         draw_mask(shapes, height, width, overlap="smallest"), whole_mask_arithmetic(by_size, height, width)
     )
+
+
+def test_the_settings_allow_the_rules_there_are() -> None:
+    assert get_args(DataSettings.model_fields["overlap"].annotation) == OVERLAP_RULES
 
 
 def test_an_unknown_overlap_rule_is_refused() -> None:
