@@ -3,14 +3,19 @@
     python -m benchmarks.approximation --steps 150 --save
     python -m benchmarks.approximation --root PATH --weights FILE --backbone tf_efficientnet_lite0 --save
 
-Each variant is trained as `pipeline.training` trains, with the settings of params.yaml, and judged on val by
-its last weights (validated once, at the end: nothing is chosen). Seeds are the same for all variants, so data
-order and initial weights are too. Time a step is that of the training loop, data loading included.
+Each variant is trained as `pipeline.training` trains, with the settings of params.yaml, and judged by its
+last weights (validated once, at the end: nothing is chosen) on val and on the images it learnt from. Seeds are
+the same for all variants, so data order and initial weights are too.
+
+Time a step comes first, from short trainings in turns: the median gap between two steps, data loading
+included. What is trained after that is judged by quality alone, so other work beside it changes no figure.
+`--times-only` stops there.
 
 Equal time: the learning rate falls to zero over the steps, so a curve read half-way would be unfair to
-whoever is slower. Instead each variant is trained again, with the steps that take it as long as exact took.
+whoever is slower. Instead each variant is trained again, with the steps that take it as long as exact takes.
 
-Every finished cell is a line of FOLDER/cells.jsonl. The same command goes on where it was stopped.
+Finished timings and cells are lines of FOLDER/times.jsonl and cells.jsonl. The same command goes on where it
+was stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +24,10 @@ import json
 import shutil
 import statistics
 import sys
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +42,7 @@ from pipeline.data.loaders import evaluation_loader
 from pipeline.data.tiny import generate_tiny
 from pipeline.errors import UsageProblem
 from pipeline.evaluation import evaluate
+from pipeline.metrics import Metrics
 from pipeline.runtime import choose_device, run
 from pipeline.settings import Settings
 from pipeline.settings_file import load_settings
@@ -48,6 +57,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "softmax": {"model.head": "softmax"},
 }
 SAME_TIME = 0.03  # variants whose time is this close to exact's are not trained again
+ROUNDS, TIMED_STEPS, UNTIMED_STEPS = 3, 24, 4  # of the short trainings that are timed
 
 
 @dataclass(frozen=True)
@@ -58,10 +68,27 @@ class Cell:
     variant: str
     seed: int
     steps: int
-    seconds_per_step: float
     miou: float
     pixel_accuracy: float
-    holdout_miou: float
+    train_miou: float
+    train_pixel_accuracy: float
+
+
+class StepClock(NoTracker):
+    """Notes when each step was logged (trainings of fewer than 400 steps log every one)."""
+
+    def __init__(self) -> None:
+        self.moments: list[float] = []
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Keeps the moment, not the numbers."""
+        if "train/loss" in metrics:
+            self.moments.append(time.perf_counter())
+
+    def seconds_per_step(self) -> float:
+        """Median gap between two steps, the first few left out."""
+        moments = self.moments[UNTIMED_STEPS:]
+        return statistics.median(later - earlier for earlier, later in pairwise(moments))
 
 
 @dataclass
@@ -94,66 +121,90 @@ class Bench:
                 keep_classes=data.keep_classes,
             )
 
+    def times(self, variants: list[str]) -> dict[str, list[float]]:
+        """Seconds a step of each variant, once a round; the variants take turns."""
+        times: dict[str, list[float]] = {variant: [] for variant in variants}
+        for turn in range(ROUNDS):
+            for variant in variants:
+                settings = self.settings(variant, turn, TIMED_STEPS)
+                key = json.dumps(settings.flat(), sort_keys=True)
+                known = [line["seconds"] for line in self._lines("times") if line["key"] == key]
+                if not known:
+                    clock = StepClock()
+                    checkpoints = self.folder / "checkpoints" / "timed"
+                    print(f"{variant}, timing {turn + 1} of {ROUNDS}", file=sys.stderr, flush=True)
+                    train(settings, clock, folder=checkpoints)
+                    shutil.rmtree(checkpoints)
+                    known = [clock.seconds_per_step()]
+                    self._append("times", {"key": key, "variant": variant, "seconds": known[0]})
+                times[variant].append(known[0])
+        return times
+
     def cell(self, variant: str, seed: int, steps: int) -> Cell:
         """The cell from the file, or trained now."""
         settings = self.settings(variant, seed, steps)
         key = json.dumps(settings.flat(), sort_keys=True)
-        for cell in self._finished():
-            if cell.key == key:
-                return cell
+        for line in self._lines("cells"):
+            if line["key"] == key:
+                return Cell(**line)
         checkpoints = self.folder / "checkpoints" / f"{variant}-{seed}-{steps}".replace(" ", "-")
         print(f"{variant}, seed {seed}, {steps} steps", file=sys.stderr, flush=True)
         result = train(settings, NoTracker(), folder=checkpoints)
+        val, seen = (_judge(settings, result.checkpoint, split) for split in ("val", "train"))
         cell = Cell(
             key=key,
             variant=variant,
             seed=seed,
             steps=steps,
-            seconds_per_step=result.state.seconds / steps,
-            holdout_miou=result.state.best_miou,
-            **_judge(settings, result.checkpoint),
+            miou=val.miou,
+            pixel_accuracy=val.pixel_accuracy,
+            train_miou=seen.miou,
+            train_pixel_accuracy=seen.pixel_accuracy,
         )
-        with (self.folder / "cells.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(cell)) + "\n")
+        self._append("cells", asdict(cell))
         shutil.rmtree(checkpoints)
         return cell
 
-    def _finished(self) -> list[Cell]:
-        path = self.folder / "cells.jsonl"
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        with (self.folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.folder / f"{name}.jsonl"
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        return [Cell(**json.loads(line)) for line in lines if line.endswith("}")]
+        return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def _judge(settings: Settings, checkpoint: Path) -> dict[str, Any]:
+def _judge(settings: Settings, checkpoint: Path, split: str) -> Metrics:
     device = choose_device(settings.runtime.device)
-    data = SegmentationDataset(settings.bootstrapped, settings.data.root, "val")
+    data = SegmentationDataset(settings.bootstrapped, settings.data.root, split)
     limit = settings.evaluate.max_images
-    metrics = evaluate(
+    return evaluate(
         load_checkpoint(checkpoint).segmenter().to(device),
         evaluation_loader(data, num_workers=settings.runtime.num_workers, limit=limit),
         frequencies=data.label_space.frequencies,
         device=device,
-        title="val",
+        title=split,
         total=min(len(data), limit or len(data)),
     ).metrics
-    return {"miou": metrics.miou, "pixel_accuracy": metrics.pixel_accuracy}
 
 
-def table(rows: list[list[Cell]]) -> str:
+def table(rows: list[list[Cell]], times: Mapping[str, list[float]]) -> str:
     """One line a variant: mean and standard deviation over the seeds."""
-    titles = ("steps", "ms/step", "seconds", "mIoU %", "pixel acc. %")
+    titles = ("steps", "ms/step", "seconds", "mIoU %", "pixel acc. %", "seen mIoU %", "seen acc. %")
     lines = [f"{'variant':15}{titles[0]:>7}" + "".join(f"{title:>16}" for title in titles[1:])]
     for cells in rows:
+        first, seconds = cells[0], times[cells[0].variant]
         columns = (
-            [1000 * cell.seconds_per_step for cell in cells],
-            [cell.steps * cell.seconds_per_step for cell in cells],
+            [1000 * value for value in seconds],
+            [first.steps * value for value in seconds],
             [100 * cell.miou for cell in cells],
             [100 * cell.pixel_accuracy for cell in cells],
+            [100 * cell.train_miou for cell in cells],
+            [100 * cell.train_pixel_accuracy for cell in cells],
         )
-        lines.append(
-            f"{cells[0].variant:15}{cells[0].steps:>7}"
-            + "".join(f"{_spread(column):>16}" for column in columns)
-        )
+        spreads = "".join(f"{_spread(column):>16}" for column in columns)
+        lines.append(f"{first.variant:15}{first.steps:>7}{spreads}")
     return "\n".join(lines)
 
 
@@ -162,10 +213,9 @@ def _spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}{deviation}"
 
 
-def equal_time_steps(steps: int, reference: list[Cell], cells: list[Cell]) -> int:
-    """Steps that take the variant as long as `steps` took the reference, by the medians over the seeds."""
-    seconds = (statistics.median(cell.seconds_per_step for cell in group) for group in (reference, cells))
-    ratio = next(seconds) / next(seconds)
+def equal_time_steps(steps: int, reference: list[float], seconds: list[float]) -> int:
+    """Steps that take the variant as long as `steps` take the reference, by the medians over the rounds."""
+    ratio = statistics.median(reference) / statistics.median(seconds)
     return steps if abs(ratio - 1) <= SAME_TIME else max(1, round(steps * ratio))
 
 
@@ -181,6 +231,7 @@ def main(
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     only: Annotated[list[str] | None, typer.Option(help="Variants besides exact; default: all.")] = None,
     equal_time: Annotated[bool, typer.Option(help="Train again at exact's time.")] = True,
+    times_only: Annotated[bool, typer.Option("--times-only", help="Time the steps and stop.")] = False,
     params: Annotated[Path, typer.Option(help="The settings file.")] = Path("params.yaml"),
     folder: Annotated[
         Path | None, typer.Option(help="Where data and cells are kept; default: data/approximation/DATASET.")
@@ -205,17 +256,20 @@ def main(
     bench.prepare()
 
     chosen = [variant for variant in VARIANTS if not only or variant in (REFERENCE, *only)]
-    at_equal_steps = {
-        variant: [bench.cell(variant, seed, steps) for seed in range(seeds)] for variant in chosen
-    }
-    title = f"{name}, {seeds} seeds (mean ± standard deviation)"
-    sections = [f"{title}, equal steps\n{table(list(at_equal_steps.values()))}"]
+    times = bench.times(chosen)
+    if times_only:
+        for variant, seconds in times.items():
+            print(f"{variant:15}{_spread([1000 * value for value in seconds]):>16} ms/step")
+        return
+    at_equal_steps = [[bench.cell(variant, seed, steps) for seed in range(seeds)] for variant in chosen]
+    title = f"{name}, {seeds} seeds (mean ± standard deviation; seen: on the images it learnt from)"
+    sections = [f"{title}, equal steps\n{table(at_equal_steps, times)}"]
     if equal_time:
         again = []
-        for variant, cells in at_equal_steps.items():
-            count = equal_time_steps(steps, at_equal_steps[REFERENCE], cells)
+        for variant in chosen:
+            count = equal_time_steps(steps, times[REFERENCE], times[variant])
             again.append([bench.cell(variant, seed, count) for seed in range(seeds)])
-        sections.append(f"{title}, equal time\n{table(again)}")
+        sections.append(f"{title}, equal time\n{table(again, times)}")
     device = choose_device(bench.settings(REFERENCE, 0, steps).runtime.device).type
     paths = ("data.root", "model.weights")  # of this machine
     changed = " ".join(f"{key}={value}" for key, value in overrides.items() if key not in paths)

@@ -146,6 +146,38 @@ class EvaluateSettings(Section):
     examples: NonNegative = Field(6, description="images shown as image, truth and prediction in the report")
 
 
+class TuneSettings(Section):
+    """What `pipeline tune` sweeps, and how. No DVC stage depends on it."""
+
+    variant: str | None = Field(None, description="variant whose settings the trials start from (null: plain)")
+    space: dict[str, dict[str, list[Any]]] = Field(
+        default_factory=dict, description="{KEY: {choice | grid | uniform | loguniform: values}}"
+    )
+    fixed: dict[str, Any] = Field(default_factory=dict, description="{KEY: value} that all trials have")
+    objectives: list[Literal["val/miou", "holdout/miou", "peak_memory_gib"]] = Field(
+        ["val/miou"], description="one mIoU, or one and peak_memory_gib"
+    )
+    trials: Positive = 8
+    max_concurrent: Positive | Literal["auto"] = Field("auto", description="trials at once (auto: what fits)")
+    gpus_per_trial: NonNegativeFloat | Literal["auto"] = "auto"
+    pruning: bool = Field(True, description="ASHA: stop trials early that are behind on the held-out part")
+    reduction_factor: Annotated[int, Field(ge=2)] = Field(
+        3, description="ASHA lets one in so many trials go on at each rung"
+    )
+    memory_budget_gib: PositiveFloat | None = Field(
+        None, description="points predicted to need more are not trained (null: the GPU's memory)"
+    )
+    folder: FilePath = Field(Path("sweeps"), description="where sweeps are kept; shared by all machines")
+    seed: NonNegative = 0
+
+    @model_validator(mode="after")
+    def _one_or_two_objectives(self) -> TuneSettings:
+        second = self.objectives[1:]
+        if not self.objectives or self.objectives[0] == "peak_memory_gib" or second not in ([], ["peak_memory_gib"]):
+            raise ValueError("[val/miou], [holdout/miou], or one of them followed by peak_memory_gib")
+        return self
+
+
 class TrackingSettings(Section):
     """The MLflow experiment; the store is MLFLOW_TRACKING_URI or sqlite:///mlflow.db in the project."""
 
@@ -170,6 +202,7 @@ class Settings(Section):
     loss: LossSettings = LossSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    tune: TuneSettings = TuneSettings()
     tracking: TrackingSettings = TrackingSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     variants: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)

@@ -57,6 +57,18 @@ def load_settings(
     return _check(path, tree, variant)
 
 
+def with_overrides(settings: Settings, overrides: Mapping[str, object], *, where: str = "override") -> Settings:
+    """The settings with some values replaced by dotted key, checked as if they stood in the file.
+
+    Raises:
+        UsageProblem: unknown key, wrong type, value out of range.
+    """
+    tree = settings.model_dump(mode="json", exclude={"project", "variant"})
+    for key, value in overrides.items():
+        _override(tree, key, value, where=where)
+    return _check(settings.project / "params.yaml", tree, settings.variant)
+
+
 def variant_argument(arguments: list[str]) -> str:
     """The one argument of a stage that works on a variant.
 
@@ -143,7 +155,8 @@ def _absolute(settings: Settings) -> Settings:
     model = settings.model
     if model.weights is not None:
         model = model.model_copy(update={"weights": resolve(model.weights)})
-    return settings.model_copy(update={"data": data, "model": model})
+    tune = settings.tune.model_copy(update={"folder": resolve(settings.tune.folder)})
+    return settings.model_copy(update={"data": data, "model": model, "tune": tune})
 
 
 def _explain(path: Path, error: ValidationError) -> UsageProblem:

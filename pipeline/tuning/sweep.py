@@ -1,0 +1,230 @@
+"""A sweep on disk: its plan, and a folder per trial. The files are the truth; Ray and MLflow only see them.
+
+    sweeps/NAME/sweep.json              the plan: settings, space, objectives, number of trials
+    sweeps/NAME/trials/007/trial.json   written by the driver: the values, and what became of it
+                          /result.json  written by the trial: outcome and metrics
+                          /metrics.jsonl  its curves, a line an event, appended while it runs
+                          /*.safetensors  its checkpoints
+
+A trial is its number, not Ray's id: whatever dies, the same command finds the same trials again, the finished
+ones with their results, the others with their checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataProblem, Problem, UsageProblem
+from pipeline.runtime import write_text
+from pipeline.settings import Settings
+
+FORMAT = 1
+DONE = ("finished", "pruned", "infeasible", "failed")
+"""Outcomes after which a trial is not run again; besides: waiting, running, stopped."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep is to do; nothing in it changes after the start but `trials`.
+
+    Attributes:
+        name: of the sweep.
+        settings: what every trial starts from; JSON of `Settings`.
+        space: {dotted key: {kind: values}}.
+        objectives: names of the results sought, the mIoU first.
+        trials: how many there are to be.
+        seed: of the search.
+        memory_kind: what `peak_memory_gib` of a trial is: "cuda_allocator", or "predicted" without a GPU.
+        pruning: stop trials early that are behind.
+        reduction_factor: one in so many trials goes on at each rung.
+        run_id: the parent run in MLflow.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    space: dict[str, dict[str, list[Any]]]
+    objectives: list[str]
+    trials: int
+    seed: int
+    memory_kind: str
+    pruning: bool
+    reduction_factor: int
+    memory_budget_gib: float | None = None
+    run_id: str | None = None
+
+    def base(self) -> Settings:
+        """The settings that trials start from."""
+        return Settings.model_validate_json(json.dumps(self.settings))
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as its files tell it.
+
+    Attributes:
+        number: 0, 1, ...
+        values: of the swept settings, by dotted key.
+        outcome: waiting, running, stopped, finished, pruned, infeasible or failed.
+        score: the best mIoU known: of the objective when finished, else of the held-out part.
+        metrics: the results, by name.
+        step: steps taken.
+        error: what went wrong.
+    """
+
+    number: int
+    values: dict[str, Any]
+    outcome: str = "waiting"
+    score: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    step: int = 0
+    error: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it will not be run again."""
+        return self.outcome in DONE
+
+    @property
+    def memory_gib(self) -> float | None:
+        """Peak memory of its training, of the sweep's `memory_kind`."""
+        return self.metrics.get("peak_memory_gib")
+
+
+class Sweep:
+    """The folder of one sweep."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, read anew.
+
+        Raises:
+            DataProblem: no such sweep, or one of another format.
+        """
+        path = self.folder / "sweep.json"
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise DataProblem(
+                "no such sweep",
+                where=path,
+                allowed=", ".join(sweep_names(self.folder.parent)) or "there is none yet",
+                mend="name one of these, or start one: pipeline tune",
+            ) from error
+        if document.pop("format", None) != FORMAT:
+            raise DataProblem("a sweep of another version of kiloseg", where=path, mend="start a new one")
+        return Plan(**document)
+
+    def create(self, plan: Plan) -> None:
+        """Writes the plan of a new sweep.
+
+        Raises:
+            UsageProblem: the name is in use.
+        """
+        if (self.folder / "sweep.json").exists():
+            raise name_in_use(self.folder)
+        self.rewrite(plan)
+
+    def rewrite(self, plan: Plan) -> None:
+        """Replaces the plan, atomically."""
+        write_text(self.folder / "sweep.json", json.dumps({"format": FORMAT, **asdict(plan)}, indent=1) + "\n")
+
+    def trial_folder(self, number: int) -> Path:
+        """Where trial `number` keeps its files."""
+        return self.folder / "trials" / f"{number:03d}"
+
+    def records(self) -> list[TrialRecord]:
+        """All trials proposed so far, by number."""
+        paths = (self.folder / "trials").glob("*/trial.json")
+        return [self.record(number) for number in sorted(int(path.parent.name) for path in paths)]
+
+    def record(self, number: int) -> TrialRecord:
+        """One trial; what the trial itself wrote counts more than what the driver thought."""
+        folder = self.trial_folder(number)
+        known = TrialRecord(**json.loads((folder / "trial.json").read_text(encoding="utf-8")))
+        result = folder / "result.json"
+        if not result.is_file():
+            return known
+        told = json.loads(result.read_text(encoding="utf-8"))
+        return replace(known, **{key: told[key] for key in ("outcome", "score", "metrics", "step", "error")})
+
+    def write(self, record: TrialRecord) -> None:
+        """Keeps what the driver knows of a trial."""
+        write_text(self.trial_folder(record.number) / "trial.json", json.dumps(asdict(record), indent=1) + "\n")
+
+
+def write_result(folder: Path, record: TrialRecord) -> None:
+    """Keeps the outcome of the trial whose folder this is."""
+    write_text(folder / "result.json", json.dumps(asdict(record), indent=1) + "\n")
+
+
+def name_in_use(folder: Path) -> UsageProblem:
+    """The error of a second sweep of the same name."""
+    return UsageProblem(
+        "a sweep of this name exists",
+        where=folder,
+        mend=f"go on with it: pipeline tune --resume --name {folder.name}; or choose another --name",
+    )
+
+
+def sweep_names(folder: Path) -> list[str]:
+    """Names of the sweeps in `folder`, the latest last."""
+    plans = sorted(folder.glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
+    return [path.parent.name for path in plans]
+
+
+def find_sweep(folder: Path, name: str | None) -> Sweep:
+    """The sweep called `name`, or the latest one.
+
+    Raises:
+        DataProblem: there is none.
+    """
+    names = sweep_names(folder)
+    if name is None and not names:
+        raise DataProblem("no sweep yet", where=folder, mend="start one: pipeline tune")
+    if name is not None and name not in names:
+        raise DataProblem(
+            "no such sweep", where=folder, found=name, allowed=", ".join(names) or "there is none yet"
+        )
+    return Sweep(folder / (name or names[-1]))
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait_seconds: float = 0.0, holder: str = "another process") -> Iterator[None]:
+    """Holds a lock that ends with this process, however that ends.
+
+    Args:
+        path: of the lock's file.
+        wait_seconds: how long to wait for another holder to end.
+        holder: who may hold it, for the message.
+
+    Raises:
+        Problem: somebody else holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        end = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise Problem(
+                        f"{holder} is at work here", where=path.parent, mend="wait for it to end, or stop it"
+                    ) from None
+                time.sleep(0.2)
+        yield
+    finally:
+        os.close(file)
