@@ -94,17 +94,12 @@ def open_run(settings: Settings, *, run_id: str | None = None) -> Iterator[Mlflo
     Raises:
         Problem: the store cannot be reached.
     """
-    client, uri = _client(settings), tracking_uri(settings)
+    client = openopen_client(settings)
     try:
         run_id = _existing(client, run_id) or _create(client, settings)
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
-        raise Problem(
-            "the MLflow store does not answer",
-            where=uri,
-            found=str(error).splitlines()[0],
-            mend="check MLFLOW_TRACKING_URI and that its server runs, or unset it to use mlflow.db",
-        ) from error
+        raise unreachable(settings, error) from error
     status = "FAILED"
     try:
         yield MlflowTracker(client, run_id)
@@ -116,7 +111,18 @@ def open_run(settings: Settings, *, run_id: str | None = None) -> Iterator[Mlflo
         client.set_terminated(run_id, status)
 
 
-def _client(settings: Settings) -> MlflowClient:
+def unreachable(settings: Settings, error: BaseException) -> Problem:
+    """The error of a store that does not answer."""
+    return Problem(
+        "the MLflow store does not answer",
+        where=tracking_uri(settings),
+        found=str(error).splitlines()[0],
+        mend="check MLFLOW_TRACKING_URI and that its server runs, or unset it to use mlflow.db",
+    )
+
+
+def open_client(settings: Settings) -> MlflowClient:
+    """A client of the store, which gives up on a silent server in seconds, not minutes."""
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.utils.uri"):
         logging.getLogger(name).setLevel(logging.WARNING)  # one line per database migration otherwise
     os.environ.setdefault(
@@ -136,21 +142,27 @@ def _existing(client: MlflowClient, run_id: str | None) -> str | None:
 
 def _create(client: MlflowClient, settings: Settings) -> str:
     variant = settings.variant or "default"
+    tags = {**run_tags(settings), "variant": variant}
+    run = client.create_run(experiment_id(client, settings), run_name=variant, tags=tags)
+    return str(run.info.run_id)
+
+
+def run_tags(settings: Settings) -> dict[str, str]:
+    """What every run says of its origin."""
     tags = {
         "mlflow.user": _user(),
         "mlflow.source.name": "kiloseg",
         "mlflow.source.type": "PROJECT",
-        "variant": variant,
         "git_commit": git_commit(settings.project),
         "dvc_lock": _digest(settings.project / "dvc.lock"),
     }
     if len(tags["git_commit"]) == 40:
         tags["mlflow.source.git.commit"] = tags["git_commit"]
-    run = client.create_run(_experiment(client, settings), run_name=variant, tags=tags)
-    return str(run.info.run_id)
+    return tags
 
 
-def _experiment(client: MlflowClient, settings: Settings) -> str:
+def experiment_id(client: MlflowClient, settings: Settings) -> str:
+    """Id of the settings' experiment, made where it does not exist."""
     name = settings.tracking.experiment
     found = client.get_experiment_by_name(name)
     if found is not None:
@@ -173,7 +185,7 @@ def _digest(path: Path) -> str:
 
 def log_to_finished_run(settings: Settings, run_id: str | None, path: Path) -> None:
     """Adds a file, such as the report, to a run that has ended; an unknown run is passed over."""
-    client = _client(settings)
+    client = open_client(settings)
     known = _existing(client, run_id)
     if known is not None:
         client.log_artifact(known, str(path))

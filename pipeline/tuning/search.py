@@ -1,0 +1,136 @@
+"""Which values come next: Optuna behind Ray Tune's searcher, with the sweep's files as its memory.
+
+A proposal is written to the sweep before a trial sees it. A driver that starts again takes the unfinished
+proposals up first, tells Optuna how the finished ones ended, and goes on proposing up to the planned number:
+so a resumed or extended sweep knows what it knew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState, create_trial
+from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.search import Searcher
+
+from pipeline.tuning.space import Space
+from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
+from pipeline.tuning.trial import read_journal
+
+
+class SweepSearch(Searcher):
+    """Ray Tune's view of a sweep's proposals.
+
+    Args:
+        sweep: where they are kept.
+        plan: its plan.
+        space: the plan's space.
+    """
+
+    def __init__(self, sweep: Sweep, plan: Plan, space: Space) -> None:
+        super().__init__(metric="score", mode="max")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.sweep, self.plan, self.space = sweep, plan, space
+        self._distributions = {dimension.key: dimension.distribution() for dimension in space.drawn}
+        records = sweep.records()
+        self._pending = deque(record.number for record in records if not record.done)
+        self._next = len(records)
+        self._asked: dict[str, tuple[int, optuna.Trial | None]] = {}
+        self._study = optuna.create_study(
+            directions=["maximize", "minimize"][: len(plan.objectives)],
+            sampler=optuna.samplers.TPESampler(
+                seed=plan.seed + len(records), constant_liar=True, n_startup_trials=max(4, plan.trials // 4)
+            ),
+        )
+        for record in records:
+            if record.done:
+                self._remember(record)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next unfinished trial, or a new one, until the plan is filled."""
+        if self._pending:
+            number = self._pending.popleft()
+            values = self.sweep.record(number).values
+            drawn = {key: values[key] for key in self._distributions}
+            self._study.enqueue_trial(drawn)
+            asked = self._study.ask(self._distributions) if self._distributions else None
+        elif self._next < self.plan.trials:
+            number, self._next = self._next, self._next + 1
+            asked = self._study.ask(self._distributions) if self._distributions else None
+            drawn = dict(asked.params) if asked is not None else {}
+            values = {**self.space.grid_point(number), **drawn}
+            self.sweep.write(TrialRecord(number, {key: values[key] for key in self.space.keys}))
+        else:
+            return Searcher.FINISHED
+        self._asked[trial_id] = (number, asked)
+        return {"trial": number}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tells Optuna how a trial ended."""
+        _, asked = self._asked.pop(trial_id, (None, None))
+        if asked is None:
+            return
+        if error or not result or result.get("outcome") == "failed":
+            self._study.tell(asked, state=TrialState.FAIL)
+        elif not result.get("final") and len(self.plan.objectives) == 1:
+            asked.report(result["score"], result["step"])
+            self._study.tell(asked, state=TrialState.PRUNED)
+        else:
+            self._study.tell(asked, self._goals(result["score"], result["peak_memory_gib"]))
+
+    def _goals(self, score: float, memory_gib: float) -> list[float]:
+        return [score, memory_gib][: len(self.plan.objectives)]
+
+    def _remember(self, record: TrialRecord) -> None:
+        """Adds a trial of an earlier process to the study."""
+        if not self._distributions:
+            return
+        score, pruned = record.score or 0.0, record.outcome == "pruned" and len(self.plan.objectives) == 1
+        state = TrialState.FAIL if record.outcome == "failed" else TrialState.COMPLETE
+        self._study.add_trial(
+            create_trial(
+                params={key: record.values[key] for key in self._distributions},
+                distributions=self._distributions,
+                state=TrialState.PRUNED if pruned else state,
+                values=None
+                if pruned or state is TrialState.FAIL
+                else self._goals(score, record.memory_gib or 0.0),
+                intermediate_values={record.step: score} if pruned else {},
+            )
+        )
+
+    def save(self, checkpoint_path: str) -> None:
+        """Writes a placeholder: the sweep's files are the searcher's memory."""
+        with open(checkpoint_path, "w", encoding="utf-8") as file:  # noqa: PTH123 - Ray hands a string
+            json.dump({"sweep": str(self.sweep.folder)}, file)
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to do: see `save`."""
+
+
+def asha(sweep: Sweep, plan: Plan) -> AsyncHyperBandScheduler:
+    """ASHA on the held-out mIoU over the steps, knowing the validations of trials that ended before."""
+    train = plan.base().train
+    scheduler = AsyncHyperBandScheduler(
+        time_attr="step",
+        metric="score",
+        mode="max",
+        max_t=train.steps,
+        grace_period=min(train.validate_every, train.steps),
+        reduction_factor=plan.reduction_factor,
+    )
+    for record in sweep.records():
+        if not record.done:
+            continue
+        best, earlier = 0.0, SimpleNamespace(trial_id=f"earlier-{record.number}")
+        for event in read_journal(sweep.trial_folder(record.number) / "metrics.jsonl"):
+            if "holdout/miou" in event["metrics"]:
+                best = max(best, event["metrics"]["holdout/miou"])
+                scheduler._brackets[0].on_result(earlier, event["step"], best)
+    return scheduler

@@ -1,0 +1,224 @@
+"""One trial, in a process of its own: the train stage's training and the evaluate stage's evaluation.
+
+It needs neither MLflow nor DVC and writes only into its folder. A trial that starts again, on whatever
+machine, goes on from what the folder holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import Checkpoint, load_checkpoint
+from pipeline.errors import MemoryProblem, Problem
+from pipeline.results import judge
+from pipeline.runtime import PeakMemory, choose_device, is_out_of_memory, set_threads
+from pipeline.settings import Settings
+from pipeline.settings_file import with_overrides
+from pipeline.training import train
+from pipeline.tuning.sweep import Plan, Sweep, TrialRecord, locked, write_result
+
+Report = Callable[[dict[str, Any]], None]
+_PATIENCE_SECONDS = 120.0  # for the process that had this trial before to be gone
+
+
+def trial_settings(plan: Plan, values: Mapping[str, Any]) -> Settings:
+    """The settings of the trial with these swept values."""
+    return with_overrides(plan.base(), values)
+
+
+def run_trial(config: Mapping[str, Any], *, folder: str, runtime: Mapping[str, Any], report: Report) -> None:
+    """Trains and judges one trial, or goes on with it.
+
+    Args:
+        config: {"trial": number}.
+        folder: the sweep's.
+        runtime: changes of the runtime section, by dotted key: this trial's share of its machine.
+        report: called with "step", "score" and "peak_memory_gib" at each validation, and with "final": True
+            at the end. It may end the trial by raising SystemExit.
+    """
+    sweep, number = Sweep(Path(folder)), int(config["trial"])
+    place = sweep.trial_folder(number)
+    with locked(place / ".lock", wait_seconds=_PATIENCE_SECONDS, holder=f"another process of trial {number}"):
+        record = sweep.record(number)
+        if not record.done:
+            settings = with_overrides(trial_settings(sweep.plan, record.values), runtime)
+            record = _attempt(record, sweep.plan, settings, place, report)
+            write_result(place, record)
+            for leftover in ("last", "previous"):
+                (place / f"{leftover}.safetensors").unlink(missing_ok=True)
+    report(_final(record))
+
+
+def _final(record: TrialRecord) -> dict[str, Any]:
+    return {
+        "step": record.step,
+        "score": record.score or 0.0,
+        "peak_memory_gib": record.memory_gib or 0.0,
+        "outcome": record.outcome,
+        "final": True,
+    }
+
+
+def _attempt(record: TrialRecord, plan: Plan, settings: Settings, place: Path, report: Report) -> TrialRecord:
+    """Trains and judges; what goes wrong for good becomes the trial's outcome, not a crash of the sweep."""
+
+    def ended(outcome: str, error: str | None, score: float | None = None) -> TrialRecord:
+        known = {"predicted_memory_gib": _predicted(place)} if _predicted(place) is not None else {}
+        return TrialRecord(record.number, record.values, outcome, score, known, tracker.step, error)
+
+    tracker = TrialTracker(place, settings.train.steps, plan.memory_kind, report)
+    try:
+        predicted = _predict(settings, place)
+        if plan.memory_budget_gib is not None and predicted > plan.memory_budget_gib:
+            return ended(
+                "infeasible",
+                f"predicted to need {predicted:.2f} GiB of {plan.memory_budget_gib:.2f} GiB",
+                0.0,
+            )
+        tracker.peak_memory_gib = predicted
+        return _trained(record, plan, settings, place, tracker)
+    except MemoryProblem as problem:
+        return ended("infeasible", str(problem), 0.0)
+    except Problem as problem:
+        return ended("failed", str(problem))
+    except Exception as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            return ended("infeasible", str(error).splitlines()[0], 0.0)
+        (place / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        return ended("failed", f"{type(error).__name__}: {error}")
+
+
+def _trained(
+    record: TrialRecord, plan: Plan, settings: Settings, place: Path, tracker: TrialTracker
+) -> TrialRecord:
+    if not _training_is_finished(settings, place):
+        train(settings, tracker, folder=place)
+    progress = load_checkpoint(place / "last.safetensors", header_only=True).progress
+    metrics = _judged(settings, load_checkpoint(place / "best.safetensors"))
+    predicted = _predict(settings, place)
+    measured = float(progress["peak_memory_gib"])
+    cuda = plan.memory_kind == "cuda_allocator"
+    metrics |= {
+        "holdout/miou": float(progress["best_miou"]),
+        "predicted_memory_gib": predicted,
+        "peak_memory_gib": measured if cuda else predicted,
+        "train_seconds": float(progress["seconds"]),
+    }
+    if not cuda:
+        metrics["process_resident_gib"] = measured
+    step = settings.train.steps
+    return TrialRecord(
+        record.number, record.values, "finished", metrics[plan.objectives[0]], metrics, step
+    )
+
+
+def _training_is_finished(settings: Settings, place: Path) -> bool:
+    """Whether a process before this one ended the training and was killed before the judging."""
+    with contextlib.suppress(Problem):
+        last = load_checkpoint(place / "last.safetensors", header_only=True)
+        return bool(last.progress["finished"]) and last.settings == settings.flat()
+    return False
+
+
+def _judged(settings: Settings, checkpoint: Checkpoint) -> dict[str, float]:
+    """The metrics on val, as the evaluate stage computes them."""
+    device = choose_device(settings.runtime.device)
+    set_threads(settings.runtime.threads)
+    memory = PeakMemory(device)
+    result, _ = judge(settings, checkpoint, checkpoint.segmenter().to(device), "val")
+    metrics = {f"val/{name}": float(value) for name, value in result.metrics.flat().items()}
+    if memory.kind == "cuda_allocator":
+        metrics["val/peak_memory_gib"] = memory.gib()
+    return metrics
+
+
+def _predict(settings: Settings, place: Path) -> float:
+    """Predicted peak of a training step, GiB; computed once a trial."""
+    known = _predicted(place)
+    if known is not None:
+        return known
+    from pipeline.data.label_space import LabelSpace
+    from pipeline.memory import predict_bytes
+    from pipeline.runtime import GIB, write_text
+
+    num_classes = LabelSpace.load(settings.bootstrapped / "label_space.json").num_classes
+    value = predict_bytes(settings, num_classes) / GIB
+    write_text(place / "predicted.json", json.dumps(value))
+    return value
+
+
+def _predicted(place: Path) -> float | None:
+    path = place / "predicted.json"
+    return float(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+class TrialTracker:
+    """A `Tracker` that appends to the trial's journal and reports validations to the sweep.
+
+    A resumed training says again what was said after its checkpoint; each number of each step is kept once.
+    """
+
+    run_id: str | None = None
+
+    def __init__(self, place: Path, steps: int, memory_kind: str, report: Report) -> None:
+        self.path, self.steps, self.report = place / "metrics.jsonl", steps, report
+        self.memory_kind, self.peak_memory_gib = memory_kind, 0.0
+        self.step, self.best = 0, 0.0
+        self._last: dict[str, int] = {}
+        for event in read_journal(self.path):
+            self._note(event["metrics"], event["step"])
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Nothing: the plan and the values say it."""
+
+    def log_artifact(self, path: Path) -> None:
+        """Nothing: the trial's files stay where they are."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Keeps the numbers, and reports a validation that is not the last (the end reports itself)."""
+        fresh = {name: float(value) for name, value in metrics.items() if step > self._last.get(name, -1)}
+        if fresh:
+            event = {"step": step, "time": int(time.time() * 1000), "metrics": fresh}
+            whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(("" if whole else "\n") + json.dumps(event) + "\n")
+        self._note(fresh, step)
+        if "holdout/miou" in metrics and step < self.steps:
+            self.report(
+                {
+                    "step": step,
+                    "score": self.best,
+                    "peak_memory_gib": self._peak(),
+                    "outcome": "running",
+                    "final": False,
+                }
+            )
+
+    def _peak(self) -> float:
+        if self.memory_kind == "cuda_allocator":
+            import torch
+
+            return torch.cuda.max_memory_allocated() / 1024**3
+        return self.peak_memory_gib
+
+    def _note(self, metrics: Mapping[str, float], step: int) -> None:
+        self.step = max(self.step, step)
+        self._last |= dict.fromkeys(metrics, step)
+        self.best = max(self.best, metrics.get("holdout/miou", 0.0))
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The whole events of a trial's metrics.jsonl; a line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(json.JSONDecodeError):
+            events.append(json.loads(line))
+    return [event for event in events if isinstance(event, dict) and {"step", "metrics"} <= set(event)]
