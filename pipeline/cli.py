@@ -14,6 +14,7 @@ from pipeline.data_commands import app as data_app
 from pipeline.errors import Problem
 from pipeline.memory_commands import memory
 from pipeline.runtime import run
+from pipeline.tune_commands import app as tune_app
 
 app = typer.Typer(
     name="pipeline",
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(tune_app, name="tune")
 app.command()(memory)
 
 Params = Annotated[Path, typer.Option("--params", help="The settings file.", show_default=True)]

@@ -94,7 +94,7 @@ def open_run(settings: Settings, *, run_id: str | None = None) -> Iterator[Mlflo
     Raises:
         Problem: the store cannot be reached.
     """
-    client = openopen_client(settings)
+    client = open_client(settings)
     try:
         run_id = _existing(client, run_id) or _create(client, settings)
         client.update_run(run_id, status="RUNNING")

@@ -149,7 +149,9 @@ class EvaluateSettings(Section):
 class TuneSettings(Section):
     """What `pipeline tune` sweeps, and how. No DVC stage depends on it."""
 
-    variant: str | None = Field(None, description="variant whose settings the trials start from (null: plain)")
+    variant: str | None = Field(
+        None, description="variant whose settings the trials start from (null: plain)"
+    )
     space: dict[str, dict[str, list[Any]]] = Field(
         default_factory=dict, description="{KEY: {choice | grid | uniform | loguniform: values}}"
     )
@@ -173,7 +175,11 @@ class TuneSettings(Section):
     @model_validator(mode="after")
     def _one_or_two_objectives(self) -> TuneSettings:
         second = self.objectives[1:]
-        if not self.objectives or self.objectives[0] == "peak_memory_gib" or second not in ([], ["peak_memory_gib"]):
+        if (
+            not self.objectives
+            or self.objectives[0] == "peak_memory_gib"
+            or second not in ([], ["peak_memory_gib"])
+        ):
             raise ValueError("[val/miou], [holdout/miou], or one of them followed by peak_memory_gib")
         return self
 

@@ -57,7 +57,9 @@ def load_settings(
     return _check(path, tree, variant)
 
 
-def with_overrides(settings: Settings, overrides: Mapping[str, object], *, where: str = "override") -> Settings:
+def with_overrides(
+    settings: Settings, overrides: Mapping[str, object], *, where: str = "override"
+) -> Settings:
     """The settings with some values replaced by dotted key, checked as if they stood in the file.
 
     Raises:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,8 @@ class Mirror:
         self._plan: Plan | None = None
         self._experiment = ""
 
-    def open(self) -> str:
-        """Finds or makes the parent run, and starts the thread.
-
-        Returns:
-            The parent's run id, which the plan is to keep.
+    def open(self) -> None:
+        """Finds or makes the parent run, notes it in the plan, and starts the thread.
 
         Raises:
             Problem: the store cannot be reached.
@@ -61,12 +59,14 @@ class Mirror:
         plan = self.sweep.plan
         try:
             self._experiment = experiment_id(self.client, self.settings)
-            run_id = self._find({"sweep": plan.name, "sweep_role": "parent"}, plan.run_id) or self._parent(plan)
+            run_id = self._find({"sweep": plan.name, "sweep_role": "parent"}, plan.run_id) or self._parent(
+                plan
+            )
             self.client.update_run(run_id, status="RUNNING")
         except _UNREACHABLE as error:
             raise unreachable(self.settings, error) from error
+        self.sweep.rewrite(replace(plan, run_id=run_id))
         self._thread.start()
-        return run_id
 
     def close(self, status: str, artifacts: Iterable[Path] = (), *, patience: float = 300.0) -> bool:
         """Sends what is left and ends the runs.
@@ -253,7 +253,9 @@ class _Child:
             if record.score is not None:
                 numbers["best/miou"] = record.score
             known = self.client.get_run(self.run_id).data.metrics
-            curves = {name for event in read_journal(self.place / "metrics.jsonl") for name in event["metrics"]}
+            curves = {
+                name for event in read_journal(self.place / "metrics.jsonl") for name in event["metrics"]
+            }
             metrics = [
                 Metric(name, value, now, record.step)
                 for name, value in numbers.items()
@@ -277,4 +279,3 @@ def check_store(settings: Settings) -> None:
         experiment_id(client, settings)
     except _UNREACHABLE as error:
         raise unreachable(settings, error) from error
-

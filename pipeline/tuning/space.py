@@ -138,12 +138,18 @@ def _dimension(key: str, ranges: Mapping[str, list[Any]], settings: Settings) ->
         raise UsageProblem("nothing to choose from", where=where, found="no values", allowed=_FORM)
     if kind in ("uniform", "loguniform"):
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        if len(values) != 2 or not numbers or values[0] >= values[1] or (kind == "loguniform" and values[0] <= 0):
+        if (
+            len(values) != 2
+            or not numbers
+            or values[0] >= values[1]
+            or (kind == "loguniform" and values[0] <= 0)
+        ):
             raise UsageProblem(
                 "not a range",
                 where=where,
                 found=values,
-                allowed="[low, high], two numbers, low below high" + (" and above 0" if kind != "uniform" else ""),
+                allowed="[low, high], two numbers, low below high"
+                + (" and above 0" if kind != "uniform" else ""),
             )
     elif len(set(map(repr, values))) != len(values):
         raise UsageProblem("a value is named twice", where=where, found=values, allowed="different values")

@@ -137,7 +137,9 @@ class Sweep:
 
     def rewrite(self, plan: Plan) -> None:
         """Replaces the plan, atomically."""
-        write_text(self.folder / "sweep.json", json.dumps({"format": FORMAT, **asdict(plan)}, indent=1) + "\n")
+        write_text(
+            self.folder / "sweep.json", json.dumps({"format": FORMAT, **asdict(plan)}, indent=1) + "\n"
+        )
 
     def trial_folder(self, number: int) -> Path:
         """Where trial `number` keeps its files."""
@@ -160,7 +162,9 @@ class Sweep:
 
     def write(self, record: TrialRecord) -> None:
         """Keeps what the driver knows of a trial."""
-        write_text(self.trial_folder(record.number) / "trial.json", json.dumps(asdict(record), indent=1) + "\n")
+        write_text(
+            self.trial_folder(record.number) / "trial.json", json.dumps(asdict(record), indent=1) + "\n"
+        )
 
 
 def write_result(folder: Path, record: TrialRecord) -> None:

@@ -113,9 +113,7 @@ def _trained(
     if not cuda:
         metrics["process_resident_gib"] = measured
     step = settings.train.steps
-    return TrialRecord(
-        record.number, record.values, "finished", metrics[plan.objectives[0]], metrics, step
-    )
+    return TrialRecord(record.number, record.values, "finished", metrics[plan.objectives[0]], metrics, step)
 
 
 def _training_is_finished(settings: Settings, place: Path) -> bool:

@@ -1,0 +1,188 @@
+"""`pipeline tune`: sweep, look at the result, decide."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
+    from pipeline.tuning.space import Space
+    from pipeline.tuning.sweep import Plan, Sweep
+
+app = typer.Typer(
+    help="Sweep settings with Ray Tune; then `best` shows the result and `apply` keeps it.",
+    invoke_without_command=True,
+    add_completion=False,
+)
+
+Params = Annotated[Path, typer.Option("--params", help="The settings file.", show_default=True)]
+Name = Annotated[str | None, typer.Option("--name", help="A sweep's name; default: the latest.")]
+PARAMS = Path("params.yaml")
+
+
+@app.callback()
+def tune(
+    context: typer.Context,
+    params: Params = PARAMS,
+    trials: Annotated[int | None, typer.Option(help="Instead of tune.trials.", min=1)] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(help="Stop after this long, as 90s, 30m or 2h; what runs can be resumed.")
+    ] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(help="Trials at once, instead of tune.max_concurrent.", min=1)
+    ] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(help="Instead of tune.gpus_per_trial; 0.5 puts two on a GPU.", min=0)
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Join this Ray cluster (auto, or HOST:PORT); default: this machine.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the sweep; default: date and time.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the sweep --name, or the latest.")
+    ] = False,
+    extend: Annotated[int, typer.Option(help="Go on with it and add so many trials.", min=0)] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run.")] = False,
+) -> None:
+    """Sweep the settings of the tune section over the bootstrapped data."""
+    if context.invoked_subcommand is not None:
+        return
+    from pipeline.settings_file import load_settings, with_overrides
+
+    seconds = None if time_budget is None else parse_seconds(time_budget)
+    if (resume or extend) and trials is not None:
+        raise UsageProblem("a sweep keeps its trials", where="--trials", mend="add to them with --extend N")
+    settings = load_settings(params)
+    settings = load_settings(params, variant=settings.tune.variant)
+    if gpus_per_trial is not None:
+        section = settings.tune.model_copy(update={"gpus_per_trial": gpus_per_trial})
+        settings = with_overrides(settings.model_copy(update={"tune": section}), {})
+
+    from pipeline.tuning.driver import continue_plan, new_plan, resume_command, run_sweep
+    from pipeline.tuning.sweep import find_sweep
+
+    if resume or extend:
+        plan, space = continue_plan(find_sweep(settings.tune.folder, name), extend=extend)
+    else:
+        plan, space = new_plan(settings, name=name, trials=trials)
+    _describe(plan, space)
+    if dry_run:
+        return
+    try:
+        sweep = run_sweep(
+            plan,
+            space,
+            address=address,
+            max_concurrent=max_concurrent,
+            gpus_per_trial=gpus_per_trial,
+            time_budget=seconds,
+        )
+    except KeyboardInterrupt:
+        print(f"\nstopped; to go on: {resume_command(plan.name)}", file=sys.stderr, flush=True)
+        raise
+    _show(sweep)
+
+
+@app.command()
+def best(name: Name = None, params: Params = PARAMS) -> None:
+    """Show a sweep's trials, the best first, with the Pareto front of mIoU and memory marked."""
+    _show(_sweep(_settings(params), name))
+
+
+@app.command(name="apply")
+def apply_(
+    name: Name = None,
+    trial: Annotated[int | None, typer.Option(help="Instead of the best one.", min=0)] = None,
+    params: Params = PARAMS,
+) -> None:
+    """Write the best trial's values into the settings file; `dvc repro` then trains with them."""
+    from pipeline.tuning.decision import apply_values
+    from pipeline.tuning.outcome import winner
+
+    sweep = _sweep(_settings(params), name)
+    record = winner(sweep, trial)
+    changes = apply_values(params, sweep.plan, record)
+    values = ", ".join(f"{key} {value}" for key, value in record.values.items())
+    typer.echo(f"trial {record.number} of {sweep.plan.name}: {values}")
+    typer.echo(changes or f"{params} says so already")
+    typer.echo("train with them: dvc repro")
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of "90s", "30m", "1.5h" or "600".
+
+    Raises:
+        UsageProblem: anything else.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise UsageProblem(
+            "not a time", where="--time-budget", found=repr(text), allowed="for example 90s, 30m or 2h"
+        )
+    return seconds
+
+
+def _settings(params: Path) -> Settings:
+    from pipeline.settings_file import load_settings
+
+    return load_settings(params)
+
+
+def _sweep(settings: Settings, name: str | None) -> Sweep:
+    from pipeline.tuning.sweep import find_sweep
+
+    return find_sweep(settings.tune.folder, name)
+
+
+def _describe(plan: Plan, space: Space) -> None:
+    variant = plan.settings["variant"]
+    start = "the plain settings" if variant is None else f"variant {variant}"
+    typer.echo(f"sweep {plan.name}: {plan.trials} trials from {start}, for {' and '.join(plan.objectives)}")
+    for dimension in space.dimensions:
+        typer.echo(f"  {dimension}")
+    if space.grid_size > plan.trials:
+        typer.echo(f"  only {plan.trials} of the grid's {space.grid_size} points are tried; raise --trials")
+    if plan.memory_budget_gib is not None:
+        typer.echo(f"  points predicted above {plan.memory_budget_gib:.2f} GiB are not trained")
+
+
+def _show(sweep: Sweep) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.tuning.outcome import pareto_front, ranked, summary
+
+    plan, records = sweep.plan, sweep.records()
+    front = {record.number for record in pareto_front(records)}
+    table = Table(title=f"sweep {plan.name}: {summary(records)}")
+    for column in ("trial", *plan.space, f"{plan.objectives[0]} %", f"memory GiB ({plan.memory_kind})"):
+        table.add_column(column, justify="right")
+    table.add_column("outcome")
+    table.add_column("Pareto front")
+    for record in ranked(records):
+        table.add_row(
+            str(record.number),
+            *(_told(record.values[key]) for key in plan.space),
+            "" if record.score is None else f"{100 * record.score:.2f}",
+            "" if record.memory_gib is None else f"{record.memory_gib:.3f}",
+            record.outcome,
+            "*" if record.number in front else "",
+        )
+    console = Console()
+    console.print(table, width=None if console.is_terminal else 140)
+    typer.echo(
+        "mIoU of trials that have not finished is that of the held-out part so far; they do not compete"
+    )
+    typer.echo(f"keep the best: pipeline tune apply --name {plan.name}")
+
+
+def _told(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,90 @@
+"""What a sweep found: its table, its Pareto front, and the winner.
+
+Only finished trials compete. With one objective the highest mIoU wins; with two, every trial that none beats
+in both is on the front, and of those the winner is again the one of the highest mIoU.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.errors import DataProblem, UsageProblem
+from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
+
+
+def pareto_front(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Finished trials that no other beats: more mIoU at no more memory, or less memory at no less mIoU."""
+    finished = [record for record in records if record.outcome == "finished"]
+
+    def beaten(record: TrialRecord) -> bool:
+        score, memory = record.score or 0.0, record.memory_gib or 0.0
+        return any(
+            (other.score or 0.0) >= score
+            and (other.memory_gib or 0.0) <= memory
+            and ((other.score or 0.0) > score or (other.memory_gib or 0.0) < memory)
+            for other in finished
+        )
+
+    return [record for record in finished if not beaten(record)]
+
+
+def winner(sweep: Sweep, number: int | None = None) -> TrialRecord:
+    """The best finished trial, or trial `number`.
+
+    Raises:
+        DataProblem: no trial has finished.
+        UsageProblem: trial `number` does not exist or has not finished.
+    """
+    finished = {record.number: record for record in sweep.records() if record.outcome == "finished"}
+    if not finished:
+        raise DataProblem(
+            "no trial of this sweep has finished",
+            where=sweep.folder,
+            found=summary(sweep.records()),
+            mend=f"go on with it: pipeline tune --resume --name {sweep.folder.name}",
+        )
+    if number is None:
+        return max(finished.values(), key=lambda record: (record.score or 0.0, -(record.memory_gib or 0.0)))
+    if number not in finished:
+        raise UsageProblem(
+            "not a finished trial",
+            where="--trial",
+            found=number,
+            allowed=", ".join(str(known) for known in finished),
+        )
+    return finished[number]
+
+
+def summary(records: Sequence[TrialRecord]) -> str:
+    """How many trials ended how, as "5 finished, 3 pruned"."""
+    counts: dict[str, int] = {}
+    for record in records:
+        counts[record.outcome] = counts.get(record.outcome, 0) + 1
+    return ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "no trials"
+
+
+def results_csv(plan: Plan, records: Sequence[TrialRecord]) -> str:
+    """One line a trial: number, outcome, swept values, mIoU, memory, steps, error; best first."""
+    keys = list(plan.space)
+    front = {record.number for record in pareto_front(records)}
+    metrics = sorted({name for record in records for name in record.metrics})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", "outcome", *keys, "miou", "on_pareto_front", "step", *metrics, "error"])
+    for record in ranked(records):
+        cells: list[Any] = [record.number, record.outcome, *(record.values[key] for key in keys)]
+        cells += ["" if record.score is None else record.score, record.number in front, record.step]
+        cells += [record.metrics.get(name, "") for name in metrics]
+        writer.writerow([*cells, record.error or ""])
+    return text.getvalue()
+
+
+def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Finished trials by falling mIoU, then the others."""
+    return sorted(
+        records,
+        key=lambda record: (record.outcome != "finished", -(record.score or 0.0), record.number),
+    )
