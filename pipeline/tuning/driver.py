@@ -240,7 +240,8 @@ def _own_packages() -> list[str]:
     found = []
     for name in ("pipeline", "models"):
         spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.submodule_search_locations is not None
+        assert spec is not None
+        assert spec.submodule_search_locations is not None
         found.append(str(Path(next(iter(spec.submodule_search_locations))).resolve()))
     return found
 
@@ -280,6 +281,7 @@ def _fit(sweep: Sweep, plan: Plan, space: Space, resources: Resources, time_budg
     if left <= 0:
         return
     settings = plan.base()
+    scheduler = asha(sweep, plan) if plan.pruning else None
     trainable = tune.with_resources(
         partial(_trial, folder=str(sweep.folder), runtime=resources.runtime(settings)),
         {"cpu": resources.cpus, "gpu": resources.gpus},
@@ -288,7 +290,7 @@ def _fit(sweep: Sweep, plan: Plan, space: Space, resources: Resources, time_budg
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=SweepSearch(sweep, plan, space),
-            scheduler=asha(sweep, plan) if plan.pruning else None,
+            scheduler=scheduler,
             num_samples=left,
             max_concurrent_trials=resources.concurrent,
             time_budget_s=time_budget,
@@ -298,7 +300,7 @@ def _fit(sweep: Sweep, plan: Plan, space: Space, resources: Resources, time_budg
             name=f"ray-{time.strftime('%Y%m%d-%H%M%S')}",
             storage_path=str(sweep.folder),
             failure_config=tune.FailureConfig(max_failures=_RESTARTS),
-            callbacks=[_watcher(sweep, plan)],
+            callbacks=[_watcher(sweep, plan, scheduler.cut if scheduler else set())],
             verbose=0,
         ),
     )
@@ -314,7 +316,7 @@ def _trial(config: dict[str, Any], folder: str, runtime: Mapping[str, Any]) -> N
     run_trial(config, folder=folder, runtime=runtime, report=tune.report)
 
 
-def _watcher(sweep: Sweep, plan: Plan) -> Any:
+def _watcher(sweep: Sweep, plan: Plan, cut: set[str]) -> Any:
     """A Ray Tune callback that notes in the sweep what becomes of its trials, and says it."""
     from ray import tune
 
@@ -326,7 +328,7 @@ def _watcher(sweep: Sweep, plan: Plan) -> Any:
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             record, last = sweep.record(trial.config["trial"]), trial.last_result or {}
-            if not record.done and time_is_up(trial):
+            if not record.done and trial.trial_id not in cut:  # the time is up
                 record = replace(record, outcome="stopped")
             elif not record.done:
                 record = replace(
@@ -346,9 +348,6 @@ def _watcher(sweep: Sweep, plan: Plan) -> Any:
                 record = replace(record, outcome="failed", error=lost)
                 sweep.write(record)
             say(record)
-
-    def time_is_up(trial: Any) -> bool:
-        return not (trial.last_result or {}).get("score") and not (trial.last_result or {}).get("final")
 
     def say(record: TrialRecord) -> None:
         done = sum(other.done for other in sweep.records())

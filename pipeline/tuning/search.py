@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import Searcher
@@ -41,7 +42,7 @@ class SweepSearch(Searcher):
         self._next = len(records)
         self._asked: dict[str, tuple[int, optuna.Trial | None]] = {}
         self._study = optuna.create_study(
-            directions=["maximize", "minimize"][: len(plan.objectives)],
+            directions=[StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: len(plan.objectives)],
             sampler=optuna.samplers.TPESampler(
                 seed=plan.seed + len(records), constant_liar=True, n_startup_trials=max(4, plan.trials // 4)
             ),
@@ -50,7 +51,7 @@ class SweepSearch(Searcher):
             if record.done:
                 self._remember(record)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         """The next unfinished trial, or a new one, until the plan is filled."""
         if self._pending:
             number = self._pending.popleft()
@@ -114,10 +115,27 @@ class SweepSearch(Searcher):
         """Nothing to do: see `save`."""
 
 
-def asha(sweep: Sweep, plan: Plan) -> AsyncHyperBandScheduler:
+class Pruning(AsyncHyperBandScheduler):
+    """ASHA that remembers which trials it cut: Ray ends those as it ends finished ones."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.cut: set[str] = set()
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """ASHA's decision; the last report of a trial is no rung."""
+        if result.get("final"):
+            return self.CONTINUE
+        decision = super().on_trial_result(tune_controller, trial, result)
+        if decision == self.STOP:
+            self.cut.add(trial.trial_id)
+        return decision
+
+
+def asha(sweep: Sweep, plan: Plan) -> Pruning:
     """ASHA on the held-out mIoU over the steps, knowing the validations of trials that ended before."""
     train = plan.base().train
-    scheduler = AsyncHyperBandScheduler(
+    scheduler = Pruning(
         time_attr="step",
         metric="score",
         mode="max",
@@ -128,7 +146,8 @@ def asha(sweep: Sweep, plan: Plan) -> AsyncHyperBandScheduler:
     for record in sweep.records():
         if not record.done:
             continue
-        best, earlier = 0.0, SimpleNamespace(trial_id=f"earlier-{record.number}")
+        best = 0.0
+        earlier: Any = SimpleNamespace(trial_id=f"earlier-{record.number}")
         for event in read_journal(sweep.trial_folder(record.number) / "metrics.jsonl"):
             if "holdout/miou" in event["metrics"]:
                 best = max(best, event["metrics"]["holdout/miou"])

@@ -69,7 +69,8 @@ def _attempt(record: TrialRecord, plan: Plan, settings: Settings, place: Path, r
     """Trains and judges; what goes wrong for good becomes the trial's outcome, not a crash of the sweep."""
 
     def ended(outcome: str, error: str | None, score: float | None = None) -> TrialRecord:
-        known = {"predicted_memory_gib": _predicted(place)} if _predicted(place) is not None else {}
+        predicted = _predicted(place)
+        known = {} if predicted is None else {"predicted_memory_gib": predicted}
         return TrialRecord(record.number, record.values, outcome, score, known, tracker.step, error)
 
     tracker = TrialTracker(place, settings.train.steps, plan.memory_kind, report)
