@@ -92,8 +92,8 @@ def _heat_map(plan: Plan, finished: Sequence[TrialRecord]) -> Figure:
     image = axes.imshow(best, cmap="viridis", aspect="auto", origin="lower")
     for row, column in itertools.product(range(len(rows)), range(len(columns))):
         if not np.isnan(best[row, column]):
-            shade = float(image.norm([best[row, column]])[0])
-            ink = "black" if shade > 0.6 else "white"
+            bright = best[row, column] > 0.4 * np.nanmin(best) + 0.6 * np.nanmax(best)
+            ink = "black" if bright else "white"
             axes.text(
                 column, row, f"{best[row, column]:.2f}", ha="center", va="center", color=ink, fontsize=8
             )

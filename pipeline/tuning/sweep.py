@@ -62,7 +62,7 @@ class Plan:
 
     def base(self) -> Settings:
         """The settings that trials start from."""
-        return Settings.model_validate_json(json.dumps(self.settings))
+        return Settings.model_validate(self.settings)
 
 
 @dataclass(frozen=True)
