@@ -162,11 +162,12 @@ def _show(sweep: Sweep) -> None:
 
     plan, records = sweep.plan, sweep.records()
     front = {record.number for record in pareto_front(records)}
-    table = Table(title=f"sweep {plan.name}: {summary(records)}")
-    for column in ("trial", *plan.space, f"{plan.objectives[0]} %", f"memory GiB ({plan.memory_kind})"):
-        table.add_column(column, justify="right")
-    table.add_column("outcome")
-    table.add_column("Pareto front")
+    table = Table(title=f"sweep {plan.name}: {summary(records)}", caption=f"memory is {plan.memory_kind}")
+    swept = (key.rpartition(".")[2] for key in plan.space)
+    for column in ("trial", *swept, f"{plan.objectives[0]}, %", "memory, GiB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("outcome", no_wrap=True)
+    table.add_column("Pareto", justify="center")
     for record in ranked(records):
         table.add_row(
             str(record.number),
@@ -176,8 +177,7 @@ def _show(sweep: Sweep) -> None:
             record.outcome,
             "*" if record.number in front else "",
         )
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 140)
+    Console().print(table)
     typer.echo(
         "mIoU of trials that have not finished is that of the held-out part so far; they do not compete"
     )
