@@ -162,25 +162,23 @@ def _show(sweep: Sweep) -> None:
 
     plan, records = sweep.plan, sweep.records()
     front = {record.number for record in pareto_front(records)}
-    table = Table(title=f"sweep {plan.name}: {summary(records)}", caption=f"memory is {plan.memory_kind}")
+    table = Table(title=f"sweep {plan.name}: {summary(records)}")
     swept = (key.rpartition(".")[2] for key in plan.space)
     for column in ("trial", *swept, f"{plan.objectives[0]}, %", "memory, GiB"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("outcome", no_wrap=True)
-    table.add_column("Pareto", justify="center")
     for record in ranked(records):
         table.add_row(
-            str(record.number),
+            ("* " if record.number in front else "") + str(record.number),
             *(_told(record.values[key]) for key in plan.space),
             "" if record.score is None else f"{100 * record.score:.2f}",
             "" if record.memory_gib is None else f"{record.memory_gib:.3f}",
             record.outcome,
-            "*" if record.number in front else "",
         )
     Console().print(table)
-    typer.echo(
-        "mIoU of trials that have not finished is that of the held-out part so far; they do not compete"
-    )
+    typer.echo(f"* on the Pareto front of mIoU and memory ({plan.memory_kind})")
+    if any(record.outcome != "finished" for record in records):
+        typer.echo("only finished trials compete; the mIoU of the others is the held-out part's so far")
     typer.echo(f"keep the best: pipeline tune apply --name {plan.name}")
 
 

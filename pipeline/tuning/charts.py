@@ -62,12 +62,15 @@ def _pareto(plan: Plan, finished: Sequence[TrialRecord]) -> Figure:
         zorder=3,
         label="Pareto front",
     )
+    middle = (front[0].memory_gib or 0.0) / 2 + (front[-1].memory_gib or 0.0) / 2
     for record in front:
+        right = (record.memory_gib or 0.0) > middle
         values = ", ".join(f"{_short(key)} {value}" for key, value in record.values.items())
         axes.annotate(
             f"{record.number}: {values}",
             (record.memory_gib or 0.0, 100 * (record.score or 0.0)),
-            xytext=(4, -10),
+            xytext=(-5 if right else 4, 4 if right else -10),
+            ha="right" if right else "left",
             textcoords="offset points",
             fontsize=7,
         )

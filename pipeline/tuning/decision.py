@@ -10,7 +10,6 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from pipeline.errors import Problem
 from pipeline.runtime import write_text
 from pipeline.settings_file import load_settings
 from pipeline.tuning.sweep import Plan, TrialRecord
@@ -38,6 +37,9 @@ def apply_values(path: Path, plan: Plan, record: TrialRecord) -> str:
     yaml.preserve_quotes = True
     yaml.width = 10_000
     yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(  # else null becomes nothing
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
     document = yaml.load(before)
     variant = plan.settings["variant"]
     tree = document if variant is None else document["variants"][variant]
@@ -80,8 +82,3 @@ def _restored(before: str, after: str) -> str:
     for tag, first, last, start, end in matcher.get_opcodes():
         result += old[first:last] if tag == "equal" else new[start:end]
     return "".join(result)
-
-
-def explain_missing(path: Path) -> Problem:
-    """The error of a settings file that is not there."""
-    return Problem("no settings file", where=path, mend="name it with --params")

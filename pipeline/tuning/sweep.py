@@ -229,6 +229,8 @@ def locked(path: Path, *, wait_seconds: float = 0.0, holder: str = "another proc
                         f"{holder} is at work here", where=path.parent, mend="wait for it to end, or stop it"
                     ) from None
                 time.sleep(0.2)
+        os.ftruncate(file, 0)
+        os.write(file, str(os.getpid()).encode())  # for people: who holds it
         yield
     finally:
         os.close(file)

@@ -1,0 +1,127 @@
+"""Real sweeps for tests: a small project, the `pipeline tune` command in a process, and what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from pipeline.tuning.sweep import Sweep
+
+BIN = Path(sys.executable).parent
+TUNE: dict[str, Any] = {
+    "variant": "essnet",
+    "space": {"model.embedding_dim": {"grid": [4, 8]}, "loss.num_negatives": {"grid": [1, 3]}},
+    "trials": 4,
+    "max_concurrent": 2,
+}
+
+
+def make_project(
+    folder: Path,
+    bootstrapped: Path,
+    store: Path,
+    *,
+    tune: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
+) -> Path:
+    """A project that shares bootstrapped data and starts with a migrated MLflow store."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "data").symlink_to(bootstrapped / "data")
+    shutil.copy(store, folder / "mlflow.db")
+    params = yaml.safe_load((bootstrapped / "params.yaml").read_text())
+    params["tune"] = TUNE | (tune or {})
+    params["train"] |= train or {}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    return folder
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The surroundings of a command: ours first on PATH, no store but the project's."""
+    known = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    known["PATH"] = f"{BIN}{os.pathsep}{known['PATH']}"
+    return known | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | changes
+
+
+def tune(project: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    """`pipeline tune ...`, to its end."""
+    return subprocess.run(
+        [str(BIN / "pipeline"), "tune", *arguments],
+        cwd=project,
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@contextlib.contextmanager
+def started(project: Path, *arguments: str, **changes: str) -> Iterator[subprocess.Popen[str]]:
+    """`pipeline tune ...`, running; killed at the end of the block if it still does."""
+    with (project / "tune.log").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [str(BIN / "pipeline"), "tune", *arguments],
+            cwd=project,
+            env=environment(**changes),
+            stdout=log,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def wait_until(true: Callable[[], Any], *, seconds: float = 150.0, what: str = "") -> None:
+    """Waits for a condition.
+
+    Raises:
+        TimeoutError: it did not come true.
+    """
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError(what)
+        time.sleep(0.1)
+
+
+def outcomes(project: Path, name: str) -> list[str]:
+    """How the trials stand, by number."""
+    return [record.outcome for record in Sweep(project / "sweeps" / name).records()]
+
+
+def journal_lines(project: Path, name: str) -> dict[int, int]:
+    """Events that each trial has written so far."""
+    paths = (project / "sweeps" / name / "trials").glob("*/metrics.jsonl")
+    return {int(path.parent.name): path.read_text().count("\n") for path in paths}
+
+
+def runs(uri: str, name: str) -> tuple[list[Run], list[Run]]:
+    """Parent runs and child runs of a sweep."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("kiloseg")
+    if experiment is None:
+        return [], []
+    found = client.search_runs([experiment.experiment_id], filter_string=f"tags.sweep = '{name}'")
+    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    return parents, [run for run in found if "mlflow.parentRunId" in run.data.tags]
+
+
+def steps_of(uri: str, run: Run, metric: str) -> list[int]:
+    """Steps at which a run has a metric, in the order of the store."""
+    return [point.step for point in MlflowClient(uri).get_metric_history(run.info.run_id, metric)]

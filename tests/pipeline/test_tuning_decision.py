@@ -1,0 +1,117 @@
+"""From a sweep's trials to one line of params.yaml."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.errors import DataProblem, UsageProblem
+from pipeline.settings_file import load_settings
+from pipeline.tuning.decision import apply_values
+from pipeline.tuning.outcome import pareto_front, ranked, results_csv, summary, winner
+from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
+
+ROOT = Path(__file__).parents[2]
+
+
+def trial(number: int, score: float, memory: float, outcome: str = "finished", **values: Any) -> TrialRecord:
+    return TrialRecord(number, values, outcome, score, {"peak_memory_gib": memory})
+
+
+def make_plan(variant: str | None = "essnet", path: Path = ROOT / "params.yaml") -> Plan:
+    settings = load_settings(path, variant=variant).model_dump(mode="json")
+    space = {"model.embedding_dim": {"choice": [8, 32]}, "loss.num_negatives": {"choice": [1, 15]}}
+    return Plan("named", settings, space, ["val/miou"], 4, 0, "predicted", True, 3)
+
+
+def test_the_front_holds_what_no_other_finished_trial_beats() -> None:
+    records = [
+        trial(0, 0.30, 1.0),
+        trial(1, 0.20, 0.5),
+        trial(2, 0.25, 1.0),  # beaten by 0
+        trial(3, 0.20, 0.6),  # beaten by 1
+        trial(4, 0.90, 0.1, "pruned"),  # does not compete
+        trial(5, 0.30, 1.0),  # equal to 0: neither beats the other
+    ]
+    assert [record.number for record in pareto_front(records)] == [0, 1, 5]
+    assert [record.number for record in ranked(records)] == [0, 5, 2, 1, 3, 4]
+    assert summary(records) == "5 finished, 1 pruned"
+
+
+def test_the_winner_has_the_highest_miou_and_of_equals_the_least_memory(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "named")
+    with pytest.raises(DataProblem, match="no trial of this sweep has finished"):
+        winner(sweep)
+    for record in (trial(0, 0.3, 1.0), trial(1, 0.3, 0.9), trial(2, 0.4, 0.1, "pruned")):
+        sweep.write(record)
+    assert winner(sweep).number == 1
+    assert winner(sweep, 0).number == 0
+    with pytest.raises(UsageProblem, match="not a finished trial"):
+        winner(sweep, 2)
+
+
+def test_the_table_has_a_line_a_trial() -> None:
+    values = {"model.embedding_dim": 8, "loss.num_negatives": 1}
+    records = [TrialRecord(0, values, "failed", None, {}, 3, "lost"), TrialRecord(1, values, "finished", 0.5)]
+    lines = results_csv(make_plan(), records).splitlines()
+    assert lines[0].startswith("trial,outcome,model.embedding_dim,loss.num_negatives,miou")
+    assert [line.split(",")[0] for line in lines[1:]] == ["1", "0"]
+    assert lines[2].endswith("lost")
+
+
+def changed_lines(before: str, after: str) -> list[str]:
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
+    return [line for line in list(lines)[2:] if not line.startswith("@@")]
+
+
+def test_applying_changes_the_swept_variant_and_no_other_line_of_our_own_params(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    shutil.copy(ROOT / "params.yaml", path)
+    before = path.read_text()
+    values = {"model.embedding_dim": 32, "loss.num_negatives": 15}
+    shown = apply_values(path, make_plan(), TrialRecord(0, values, "finished", 0.5))
+    changed = changed_lines(before, path.read_text())
+    assert changed == [
+        "-    loss: {name: knn, num_negatives: 7}",
+        "+    loss: {name: knn, num_negatives: 15}",
+        "+    model: {embedding_dim: 32}",
+    ]
+    assert all(line in shown for line in changed)
+    settings = load_settings(path, variant="essnet")
+    assert (settings.model.embedding_dim, settings.loss.num_negatives) == (32, 15)
+    assert load_settings(path, variant="exact").flat() == load_settings(
+        ROOT / "params.yaml", variant="exact"
+    ).flat() | {"data.root": str(tmp_path / "data" / "tiny")}
+    assert apply_values(path, make_plan(), TrialRecord(0, values, "finished", 0.5)) == ""
+
+
+def test_a_sweep_of_the_plain_settings_changes_one_line_and_keeps_its_comment(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    shutil.copy(ROOT / "params.yaml", path)
+    before = path.read_text()
+    apply_values(path, make_plan(None), TrialRecord(0, {"loss.num_negatives": 15}, "finished", 0.5))
+    changed = changed_lines(before, path.read_text())
+    assert [line.split("#")[0].split() for line in changed] == [
+        ["-", "num_negatives:", "7"],
+        ["+", "num_negatives:", "15"],
+    ]
+    assert all("# for knn and sampled" in line for line in changed)
+
+
+def test_values_that_do_not_fit_the_file_any_more_leave_it_alone(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    shutil.copy(ROOT / "params.yaml", path)
+    plan = make_plan()
+    document = yaml.safe_load(path.read_text())
+    document["variants"]["essnet"] = {"train": {"scale_max": 1.0}}
+    path.write_text(yaml.safe_dump(document))
+    before = path.read_bytes()
+    with pytest.raises(UsageProblem):
+        apply_values(path, plan, TrialRecord(0, {"train.scale_min": 1.5}, "finished", 0.5))
+    assert path.read_bytes() == before
+    assert [found.name for found in tmp_path.iterdir()] == ["params.yaml"]

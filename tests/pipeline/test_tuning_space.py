@@ -1,0 +1,83 @@
+"""The search space: what it may say, and that a mistake in it is found before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from pipeline.errors import UsageProblem
+from pipeline.settings import Settings
+from pipeline.settings_file import load_settings
+from pipeline.tuning.space import read_space
+
+
+@pytest.fixture
+def settings(project: Path) -> Settings:
+    return load_settings(variant="essnet")
+
+
+def test_each_kind_has_its_distribution(settings: Settings) -> None:
+    space = read_space(
+        {
+            "loss.name": {"choice": ["knn", "sampled"]},
+            "train.learning_rate": {"loguniform": [0.001, 0.1]},
+            "loss.temperature": {"uniform": [0.05, 0.2]},
+            "loss.num_negatives": {"loguniform": [1, 32]},
+        },
+        settings,
+    )
+    kinds = [dimension.distribution() for dimension in space.dimensions]
+    assert kinds == [
+        CategoricalDistribution(("knn", "sampled")),
+        FloatDistribution(0.001, 0.1, log=True),
+        FloatDistribution(0.05, 0.2),
+        IntDistribution(1, 32, log=True),
+    ]
+
+
+def test_a_grid_visits_every_point_in_turn_and_then_again(settings: Settings) -> None:
+    space = read_space(
+        {"model.embedding_dim": {"grid": [4, 8]}, "loss.num_negatives": {"grid": [1, 3, 7]}}, settings
+    )
+    points = [tuple(space.grid_point(number).values()) for number in range(12)]
+    assert space.grid_size == 6
+    assert set(points[:6]) == {(dim, count) for dim in (4, 8) for count in (1, 3, 7)}
+    assert points[6:] == points[:6]
+    assert space.drawn == []
+
+
+def test_corners_are_the_smallest_and_largest_values(settings: Settings) -> None:
+    space = read_space(
+        {"model.embedding_dim": {"choice": [8, 4, 16]}, "loss.name": {"choice": ["knn", "sampled"]}}, settings
+    )
+    corners = [tuple(corner.values()) for corner in space.corners()]
+    assert corners == [(4, "knn"), (4, "sampled"), (16, "knn"), (16, "sampled")]
+
+
+@pytest.mark.parametrize(
+    ("space", "told"),
+    [
+        ({}, "nothing to sweep"),
+        ({"loss.num_negative": {"choice": [1]}}, "did you mean num_negatives"),
+        ({"los.num_negatives": {"choice": [1]}}, "cannot override this key"),
+        ({"variant": {"choice": ["exact"]}}, "cannot override this key"),
+        ({"model.embedding_dim": {"choise": [4]}}, "needs one kind"),
+        ({"model.embedding_dim": {"choice": [4], "grid": [4]}}, "needs one kind"),
+        ({"model.embedding_dim": {"choice": []}}, "nothing to choose from"),
+        ({"model.embedding_dim": {"choice": [4, 0]}}, "model.embedding_dim"),
+        ({"model.embedding_dim": {"choice": ["four"]}}, "model.embedding_dim"),
+        ({"model.embedding_dim": {"grid": [4, 4]}}, "named twice"),
+        ({"loss.temperature": {"uniform": [0.2, 0.1]}}, "not a range"),
+        ({"loss.temperature": {"uniform": [0.1]}}, "not a range"),
+        ({"loss.temperature": {"loguniform": [0.0, 0.1]}}, "not a range"),
+        ({"loss.temperature": {"uniform": ["a", "b"]}}, "not a range"),
+        ({"loss.temperature": {"uniform": [-1.0, 0.1]}}, "loss.temperature"),
+    ],
+)
+def test_a_mistake_is_one_error_that_names_it(settings: Settings, space: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageProblem) as error:
+        read_space(space, settings)
+    assert told in str(error.value)

@@ -1,0 +1,145 @@
+"""One trial is the train stage's training and the evaluate stage's evaluation, and it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.checkpoint import load_checkpoint
+from pipeline.errors import Problem
+from pipeline.results import judge
+from pipeline.settings_file import load_settings, with_overrides
+from pipeline.tracking import NoTracker
+from pipeline.training import train
+from pipeline.tuning.sweep import Plan, Sweep, TrialRecord, locked
+from pipeline.tuning.trial import read_journal, run_trial
+
+RUNTIME = {"runtime.threads": 1, "runtime.num_workers": 0, "runtime.device": "cpu"}
+VALUES = {"model.embedding_dim": 4, "loss.num_negatives": 2}
+
+
+@pytest.fixture
+def sweep(project: Path) -> Sweep:
+    return make_sweep(project)
+
+
+def make_sweep(project: Path, values: dict[str, Any] | None = None, budget: float | None = None) -> Sweep:
+    settings = load_settings(variant="essnet").model_dump(mode="json")
+    space = {key: {"choice": [value]} for key, value in (values or VALUES).items()}
+    plan = Plan("named", settings, space, ["val/miou"], 1, 0, "predicted", True, 3, budget)
+    sweep = Sweep(project / "sweeps" / "named")
+    sweep.create(plan)
+    sweep.write(TrialRecord(0, values or VALUES, "running"))
+    return sweep
+
+
+def go(sweep: Sweep, report: Any = None) -> list[dict[str, Any]]:
+    reports: list[dict[str, Any]] = []
+
+    def keep(values: dict[str, Any]) -> None:
+        reports.append(values)
+        if report is not None:
+            report(values)
+
+    run_trial({"trial": 0}, folder=str(sweep.folder), runtime=RUNTIME, report=keep)
+    return reports
+
+
+def test_a_trial_equals_the_stages(sweep: Sweep, tmp_path: Path) -> None:
+    reports = go(sweep)
+    settings = with_overrides(load_settings(variant="essnet"), VALUES)
+    result = train(settings, NoTracker(), folder=tmp_path / "alone")
+    checkpoint = load_checkpoint(result.checkpoint)
+    evaluation, _ = judge(settings, checkpoint, checkpoint.segmenter(), "val")
+    record = sweep.record(0)
+    assert record.outcome == "finished"
+    assert {name: record.metrics[f"val/{name}"] for name in evaluation.metrics.flat()} == pytest.approx(
+        {name: float(value) for name, value in evaluation.metrics.flat().items()}
+    )
+    assert record.score == record.metrics["val/miou"]
+    assert record.metrics["peak_memory_gib"] == record.metrics["predicted_memory_gib"] > 0
+    assert [(report["step"], report["final"]) for report in reports] == [(4, False), (8, True)]
+    assert not (sweep.trial_folder(0) / "last.safetensors").exists()
+    assert go(sweep) == reports[-1:]  # once more does nothing but say so
+
+
+def test_a_trial_that_is_cut_off_goes_on_and_says_nothing_twice(sweep: Sweep, tmp_path: Path) -> None:
+    def cut(values: dict[str, Any]) -> None:
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        go(sweep, cut)
+    place = sweep.trial_folder(0)
+    assert not sweep.record(0).done
+    with (place / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "met')  # as a kill leaves it
+    go(sweep)
+    interrupted = sweep.record(0)
+    events = read_journal(place / "metrics.jsonl")
+    said = Counter((name, event["step"]) for event in events for name in event["metrics"])
+    assert set(said.values()) == {1}
+    assert {step for name, step in said if name == "train/loss"} == set(range(1, 9))
+
+    other = make_sweep(tmp_path / "other")
+    go(other)
+    undisturbed = other.record(0)
+    changing = {"train_seconds", "process_resident_gib"}
+    assert {key: value for key, value in interrupted.metrics.items() if key not in changing} == {
+        key: value for key, value in undisturbed.metrics.items() if key not in changing
+    }
+
+
+def test_a_kill_between_training_and_judging_trains_nothing_again(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = with_overrides(load_settings(variant="essnet"), {**VALUES, **RUNTIME})
+    train(settings, NoTracker(), folder=sweep.trial_folder(0))
+    monkeypatch.setattr("pipeline.tuning.trial.train", None)  # calling it would fail
+    go(sweep)
+    assert sweep.record(0).outcome == "finished"
+
+
+def test_a_trial_over_the_memory_budget_is_infeasible_and_not_trained(project: Path) -> None:
+    sweep = make_sweep(project, budget=0.001)
+    reports = go(sweep)
+    record = sweep.record(0)
+    assert record.outcome == "infeasible"
+    assert "of 0.00 GiB" in str(record.error)
+    assert [report["outcome"] for report in reports] == ["infeasible"]
+    assert read_journal(sweep.trial_folder(0) / "metrics.jsonl") == []
+
+
+def test_running_out_of_memory_is_infeasible_not_a_crash(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("pipeline.tuning.trial.train", full)
+    go(sweep)
+    record = sweep.record(0)
+    assert (record.outcome, record.score) == ("infeasible", 0.0)
+    assert "CUDA out of memory" in str(record.error)
+
+
+def test_a_training_that_diverges_fails_with_its_reason(project: Path) -> None:
+    sweep = make_sweep(project, {"train.learning_rate": 1e30})
+    reports = go(sweep)
+    record = sweep.record(0)
+    assert record.outcome == "failed"
+    assert "no longer finite" in str(record.error)
+    assert reports[-1]["outcome"] == "failed"
+
+
+def test_two_processes_never_work_on_one_trial(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.tuning.trial._PATIENCE_SECONDS", 0.3)
+    with (
+        locked(sweep.trial_folder(0) / ".lock"),
+        pytest.raises(Problem, match="another process of trial 0"),
+    ):
+        go(sweep)
+    assert json.loads((sweep.trial_folder(0) / "trial.json").read_text())["outcome"] == "running"
