@@ -1,4 +1,4 @@
-"""One trial is the train stage's training and the evaluate stage's evaluation, and it goes on where it stopped."""
+"""A trial is the stages' training and evaluation, and goes on where it stopped."""
 
 from __future__ import annotations
 

@@ -1,0 +1,168 @@
+"""A sweep under kills: of the driver, of a trial, of a machine. Real processes, real signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.tuning.sweep import Sweep
+from pipeline.tuning.trial import read_journal
+from tests.pipeline.sweeping import (
+    BIN,
+    environment,
+    journal_lines,
+    make_project,
+    outcomes,
+    runs,
+    started,
+    steps_of,
+    tune,
+    wait_until,
+)
+
+pytestmark = pytest.mark.slow
+LONG = {"steps": 150, "validate_every": 30, "checkpoint_every": 10}
+
+
+@pytest.fixture
+def long_project(tmp_path: Path, bootstrapped_project: Path, empty_store: Path) -> Path:
+    """Four trials that take seconds each, two at once, none pruned."""
+    return make_project(
+        tmp_path / "project", bootstrapped_project, empty_store, tune={"pruning": False}, train=LONG
+    )
+
+
+def check_whole(project: Path, name: str, trials: int = 4) -> None:
+    """Each trial is there once, finished, with each number of each step once; nothing is left running."""
+    store = f"sqlite:///{project / 'mlflow.db'}"
+    assert outcomes(project, name) == ["finished"] * trials, (project / "tune.log").read_text()
+    parents, children = runs(store, name)
+    assert [run.info.status for run in parents] == ["FINISHED"]
+    assert [run.info.status for run in children] == ["FINISHED"] * trials
+    assert {int(run.data.tags["sweep_trial"]) for run in children} == set(range(trials))
+    for run in children:
+        assert steps_of(store, run, "train/loss") == list(range(1, LONG["steps"] + 1))
+        assert "best/miou" in run.data.metrics
+    for folder in (project / "sweeps" / name / "trials").iterdir():
+        events = read_journal(folder / "metrics.jsonl")
+        said = Counter((metric, event["step"]) for event in events for metric in event["metrics"])
+        assert set(said.values()) == {1}
+
+
+def test_ctrl_c_then_kill_9_of_the_driver_then_resume(long_project: Path) -> None:
+    project, store = long_project, f"sqlite:///{long_project / 'mlflow.db'}"
+    with started(project, "--name", "cut") as driver:
+        wait_until(lambda: max(journal_lines(project, "cut").values(), default=0) > 40)
+        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
+        assert driver.wait(60) == 130
+    log = (project / "tune.log").read_text()
+    assert "to go on: pipeline tune --resume --name cut" in log
+    assert "Traceback" not in log
+    proposed = [record.values for record in Sweep(project / "sweeps" / "cut").records()]
+    parents, children = runs(store, "cut")
+    assert {run.info.status for run in parents + children} <= {"KILLED", "FINISHED"}
+
+    with started(project, "--resume", "--name", "cut") as driver:
+        wait_until(lambda: "finished" in outcomes(project, "cut"))
+        wait_until(lambda: outcomes(project, "cut").count("running") > 0)
+        driver.kill()
+    finished = {
+        path: path.read_bytes() for path in (project / "sweeps" / "cut" / "trials").glob("*/result.json")
+    }
+    assert finished
+    result = tune(project, "--resume", "--name", "cut")
+    assert result.returncode == 0, result.stderr
+    check_whole(project, "cut")
+    assert {path: path.read_bytes() for path in finished} == finished
+    assert [record.values for record in Sweep(project / "sweeps" / "cut").records()][
+        : len(proposed)
+    ] == proposed
+
+
+def test_two_drivers_of_one_sweep_refuse_each_other_and_a_killed_trial_goes_on(long_project: Path) -> None:
+    project = long_project
+    lock = project / "sweeps" / "hurt" / "trials" / "000" / ".lock"
+    with started(project, "--name", "hurt") as driver:
+        wait_until(lambda: journal_lines(project, "hurt").get(0, 0) > 45)
+        trial = int(lock.read_text())
+        os.kill(trial, signal.SIGKILL)
+        second = tune(project, "--resume", "--name", "hurt")
+        assert second.returncode == 1
+        assert "another `pipeline tune` is at work here" in second.stderr
+        assert driver.wait(200) == 0, (project / "tune.log").read_text()
+    assert int(lock.read_text()) != trial
+    check_whole(project, "hurt")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def ray_node(folder: Path, *arguments: str, **changes: str) -> Iterator[psutil.Process]:
+    """A machine of a cluster: `ray start --block`, killed with all its processes at the end."""
+    command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *arguments]
+    with (folder / "ray.log").open("a") as log:
+        process = subprocess.Popen(command, env=environment(**changes), stdout=log, stderr=log)
+    node = psutil.Process(process.pid)
+    try:
+        yield node
+    finally:
+        kill_node(node)
+        process.wait()
+
+
+def kill_node(node: psutil.Process) -> None:
+    """kill -9 of everything that runs on the node, and of nothing else."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (*node.children(recursive=True), node):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="process trees as Linux has them")
+def test_a_machine_of_the_cluster_dies_and_its_trials_go_on_elsewhere(
+    long_project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Three nodes with a token: a head without a share of the work, and two that work."""
+    project, port = long_project, free_port()
+    place = tmp_path_factory.mktemp("r")
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-the-test-0123456789abcdef"}
+    wrong = token | {"RAY_AUTH_TOKEN": "another-token-0123456789abcdef012345"}
+    host = socket.gethostbyname(socket.gethostname())
+    address = f"{host}:{port}"
+    head = [
+        "--head",
+        f"--port={port}",
+        "--num-cpus=0",
+        "--include-dashboard=false",
+        f"--node-ip-address={host}",
+    ]
+    worker = [f"--address={address}", "--num-cpus=1", f"--node-ip-address={host}"]
+    with ray_node(place, *head, **token):
+        wait_until(lambda: "Ray runtime started" in (place / "ray.log").read_text(), what="the head")
+        with ray_node(place, *worker, **token) as first, ray_node(place, *worker, **token) as second:
+            wait_until(lambda: (place / "ray.log").read_text().count("Ray runtime started") == 3)
+            refused = tune(project, "--address", address, "--name", "far", **wrong)
+            assert refused.returncode == 1
+            assert "RAY_AUTH_TOKEN" in refused.stderr
+            with started(project, "--address", address, "--name", "far", **token) as driver:
+                wait_until(lambda: journal_lines(project, "far").get(0, 0) > 45)
+                trial = int((project / "sweeps" / "far" / "trials" / "000" / ".lock").read_text())
+                mine = {process.pid for process in first.children(recursive=True)}
+                kill_node(first if trial in mine else second)
+                assert driver.wait(280) == 0, (project / "tune.log").read_text()
+    assert int((project / "sweeps" / "far" / "trials" / "000" / ".lock").read_text()) != trial
+    check_whole(project, "far")

@@ -1,0 +1,210 @@
+"""`pipeline tune` for real: Ray, Optuna and MLflow, from the command to the decision."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from pipeline.tuning.sweep import Sweep
+from tests.pipeline.sweeping import make_project, outcomes, runs, steps_of, tune
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, bootstrapped_project: Path, empty_store: Path) -> Path:
+    """A project after a sweep of a 2 x 2 grid."""
+    folder = tmp_path_factory.mktemp("swept") / "project"
+    project = make_project(folder, bootstrapped_project, empty_store)
+    result = tune(project, "--name", "grid")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "4 finished" in result.stdout
+    assert "4 of 4 done" in result.stderr
+    return project
+
+
+def store(project: Path) -> str:
+    return f"sqlite:///{project / 'mlflow.db'}"
+
+
+def test_every_point_of_the_grid_has_a_finished_trial(swept: Path) -> None:
+    records = Sweep(swept / "sweeps" / "grid").records()
+    assert [record.outcome for record in records] == ["finished"] * 4
+    assert {tuple(record.values.values()) for record in records} == {(4, 1), (4, 3), (8, 1), (8, 3)}
+    with (swept / "sweeps" / "grid" / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["miou"]) for row in rows] == sorted((float(row["miou"]) for row in rows), reverse=True)
+
+
+def test_trials_write_nothing_into_the_workspace(swept: Path) -> None:
+    made = {path.name for path in swept.iterdir()} - {"tune.log", "mlflow.db-shm", "mlflow.db-wal"}
+    assert made == {"data", "mlflow.db", "mlartifacts", "params.yaml", "sweeps"}
+
+
+def test_mlflow_has_one_parent_and_a_child_a_trial(swept: Path) -> None:
+    parents, children = runs(store(swept), "grid")
+    assert [(run.info.status, run.info.run_name) for run in parents] == [("FINISHED", "grid")]
+    artifacts = MlflowClient(store(swept)).list_artifacts(parents[0].info.run_id)
+    pictures = {"heat_map.png", "parallel_coordinates.png", "pareto.png"}
+    assert {file.path for file in artifacts} == {"results.csv"} | pictures
+    assert sorted(run.data.tags["sweep_trial"] for run in children) == ["0", "1", "2", "3"]
+    for run in children:
+        record = Sweep(swept / "sweeps" / "grid").record(int(run.data.tags["sweep_trial"]))
+        assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        assert (run.info.status, run.data.tags["outcome"]) == ("FINISHED", "finished")
+        assert run.data.metrics["best/miou"] == record.score
+        assert run.data.metrics["peak_memory_gib"] == record.memory_gib
+        assert run.data.params["model.embedding_dim"] == str(record.values["model.embedding_dim"])
+        assert steps_of(store(swept), run, "train/loss") == list(range(1, 9))
+    best = max(run.data.metrics["best/miou"] for run in children)
+    assert parents[0].data.metrics["best/miou"] == best
+
+
+def test_best_shows_the_table_and_the_front(swept: Path) -> None:
+    result = tune(swept, "best")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("finished") == 5  # the title and a line a trial
+    assert "Pareto front" in result.stdout
+    assert "pipeline tune apply --name grid" in result.stdout
+
+
+def test_apply_writes_the_winner_into_the_settings(swept: Path, tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    shutil.copy(swept / "params.yaml", params)
+    shutil.copytree(swept / "sweeps", tmp_path / "sweeps")
+    records = Sweep(tmp_path / "sweeps" / "grid").records()
+    best = max(records, key=lambda record: (record.score or 0.0, -(record.memory_gib or 0.0)))
+    result = tune(tmp_path, "apply")
+    assert result.returncode == 0, result.stderr
+    written = yaml.safe_load(params.read_text())["variants"]["essnet"]
+    assert written["model"]["embedding_dim"] == best.values["model.embedding_dim"]
+    assert written["loss"]["num_negatives"] == best.values["loss.num_negatives"]
+    refused = tune(tmp_path, "apply", "--trial", "9")
+    assert refused.returncode == 2
+    assert "not a finished trial" in refused.stderr
+
+
+def test_a_name_in_use_is_refused(swept: Path) -> None:
+    before = (swept / "sweeps" / "grid" / "sweep.json").read_bytes()
+    result = tune(swept, "--name", "grid")
+    assert result.returncode == 2
+    assert "a sweep of this name exists" in result.stderr
+    assert "--resume --name grid" in result.stderr
+    assert (swept / "sweeps" / "grid" / "sweep.json").read_bytes() == before
+
+
+def test_extending_adds_trials_and_leaves_the_others_as_they_are(swept: Path) -> None:
+    folder = swept / "sweeps" / "grid" / "trials"
+    before = {path: path.read_bytes() for path in folder.glob("*/*.json*")}
+    result = tune(swept, "--extend", "1", "--name", "grid")
+    assert result.returncode == 0, result.stderr
+    assert outcomes(swept, "grid") == ["finished"] * 5
+    assert {path: path.read_bytes() for path in before} == before
+    parents, children = runs(store(swept), "grid")
+    assert len(parents) == 1
+    assert Counter(run.data.tags["sweep_trial"] for run in children) == Counter("01234")
+    for run in children:
+        assert steps_of(store(swept), run, "best/miou") == [8]
+
+
+def test_trials_that_are_behind_are_pruned_and_say_so(
+    tmp_path: Path, bootstrapped_project: Path, empty_store: Path
+) -> None:
+    """The learning rates make sure of it: trial 0 learns, the others all but stand still."""
+    project = make_project(
+        tmp_path / "project",
+        bootstrapped_project,
+        empty_store,
+        tune={
+            "space": {"train.learning_rate": {"grid": [0.2, 1e-9, 1e-8, 1e-7]}},
+            "max_concurrent": 1,
+            "objectives": ["holdout/miou", "peak_memory_gib"],
+            "reduction_factor": 2,
+        },
+        train={"steps": 30, "validate_every": 10},
+    )
+    result = tune(project, "--name", "pruned")
+    assert result.returncode == 0, result.stderr
+    ended = outcomes(project, "pruned")
+    assert ended[0] == "finished"
+    assert ended.count("pruned") >= 2
+    _, children = runs(store(project), "pruned")
+    by_outcome = Counter((run.info.status, run.data.tags["outcome"]) for run in children)
+    assert by_outcome[("FINISHED", "pruned")] == ended.count("pruned")
+    assert "held-out part" in tune(project, "best").stdout
+
+
+def spoil(project: Path, **changes: object) -> None:
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["tune"] |= changes
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "code", "told"),
+    [
+        ({"space": {"loss.num_negative": {"choice": [1]}}}, [], 2, "did you mean num_negatives"),
+        ({"space": {}}, [], 2, "nothing to sweep"),
+        ({"variant": "nobody"}, [], 2, "unknown variant"),
+        ({"fixed": {"model.embedding_dim": 4}}, [], 2, "both fixed and swept"),
+        ({"objectives": ["peak_memory_gib"]}, [], 2, "objectives"),
+        ({"memory_budget_gib": 0.001}, [], 4, "no point of the space fits"),
+        ({}, ["--name", "a/b"], 2, "not a name"),
+        ({}, ["--time-budget", "soon"], 2, "not a time"),
+        ({}, ["--resume", "--trials", "3"], 2, "--extend"),
+        ({}, ["--resume"], 3, "no sweep yet"),
+        ({}, ["best", "--name", "nobody"], 3, "no such sweep"),
+        ({}, ["--address", "127.0.0.1:1"], 1, "the Ray cluster does not answer"),
+    ],
+)
+def test_a_mistake_ends_before_anything_is_started(
+    project: Path, changes: dict[str, object], arguments: list[str], code: int, told: str
+) -> None:
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    space = {"model.embedding_dim": {"choice": [4, 8]}}
+    (project / "params.yaml").write_text(
+        yaml.safe_dump(params | {"tune": {"variant": "essnet", "space": space}})
+    )
+    spoil(project, **changes)
+    result = tune(project, *arguments, RAY_gcs_rpc_server_reconnect_timeout_s="5")
+    assert result.returncode == code, result.stdout + result.stderr
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (project / "sweeps").exists()
+
+
+def test_a_silent_tracking_server_ends_it_before_anything_is_started(project: Path) -> None:
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["tune"] = {"variant": "essnet", "space": {"model.embedding_dim": {"choice": [4]}}}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    result = tune(project, MLFLOW_TRACKING_URI="http://127.0.0.1:1", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    assert result.returncode == 1
+    assert "the MLflow store does not answer" in result.stderr
+    assert not (project / "sweeps").exists()
+
+
+def test_a_dry_run_checks_and_tells_and_makes_nothing(project: Path) -> None:
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["tune"] = {"space": {"model.embedding_dim": {"grid": [4, 8, 16]}}, "trials": 2}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    result = tune(project, "--dry-run")
+    assert result.returncode == 0
+    assert "model.embedding_dim: grid 4, 8, 16" in result.stdout
+    assert "only 2 of the grid's 3 points" in result.stdout
+    assert not (project / "sweeps").exists()
+    (project / "data").unlink()
+    missing = tune(project, "--dry-run")
+    assert (missing.returncode, "no bootstrapped data" in missing.stderr) == (3, True)
+
+
+def test_the_plan_keeps_the_settings_of_its_start(swept: Path) -> None:
+    plan = json.loads((swept / "sweeps" / "grid" / "sweep.json").read_text())
+    assert plan["settings"]["variant"] == "essnet"
+    assert plan["settings"]["loss"]["name"] == "knn"
