@@ -295,7 +295,7 @@ def _fit(sweep: Sweep, plan: Plan, space: Space, resources: Resources, time_budg
             num_samples=left,
             max_concurrent_trials=resources.concurrent,
             time_budget_s=time_budget,
-            reuse_actors=False,
+            reuse_actors=True,  # importing torch takes longer than a small trial
         ),
         run_config=tune.RunConfig(
             name=f"ray-{time.strftime('%Y%m%d-%H%M%S')}",

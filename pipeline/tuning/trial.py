@@ -103,16 +103,13 @@ def _trained(
     progress = load_checkpoint(place / "last.safetensors", header_only=True).progress
     metrics = _judged(settings, load_checkpoint(place / "best.safetensors"))
     predicted = _predict(settings, place)
-    measured = float(progress["peak_memory_gib"])
-    cuda = plan.memory_kind == "cuda_allocator"
+    cuda = plan.memory_kind == "cuda_allocator"  # a CPU process serves many trials: its peak says nothing
     metrics |= {
         "holdout/miou": float(progress["best_miou"]),
         "predicted_memory_gib": predicted,
-        "peak_memory_gib": measured if cuda else predicted,
+        "peak_memory_gib": float(progress["peak_memory_gib"]) if cuda else predicted,
         "train_seconds": float(progress["seconds"]),
     }
-    if not cuda:
-        metrics["process_resident_gib"] = measured
     step = settings.train.steps
     return TrialRecord(record.number, record.values, "finished", metrics[plan.objectives[0]], metrics, step)
 
