@@ -140,6 +140,7 @@ def test_a_machine_of_the_cluster_dies_and_its_trials_go_on_elsewhere(
     project, port = long_project, free_port()
     place = tmp_path_factory.mktemp("r")
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-the-test-0123456789abcdef"}
+    token["RAY_raylet_start_wait_time_s"] = "90"  # a busy machine takes longer than ray's own 30 s
     wrong = token | {"RAY_AUTH_TOKEN": "another-token-0123456789abcdef012345"}
     host = socket.gethostbyname(socket.gethostname())
     address = f"{host}:{port}"
@@ -151,10 +152,16 @@ def test_a_machine_of_the_cluster_dies_and_its_trials_go_on_elsewhere(
         f"--node-ip-address={host}",
     ]
     worker = [f"--address={address}", "--num-cpus=1", f"--node-ip-address={host}"]
+
+    def started_nodes() -> int:
+        return (place / "ray.log").read_text().count("Ray runtime started")
+
     with ray_node(place, *head, **token):
-        wait_until(lambda: "Ray runtime started" in (place / "ray.log").read_text(), what="the head")
-        with ray_node(place, *worker, **token) as first, ray_node(place, *worker, **token) as second:
-            wait_until(lambda: (place / "ray.log").read_text().count("Ray runtime started") == 3)
+        wait_until(lambda: started_nodes() == 1, what="the head")
+        with ray_node(place, *worker, **token) as first, contextlib.ExitStack() as rest:
+            wait_until(lambda: started_nodes() == 2, what="the first node")
+            second = rest.enter_context(ray_node(place, *worker, **token))
+            wait_until(lambda: started_nodes() == 3, what="the second node")
             refused = tune(project, "--address", address, "--name", "far", **wrong)
             assert refused.returncode == 1
             assert "RAY_AUTH_TOKEN" in refused.stderr

@@ -1,0 +1,144 @@
+"""A sweep in MLflow as its user meets it: a real server that goes away, and the UI in a real browser."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.pipeline.sweeping import (
+    BIN,
+    environment,
+    journal_lines,
+    make_project,
+    outcomes,
+    runs,
+    started,
+    steps_of,
+    tune,
+    wait_until,
+)
+
+pytestmark = pytest.mark.slow
+DOWN_SECONDS = 12.0  # docs/LOG.md has the run with 60
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(uri: str) -> bool:
+    with contextlib.suppress(urllib.error.URLError, OSError):
+        return bool(urllib.request.urlopen(f"{uri}/health", timeout=2).status == 200)
+    return False
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[str]:
+    """`mlflow server` on 127.0.0.1 over the store in `folder`; killed with its workers at the end."""
+    command = [str(BIN / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--default-artifact-root", str(folder / "mlartifacts")]
+    with (folder / "server.log").open("a") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log)
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: answers(uri), seconds=90, what="mlflow server")
+        yield uri
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            tree = psutil.Process(process.pid)
+            for part in (*tree.children(recursive=True), tree):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    part.kill()
+        process.wait()
+
+
+def test_nothing_is_lost_while_the_tracking_server_is_down(
+    tmp_path: Path, bootstrapped_project: Path, empty_store: Path
+) -> None:
+    steps = 150
+    project = make_project(
+        tmp_path / "project",
+        bootstrapped_project,
+        empty_store,
+        tune={"pruning": False, "trials": 2, "space": {"model.embedding_dim": {"grid": [4, 8]}}},
+        train={"steps": steps, "validate_every": 50},
+    )
+    port = free_port()
+    with contextlib.ExitStack() as first:
+        uri = first.enter_context(mlflow_server(project, port))
+        driver = started(
+            project, "--name", "far", MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1"
+        )
+        with driver as process:
+            wait_until(lambda: max(journal_lines(project, "far").values(), default=0) > 20)
+            first.close()  # the server goes away in mid-sweep
+            wait_until(lambda: "does not answer" in (project / "tune.log").read_text())
+            time.sleep(DOWN_SECONDS)
+            with mlflow_server(project, port):
+                assert process.wait(200) == 0, (project / "tune.log").read_text()
+                parents, children = runs(uri, "far")
+                assert [run.info.status for run in parents + children] == ["FINISHED"] * 3
+                for run in children:
+                    assert steps_of(uri, run, "train/loss") == list(range(1, steps + 1))
+                    assert steps_of(uri, run, "holdout/miou") == [50, 100, 150]
+    assert outcomes(project, "far") == ["finished"] * 2
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium on PATH")
+def test_a_person_can_compare_the_trials_in_the_ui(
+    tmp_path: Path, bootstrapped_project: Path, empty_store: Path
+) -> None:
+    """Open the experiment, find the sweep's children, select them, compare; the page names what was swept."""
+    from playwright.sync_api import sync_playwright
+
+    picture = tmp_path / "compare.png"
+    project = make_project(
+        tmp_path / "project", bootstrapped_project, empty_store, tune={"max_concurrent": 1}
+    )
+    done = tune(project, "--name", "shown")
+    assert done.returncode == 0, done.stderr
+    parents, _ = runs(f"sqlite:///{project / 'mlflow.db'}", "shown")
+    experiment = parents[0].info.experiment_id
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update"]
+    with mlflow_server(project, free_port()) as uri, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(60_000)
+        page.goto(f"{uri}/#/experiments/{experiment}/runs")
+        sweep = page.get_by_role("row").filter(has_text="shown").first
+        sweep.wait_for()
+        sweep.locator("span[role=img], [data-icon]").first.click()  # unfolds its children
+        for number in range(4):
+            row = page.get_by_role("row").filter(has_text=f"trial {number:03d}").first
+            row.get_by_role("checkbox").first.check()
+        page.get_by_role("button", name="Compare", exact=True).first.click()
+        page.get_by_text("Comparing 4 Runs from 1 Experiment").first.wait_for()
+        chosen = page.get_by_role("combobox")
+        for metric in ("best/miou", "peak_memory_gib"):
+            chosen.nth(1).click()
+            page.get_by_title(metric, exact=True).last.click()
+        page.keyboard.press("Escape")
+        plot = page.locator(".js-plotly-plot").first
+        plot.get_by_text("peak_memory_gib").first.wait_for()
+        axes = plot.inner_text()
+        assert all(name in axes for name in ("loss.num_negatives", "model.embedding_dim", "best/miou"))
+        page.screenshot(path=str(picture))
+        browser.close()
+    assert picture.stat().st_size > 20_000
+    if "KILOSEG_SCREENSHOTS" in os.environ:  # the folder of the documentation's pictures
+        shutil.copy(picture, Path(os.environ["KILOSEG_SCREENSHOTS"]) / "compare.png")
