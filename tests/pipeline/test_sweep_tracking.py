@@ -122,7 +122,7 @@ def test_a_person_can_compare_the_trials_in_the_ui(
         page.goto(f"{uri}/#/experiments/{experiment}/runs")
         sweep = page.get_by_role("row").filter(has_text="shown").first
         sweep.wait_for()
-        sweep.locator("span[role=img], [data-icon]").first.click()  # unfolds its children
+        sweep.locator("button").first.click()  # unfolds its children
         for number in range(4):
             row = page.get_by_role("row").filter(has_text=f"trial {number:03d}").first
             row.get_by_role("checkbox").first.check()
