@@ -61,7 +61,8 @@ def _described(settings: Settings) -> str:
     return (
         f"One training step of {model.backbone}, output stride {model.output_stride}, decoder "
         f"{model.decoder_channels}, embedding dim {model.embedding_dim}, loss {settings.loss.name}: "
-        f"{train.batch_size} crops of {train.crop_size} x {train.crop_size}, {train.precision}"
+        f"{train.images_per_step} crops of {train.crop_size} x {train.crop_size}, "
+        f"{train.images_at_a_time} at a time, {train.precision}"
     )
 
 
@@ -83,7 +84,7 @@ def _show(rows: list[MemoryRow], with_measured: bool) -> None:
 
 
 def _answer(settings: Settings, num_classes: int, budget_bytes: int) -> None:
-    from pipeline.memory import largest_batch
+    from pipeline.batch_fit import largest_batch
     from pipeline.runtime import GIB
 
     fit = largest_batch(settings, num_classes, budget_bytes)

@@ -12,13 +12,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from typer.testing import CliRunner
 
+from pipeline.batch_fit import largest_batch
 from pipeline.cli import app
 from pipeline.errors import MemoryProblem, UsageProblem
 from pipeline.loss_footprint import PeakTracker, probe_work_memory
 from pipeline.memory import (
     as_json,
     count_cpu_bytes,
-    largest_batch,
     memory_rows,
     predict_bytes,
     with_changes,

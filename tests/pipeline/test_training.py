@@ -179,7 +179,7 @@ def test_the_best_checkpoint_is_chosen_on_the_held_out_part_and_describes_itself
 def test_a_loss_that_is_no_longer_finite_names_step_and_images(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipeline.training as module
+    import pipeline.train_step as module
 
     real = module.segmentation_losses
 
