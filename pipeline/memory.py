@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from models.segmenter import Segmenter
-from pipeline.averaging import MovingAverage
 from pipeline.errors import UsageProblem
 from pipeline.loss_footprint import PeakTracker, losses_without_values, probe_work_memory
 from pipeline.network import build_network
@@ -221,6 +220,8 @@ def _build(settings: Settings, num_classes: int) -> Segmenter:
     segmenter = build_network(untrained, num_classes).train()
     if settings.train.freeze_backbone:
         segmenter.freeze_backbone()
+    if settings.train.channels_last:
+        segmenter.to(memory_format=torch.channels_last)
     return segmenter
 
 
@@ -246,13 +247,11 @@ class _StateInUse:
 
     def __init__(self, segmenter: Segmenter, settings: Settings) -> None:
         options = settings.train
-        if options.channels_last:
-            segmenter.to(memory_format=torch.channels_last)
         self.segmenter, self.settings = segmenter, settings
         self.parts = min(options.accumulate, 2)
         self.optimizer = build_optimizer(segmenter, options.model_copy(update={"fused_optimizer": False}))
-        average = None if options.ema is None else MovingAverage(segmenter, options.ema)
-        self.averages: list[Tensor] = [] if average is None else [*average.segmenter.state_dict().values()]
+        averaged = [] if options.ema is None else segmenter.state_dict().values()
+        self.averages: list[Tensor] = [torch.empty_like(tensor) for tensor in averaged]
         adamw = options.optimizer == "adamw"
         for parameter in (
             parameter for group in self.optimizer.param_groups for parameter in group["params"]

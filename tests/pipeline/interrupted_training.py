@@ -3,7 +3,7 @@
     python interrupted_training.py PROJECT SIGNAL@STEP ...
     python interrupted_training.py PROJECT full-disk
 
-Imports once and forks a process for every start of the training, as importing takes longer than training does.
+Imports once and forks a process for every start of the training, as importing takes longer than training.
 Each child writes its losses to PROJECT/losses/N.txt; what happened is printed as JSON.
 """
 
@@ -94,20 +94,19 @@ def finish(project: Path, number: int, folder: Path | None = None) -> int:
 
 def fill_disk(folder: Path) -> None:
     """Leaves no byte free where `folder` lies."""
-    with (folder / "filler").open("wb", buffering=0) as file:
-        try:
+    try:
+        with (folder / "filler").open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
 
 
 def full_disk(project: Path) -> dict[str, object]:
     """Fills the disk when a first checkpoint is there, then frees it and starts again."""
-    process, folder = (
-        start(project, 1),
-        checkpoint_folder(load_settings(project / "params.yaml", variant="sampled")),
-    )
+    folder = checkpoint_folder(load_settings(project / "params.yaml", variant="sampled"))
+    process = start(project, 1)
     while not (folder / "last.safetensors").exists():
         time.sleep(0.002)
     fill_disk(folder)

@@ -81,7 +81,16 @@ def test_every_loss_is_within_five_percent_too(loss: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(
     ("model", "train"),
-    [({"input_scale": 0.75}, {}), ({}, {"optimizer": "adamw"}), ({}, {"freeze_backbone": True})],
+    [
+        ({"input_scale": 0.75}, {}),
+        ({}, {"optimizer": "adamw"}),
+        ({}, {"freeze_backbone": True}),
+        ({}, {"ema": 0.99, "channels_last": True}),
+        ({}, {"accumulate": 2}),
+        ({"decoder": "fpn"}, {}),
+        ({"decoder": "upernet"}, {}),
+        ({"decoder": "linear", "backbone": "vit_tiny_patch16_224"}, {}),
+    ],
 )
 def test_every_way_to_train_is_within_five_percent_too(
     model: dict[str, object], train: dict[str, object]
