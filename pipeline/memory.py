@@ -176,7 +176,12 @@ def measure_bytes(settings: Settings, num_classes: int, device: torch.device) ->
 
 
 def count_cpu_bytes(settings: Settings, num_classes: int) -> int:
-    """Peak bytes that torch's CPU allocator handed out for one real step: predictions are held to it.
+    """Peak bytes that torch's CPU allocator handed out for one real step: predictions are held to it."""
+    return allocated_cpu_bytes(lambda: _real_step(settings, num_classes, torch.device("cpu")))
+
+
+def allocated_cpu_bytes(call: Callable[[], object]) -> int:
+    """Peak bytes that torch's CPU allocator held at a time for what `call` allocated, by torch's profiler.
 
     It counts everything that torch allocates, also inside its operators. Slow, as it computes.
     """
@@ -184,7 +189,7 @@ def count_cpu_bytes(settings: Settings, num_classes: int) -> int:
 
     gc.collect()  # what was left over from before must not be freed while counting
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        _real_step(settings, num_classes, torch.device("cpu"))
+        call()
     events = profiled.profiler.kineto_results.events()
     held = peak = 0
     for event in events:
