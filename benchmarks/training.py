@@ -5,13 +5,14 @@
     python -m benchmarks.training --root DATASET --step-seconds 0.4 --batch 10 --crop 512
 
 Every candidate takes the step that `pipeline.training` takes (forward, loss, backward, SGD with momentum), in
-turns, on one synthetic batch with every pixel labelled: `embedding` is ours with the exact loss, `softmax` our
-network with the usual head, `smp` the DeepLabV3Plus of segmentation_models_pytorch with the same timm backbone
-and plain cross-entropy, where it is installed: `uv pip install segmentation-models-pytorch`. The fastest of the steps
-counts. Memory is the most that torch's allocator held, the model, its gradients and momentum included.
+turns, on one synthetic batch with every pixel labelled: `embedding` is ours with the exact loss, `softmax`
+our network with the usual head, `smp` the DeepLabV3Plus of segmentation_models_pytorch with the same timm
+backbone and plain cross-entropy, where it is installed: `uv pip install segmentation-models-pytorch`. The
+fastest of the steps counts. Memory is the most that torch's allocator held, the model, its gradients and
+momentum included.
 
-With --root instead: how long a loop whose step takes --step-seconds waits for its batches. The loop sleeps meanwhile,
-as the CPU does while a GPU computes.
+With --root instead: how long a loop whose step takes --step-seconds waits for its batches. The loop sleeps
+meanwhile, as the CPU does while a GPU computes.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ def seconds_of(step: Step, device: torch.device) -> float:
 
 
 def table(groups: list[list[Row]], images: int) -> str:
-    """A line a row: beside its figures, those relative to `embedding` at as many and at the fewest classes."""
+    """A line a row: its figures, and relative to `embedding` at as many and at the fewest classes."""
     reference = groups[0][0]
     lines = [
         f"{'':11}{'classes':>8}{'ms/step':>10}{'images/s':>10}{'peak MiB':>10}"
@@ -205,8 +206,9 @@ def data_wait(settings: Settings, root: Path, *, steps: int, step_seconds: float
         for _ in DataWait(state).timed(batches):
             time.sleep(step_seconds)
     return (
-        f"{steps} steps of {step_seconds:.2f} s on {len(data)} images of {root.name}, {options.images_per_step} crops of "
-        f"{options.crop_size}, {workers} workers: {state.data_wait_share:.1%} of the time spent waiting for data"
+        f"{steps} steps of {step_seconds:.2f} s on {len(data)} images of {root.name}, "
+        f"{options.images_per_step} crops of {options.crop_size}, {workers} workers: "
+        f"{state.data_wait_share:.1%} of the time spent waiting for data"
     )
 
 
@@ -229,16 +231,9 @@ def main(
 ) -> None:
     """Measure steps, or with --root the waiting for data."""
     settings = Settings(project=Path.cwd(), data=DataSettings(root=root or Path.cwd()))
-    settings = with_changes(
-        settings,
-        model={"backbone": backbone},
-        train={
-            "batch_size": batch,
-            "crop_size": crop,
-            "precision": precision,
-            "channels_last": channels_last,
-        },
-    )
+    changes: dict[str, object] = {"batch_size": batch, "crop_size": crop, "precision": precision}
+    changes["channels_last"] = channels_last
+    settings = with_changes(settings, model={"backbone": backbone}, train=changes)
     loss = settings.loss.model_copy(update={"pixel_budget": pixel_budget})
     settings = Settings.model_validate(settings.model_copy(update={"loss": loss}).model_dump())
     used = choose_device(device)
