@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.checkpoint import Checkpoint, load_checkpoint
-from pipeline.errors import DataProblem
+from pipeline.errors import DataProblem, Problem
 from pipeline.settings import Settings
 
 
@@ -60,6 +64,32 @@ class RunFolder:
         checkpoint.save(last)
         if checkpoint.progress["finished"]:
             previous.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training into the folder, until the block or this process ends.
+
+        A record lock: worker processes that are still ending do not hold it.
+
+        Raises:
+            Problem: another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".training").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                raise Problem(
+                    "another process trains into this folder",
+                    where=self.path,
+                    found=f"process {file.read() or 'unknown'}",
+                    mend="wait for it or end it, then run the same command again",
+                ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
 
     def remove_leftovers(self) -> None:
         """Removes what a killed process left half-written."""

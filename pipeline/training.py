@@ -73,12 +73,13 @@ def train(settings: Settings, tracker: Tracker, *, folder: Path | None = None) -
         DataProblem: nothing bootstrapped, unreadable data.
         UsageProblem: settings that this device cannot follow.
         MemoryProblem: `batch_size: auto` where not even one image fits.
-        Problem: the loss or the weights are no longer finite.
+        Problem: the loss or the weights are no longer finite; another process trains into the folder.
         OSError: a checkpoint cannot be written; the one before is kept.
     """
     device, threads = choose_device(settings.runtime.device), set_threads(settings.runtime.threads)
-    with arithmetic(settings.train, device):
-        training = _Training(settings, tracker, RunFolder(folder or checkpoint_folder(settings)), device)
+    into = RunFolder(folder or checkpoint_folder(settings))
+    with into.locked(), arithmetic(settings.train, device):
+        training = _Training(settings, tracker, into, device)
         facts = environment(settings, device, threads)
         tracker.log_params(settings.flat() | {f"environment.{name}": fact for name, fact in facts.items()})
         return training.run()

@@ -224,6 +224,16 @@ def test_the_command_answers_for_a_budget_and_says_what_is_not_counted(params: P
     assert "Predictions count tensors" in result.output
 
 
+def test_the_command_answers_for_changed_settings_and_says_into_how_many_parts_a_step_is_divided(
+    params: Path,
+) -> None:
+    arguments = ["memory", "--params", str(params), "--budget", "128MiB", "--set", "train.batch_size=64"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "64 images a step fit with train.accumulate " in result.output
+    with pytest.raises(UsageProblem, match="KEY=VALUE"):
+        CliRunner().invoke(app, ["memory", "--set", "train.batch_size"], catch_exceptions=False)
+
+
 def test_the_command_prints_a_row_for_each_number_of_classes(params: Path) -> None:
     arguments = ["memory", "--params", str(params), "--classes", "19", "--classes", "1284"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
