@@ -7,9 +7,10 @@
 Every candidate takes the step that `pipeline.training` takes (forward, loss, backward, SGD with momentum), in
 turns, on one synthetic batch with every pixel labelled: `embedding` is ours with the exact loss, `softmax`
 our network with the usual head, `smp` the DeepLabV3Plus of segmentation_models_pytorch with the same timm
-backbone and plain cross-entropy, where it is installed: `uv pip install segmentation-models-pytorch`. The
-fastest of the steps counts. Memory is the most that torch's allocator held, the model, its gradients and
-momentum included.
+backbone and plain cross-entropy, where it is installed: `uv pip install segmentation-models-pytorch`. Its ASPP
+is made of depthwise separable convolutions by default, ours, as the paper's, of dense ones; `smp dense` has
+those too. The fastest of the steps counts. Memory is the most that torch's allocator held, the model, its
+gradients and momentum included.
 
 With --root instead: how long a loop whose step takes --step-seconds waits for its batches. The loop sleeps
 meanwhile, as the CPU does while a GPU computes.
@@ -61,7 +62,11 @@ def candidates(settings: Settings) -> dict[str, Callable[[int, torch.device], St
     except ImportError:
         print("smp is left out: uv pip install segmentation-models-pytorch", file=sys.stderr)
         return found
-    return {**found, "smp": lambda classes, device: smp_step(smp, settings, classes, device)}
+
+    def peer(separable: bool) -> Callable[[int, torch.device], Step]:
+        return lambda classes, device: smp_step(smp, settings, classes, device, separable=separable)
+
+    return {**found, "smp": peer(True), "smp dense": peer(False)}
 
 
 def synthetic(settings: Settings, classes: int) -> Batch:
@@ -80,14 +85,15 @@ def own_step(settings: Settings, classes: int, device: torch.device) -> Step:
     return lambda: optimisation.step(batch, 0)
 
 
-def smp_step(smp: Any, settings: Settings, classes: int, device: torch.device) -> Step:
-    """The peer's network with full-resolution logits, as its documentation trains it."""
+def smp_step(smp: Any, settings: Settings, classes: int, device: torch.device, *, separable: bool) -> Step:
+    """The peer's network with full-resolution logits; `separable`: the 3x3 convolutions of its ASPP."""
     options, model = settings.train, settings.model
     network = smp.DeepLabV3Plus(
         f"tu-{model.backbone}",
         encoder_weights=None,
         encoder_output_stride=model.output_stride,
         decoder_channels=model.decoder_channels,
+        decoder_aspp_separable=separable,
         classes=classes,
     )
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
