@@ -7,7 +7,7 @@
 Every candidate takes the step that `pipeline.training` takes (forward, loss, backward, SGD with momentum), in
 turns, on one synthetic batch with every pixel labelled: `embedding` is ours with the exact loss, `softmax`
 our network with the usual head, `smp` the DeepLabV3Plus of segmentation_models_pytorch with the same timm
-backbone and plain cross-entropy, where it is installed: `uv pip install segmentation-models-pytorch`. Its ASPP
+backbone and plain cross-entropy, where installed (`uv pip install segmentation-models-pytorch`). Its ASPP
 is made of depthwise separable convolutions by default, ours, as the paper's, of dense ones; `smp dense` has
 those too. The fastest of the steps counts. Memory is the most that torch's allocator held, the model, its
 gradients and momentum included.
