@@ -1,6 +1,6 @@
-"""The backbone: any timm model that gives features, made to give the two levels a DeepLabV3+ decoder takes.
+"""The backbone: any timm model that gives features, made to give the levels that decoders take.
 
-The low level has stride 4, the high level the output stride: what was asked where timm can dilate the model,
+The first level has stride 4, the last the output stride: what was asked where timm can dilate the model,
 the model's own stride where it cannot (said in a warning, with what would work).
 """
 
@@ -10,7 +10,7 @@ import difflib
 import math
 import warnings
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import timm
 import torch
@@ -32,15 +32,8 @@ class OutputStrideWarning(UserWarning):
     """The backbone cannot reach the output stride that was asked for."""
 
 
-class Features(NamedTuple):
-    """Two levels of features of the padded images, Hp x Wp pixels, both multiples of `size_multiple`."""
-
-    low: Tensor  # (N, low_channels, Hp/4, Wp/4)
-    high: Tensor  # (N, high_channels, Hp/output_stride, Wp/output_stride)
-
-
 class Backbone(nn.Module):
-    """A timm model without its classifier, giving low-level and high-level features.
+    """A timm model without its classifier, giving features at several levels, fine to coarse.
 
     Images are normalised with the mean and standard deviation that the model's weights were trained with
     (buffers, so they travel with the weights) and padded at the right and the bottom with the mean colour.
@@ -55,7 +48,8 @@ class Backbone(nn.Module):
 
     Attributes:
         output_stride: the stride reached.
-        low_channels, high_channels: channels of the two levels.
+        channels: of each level.
+        strides: of each level, before the first is resized to stride 4.
         size_multiple: height and width are padded to multiples of this.
         image_size: the only (height, width) the model takes, to which smaller images are padded; mostly None.
         loaded: what came from `weights`; None without.
@@ -105,7 +99,7 @@ class Backbone(nn.Module):
         channels: list[int] = levels.channels()
         # The finest of the strides nearest to 4: 4 itself in most models, 16 in a plain transformer.
         self._low_index = min(range(len(strides)), key=lambda i: (abs(math.log2(strides[i] / LOW_STRIDE)), i))
-        self.low_channels, self.high_channels = channels[self._low_index], channels[-1]
+        self.channels, self.strides = channels[self._low_index :], strides[self._low_index :]
         self.output_stride = strides[-1]
         self.size_multiple = math.lcm(max(strides), LOW_STRIDE)
         if self.output_stride != output_stride:
@@ -114,15 +108,19 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(config.mean or _IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(config.std or _IMAGENET_STD).view(1, 3, 1, 1))
 
-    def forward(self, images: Tensor) -> Features:
-        """Features of (N, 3, H, W) images in [0, 1]; any H and W unless `image_size` is set."""
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features of (N, 3, H, W) images in [0, 1]; any H and W unless `image_size` is set.
+
+        Returns:
+            (N, channels[i], Hp / strides[i], Wp / strides[i]) each, Hp x Wp being the padded size, both
+            multiples of `size_multiple`; the first resized to (Hp / 4, Wp / 4) if its stride is another.
+        """
         pixels = self._pad((images - self.mean) / self.std)
-        levels = [self._channels_first(level) for level in self.network(pixels)]
+        levels = [self._channels_first(level) for level in self.network(pixels)[self._low_index :]]
         size = [side // LOW_STRIDE for side in pixels.shape[-2:]]
-        low = levels[self._low_index]
-        if list(low.shape[-2:]) != size:
-            low = F.interpolate(low, size=size, mode="bilinear", align_corners=False)
-        return Features(low, levels[-1])
+        if list(levels[0].shape[-2:]) != size:
+            levels[0] = F.interpolate(levels[0], size=size, mode="bilinear", align_corners=False)
+        return levels
 
     def _pad(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[-2:]

@@ -1,12 +1,18 @@
-"""DeepLabV3+'s decoder: context from the high-level features, edges from the low-level ones.
+"""Decoders of a backbone's ends: DeepLabV3+ takes the finest and the coarsest level, `linear` the coarsest.
 
-As in the paper's reference network: atrous spatial pyramid pooling (ASPP) with rates that follow the output
-stride, low-level features cut to 48 channels, both concatenated (304) and fused by one 3x3 convolution.
-Departure: the image-pooling branch has no batch norm. Its maps are 1x1, so a batch of one image has a single
-value per channel, of which batch norm can take no variance.
+Every decoder takes all levels of a backbone, fine to coarse and the first at stride 4, and gives one map at
+stride 4. Those that use all of them are in `models.decoder_pyramid`.
+
+DeepLabV3+: context from the high-level features, edges from the low-level ones. As in the paper's reference
+network: atrous spatial pyramid pooling (ASPP) with rates that follow the output stride, low-level features
+cut to 48 channels, both concatenated (304) and fused by one 3x3 convolution. Departure: the
+image-pooling branch has no batch norm. Its maps are 1x1, so a batch of one image has a single value per
+channel, of which batch norm can take no variance.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +37,14 @@ class ASPP(nn.Module):
         super().__init__()
         self.branches = nn.ModuleList(
             [
-                _convolution(in_channels, channels, 1),
-                *(_convolution(in_channels, channels, 3, dilation=rate) for rate in rates),
+                convolution(in_channels, channels, 1),
+                *(convolution(in_channels, channels, 3, dilation=rate) for rate in rates),
             ]
         )
         self.image_pooling = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_channels, channels, 1), nn.ReLU(inplace=True)
         )
-        self.fuse = nn.Sequential(_convolution(5 * channels, channels, 1), nn.Dropout(dropout))
+        self.fuse = nn.Sequential(convolution(5 * channels, channels, 1), nn.Dropout(dropout))
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, in_channels, h, w) to (N, channels, h, w)."""
@@ -69,17 +75,41 @@ class DeepLabV3PlusDecoder(nn.Module):
         super().__init__()
         rates = _RATES[min(_RATES, key=lambda stride: abs(stride - output_stride))]
         self.aspp = ASPP(high_channels, channels, rates)
-        self.low = _convolution(low_channels, low_channels_out, 1)
-        self.fuse = _convolution(channels + low_channels_out, channels, 3)
+        self.low = convolution(low_channels, low_channels_out, 1)
+        self.fuse = convolution(channels + low_channels_out, channels, 3)
         self.channels = channels
 
-    def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        """(N, low_channels, h, w) and (N, high_channels, h', w') to (N, channels, h, w)."""
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """(N, low_channels, h, w), ..., (N, high_channels, h', w') to (N, channels, h, w)."""
+        low, high = levels[0], levels[-1]
         context = F.interpolate(self.aspp(high), size=low.shape[-2:], mode="bilinear", align_corners=False)
         return self.fuse(torch.cat([context, self.low(low)], dim=1))
 
 
-def _convolution(in_channels: int, out_channels: int, kernel: int, *, dilation: int = 1) -> nn.Sequential:
+class LinearDecoder(nn.Module):
+    """A 1x1 convolution of the normalised coarsest features, resized to stride 4: for vision transformers.
+
+    With the embedding head, class scores are then distances of a linear map of the patch features.
+
+    Args:
+        high_channels: channels of the coarsest features.
+        channels: of the output.
+    """
+
+    def __init__(self, high_channels: int, *, channels: int = 256) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(high_channels)
+        self.project = nn.Conv2d(high_channels, channels, 1)
+        self.channels = channels
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """(N, C_0, h, w), ..., (N, high_channels, h', w') to (N, channels, h, w)."""
+        projected = self.project(self.norm(levels[-1]))
+        return F.interpolate(projected, size=levels[0].shape[-2:], mode="bilinear", align_corners=False)
+
+
+def convolution(in_channels: int, out_channels: int, kernel: int, *, dilation: int = 1) -> nn.Sequential:
+    """A convolution that keeps the size, batch norm and ReLU."""
     padding = dilation * (kernel // 2)
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation, bias=False),

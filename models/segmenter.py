@@ -6,16 +6,20 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbone import LOW_STRIDE, Backbone
-from models.decoder import DeepLabV3PlusDecoder
+from models.decoder import DeepLabV3PlusDecoder, LinearDecoder
+from models.decoder_pyramid import FPNDecoder, UPerNetDecoder
 from models.heads import EmbeddingHead, SoftmaxHead
 from models.nearest import WORK_BYTES
+
+Decoder = DeepLabV3PlusDecoder | FPNDecoder | UPerNetDecoder | LinearDecoder
+DecoderName = Literal["deeplabv3plus", "fpn", "upernet", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,7 @@ class SegmenterArguments:
     num_classes: int
     backbone: str = "resnet50"
     output_stride: int = 16
-    decoder: Literal["deeplabv3plus"] = "deeplabv3plus"
+    decoder: DecoderName = "deeplabv3plus"
     decoder_channels: int = 256
     head: Literal["embedding", "softmax"] = "embedding"
     embedding_dim: int = 16
@@ -75,8 +79,8 @@ class Segmenter(nn.Module):
     """Images to pixel embeddings or logits at stride 4, and to classes at full resolution.
 
     Args:
-        backbone: features at stride 4 and at the output stride.
-        decoder: fuses the two to one map at stride 4.
+        backbone: features from stride 4 to the output stride.
+        decoder: fuses them to one map at stride 4.
         head: what is learned per class.
         input_scale: factor by which images are resized first; predictions keep the images' own size.
 
@@ -87,7 +91,7 @@ class Segmenter(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        decoder: DeepLabV3PlusDecoder,
+        decoder: Decoder,
         head: EmbeddingHead | SoftmaxHead,
         *,
         input_scale: float = 1.0,
@@ -166,8 +170,7 @@ class Segmenter(nn.Module):
         if self.input_scale != 1:
             size = [max(1, round(side * self.input_scale)) for side in images.shape[-2:]]
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
-        features = self.backbone(images)
-        decoded = self.decoder(features.low, features.high)
+        decoded = self.decoder(self.backbone(images))
         height, width = (-(-side // LOW_STRIDE) for side in images.shape[-2:])
         return decoded[..., :height, :width]
 
@@ -185,10 +188,11 @@ def build_segmenter(
     Raises:
         ValueError, FileNotFoundError, ConnectionError: as `Backbone`, and for arguments out of range.
     """
-    if arguments.decoder != "deeplabv3plus" or arguments.head not in ("embedding", "softmax"):
+    if arguments.decoder not in get_args(DecoderName) or arguments.head not in ("embedding", "softmax"):
         raise ValueError(
             f"decoder is {arguments.decoder!r}, head is {arguments.head!r}; "
-            "allowed: decoder 'deeplabv3plus', head 'embedding' or 'softmax'"
+            f"allowed: decoder {', '.join(get_args(DecoderName))} (each with every backbone that gives "
+            "features), head 'embedding' or 'softmax'"
         )
     backbone = Backbone(
         arguments.backbone,
@@ -197,15 +201,22 @@ def build_segmenter(
         weights=weights,
         batch_norm_momentum=arguments.batch_norm_momentum,
     )
-    decoder = DeepLabV3PlusDecoder(
-        backbone.low_channels,
-        backbone.high_channels,
-        output_stride=backbone.output_stride,
-        channels=arguments.decoder_channels,
-    )
+    decoder = _decoder(arguments.decoder, backbone, arguments.decoder_channels)
     head: EmbeddingHead | SoftmaxHead
     if arguments.head == "embedding":
         head = EmbeddingHead(decoder.channels, arguments.embedding_dim, arguments.num_classes)
     else:
         head = SoftmaxHead(decoder.channels, arguments.num_classes)
     return Segmenter(backbone, decoder, head, input_scale=arguments.input_scale)
+
+
+def _decoder(name: DecoderName, backbone: Backbone, channels: int) -> Decoder:
+    if name == "fpn":
+        return FPNDecoder(backbone.channels, channels=channels)
+    if name == "upernet":
+        return UPerNetDecoder(backbone.channels, channels=channels)
+    if name == "linear":
+        return LinearDecoder(backbone.channels[-1], channels=channels)
+    return DeepLabV3PlusDecoder(
+        backbone.channels[0], backbone.channels[-1], output_stride=backbone.output_stride, channels=channels
+    )

@@ -3,12 +3,14 @@
 The header holds everything needed to rebuild the model and to go on: the segmenter's arguments, the label
 space, the settings, the step, the progress made, and a checksum of the tensors, which is compared whenever
 they are read. Tensors are the model's ("model.NAME") and, in a checkpoint to resume from, the optimiser's
-("optimizer.INDEX.NAME").
+("optimizer.INDEX.NAME") and, where there is one, the moving average's ("average.NAME").
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,6 +42,7 @@ class Checkpoint:
         progress: JSON-able state of the training (curves, best score, run id).
         model: the segmenter's state dict; empty when only the header was read.
         optimizer: the optimiser's buffers by "INDEX.NAME".
+        average: state dict of the moving average of the weights.
     """
 
     arguments: SegmenterArguments
@@ -49,11 +52,17 @@ class Checkpoint:
     progress: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Writes the file so that `path` holds either the old or the new checkpoint, never a part of one."""
+        """Writes the file so that `path` holds either the old or the new checkpoint, never a part of one.
+
+        Raises:
+            OSError: it cannot be written, for example because the disk is full.
+        """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.items()}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
         header = {
             "format": FORMAT,
@@ -65,13 +74,22 @@ class Checkpoint:
             "checksum": _checksum(tensors),
         }
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"kiloseg": json.dumps(header)})
+            try:
+                save_file(tensors, temporary, metadata={"kiloseg": json.dumps(header)})
+            except SafetensorError as error:
+                raise _as_os_error(error, path) from error
 
     def segmenter(self) -> Segmenter:
         """The model with these weights, on the CPU, in evaluation mode."""
         segmenter = build_segmenter(self.arguments)
         segmenter.load_state_dict(self.model)
         return segmenter.eval()
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> OSError:
+    """safetensors tells of a full disk in words only: "... No space left on device (os error 28)"."""
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(code[1]) if code else errno.EIO, str(error), str(path))
 
 
 def load_checkpoint(path: Path, *, header_only: bool = False) -> Checkpoint:
@@ -122,6 +140,7 @@ def load_checkpoint(path: Path, *, header_only: bool = False) -> Checkpoint:
         progress=header["progress"],
         model=_under("model.", tensors),
         optimizer=_under("optimizer.", tensors),
+        average=_under("average.", tensors),
     )
 
 
@@ -150,8 +169,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Puts back what `optimizer_tensors` took; rates and groups stay as they were built."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
+        parameter = parameters[int(index)]
+        if (
+            value.shape == parameter.shape and value.dim() > 0
+        ):  # in the order that its parameter has in memory
+            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

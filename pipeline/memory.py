@@ -6,16 +6,15 @@ leaves out the CUDA context, cuDNN's workspaces and fragmentation, and takes the
 GPU kernels.
 Measured: the same step on the GPU, by its allocator. The two are kept apart.
 
-A step is that of the middle of a training: momentum buffers exist, and the gradients of the step
-before live until the backward pass, as in `pipeline.training`. All pixels count as labelled.
+A step is that of the middle of a training: momentum buffers exist, and the gradients of the step before, or
+of the part before where a step is divided, live on in the forward pass. It is `pipeline.train_step`'s own
+code. All pixels count as labelled.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import gc
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,23 +24,21 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from models.segmenter import Segmenter
-from pipeline.errors import MemoryProblem, UsageProblem
+from pipeline.errors import UsageProblem
 from pipeline.loss_footprint import PeakTracker, losses_without_values, probe_work_memory
 from pipeline.network import build_network
 from pipeline.objective import Losses, segmentation_losses
 from pipeline.optim import build_optimizer
 from pipeline.runtime import GIB, choose_device, is_out_of_memory
-from pipeline.settings import Settings
+from pipeline.settings import LossSettings, Settings
+from pipeline.train_step import LossFunction, accumulate_gradients
 
 CLASS_COUNTS = (19, 150, 1_284, 10_000, 100_000)
 HEADS: tuple[Literal["embedding", "softmax"], ...] = ("embedding", "softmax")
-SMALLEST_CROP = 48
 NOTE = (
     "Predictions count tensors; the CUDA context, cuDNN workspaces and fragmentation come on top, "
     "so leave some of the GPU free."
 )
-
-LossFunction = Callable[[Segmenter, Tensor, Tensor], Losses]
 
 
 @dataclass(frozen=True)
@@ -89,16 +86,17 @@ def measuring_device(settings: Settings) -> torch.device | None:
 
 def as_json(settings: Settings, rows: Sequence[MemoryRow]) -> dict[str, object]:
     """The rows with what they hold for, ready to be written."""
-    matters = ("train.precision", "train.momentum", "train.optimizer", "train.freeze_backbone")
+    matters = {"precision", "momentum", "optimizer", "freeze_backbone", "accumulate", "ema", "channels_last"}
     unused = ("model.pretrained", "model.weights", "model.head")
     return {
         "unit": "GiB",
-        "batch_size": settings.train.batch_size,
+        "batch_size": settings.train.images_per_step,
         "crop_size": settings.train.crop_size,
         "settings": {
             key: value
             for key, value in settings.flat().items()
-            if key in matters or (key.startswith(("model.", "loss.")) and key not in unused)
+            if key.removeprefix("train.") in matters
+            or (key.startswith(("model.", "loss.")) and key not in unused)
         },
         "rows": [dataclasses.asdict(row) for row in rows],
     }
@@ -129,31 +127,32 @@ def predict_bytes(settings: Settings, num_classes: int) -> int:
     Raises:
         UsageProblem: a model that cannot be built or cannot take crops of this size.
     """
-    options = settings.train
     work = None
     if settings.model.head == "embedding":
-        work = probe_work_memory(settings.loss, num_classes, settings.model.embedding_dim)
+        loss = settings.loss
+        work = probe_work_memory(loss, num_classes, settings.model.embedding_dim)
+    mode, tracker = FakeTensorMode(), PeakTracker()
     segmenter = _build(settings, num_classes)
-    mode = FakeTensorMode()
     _replace_tensors(segmenter, mode)
-    tracker = PeakTracker()
 
-    def losses(segmenter: Segmenter, output: Tensor, target: Tensor) -> Losses:
-        return losses_without_values(segmenter, output, target, settings.loss, work)
+    def losses(output: Tensor, target: Tensor, of_part: LossSettings) -> Losses:
+        return losses_without_values(segmenter, output, target, of_part, work)
+
+    def forward(pixels: Tensor) -> Tensor:
+        tracker.reset_mod_stats()  # it refuses to see a module a second time
+        return segmenter(pixels)
 
     with mode:
-        size = (options.batch_size, options.crop_size, options.crop_size)
-        images = torch.zeros(size[0], 3, *size[1:], dtype=torch.uint8)
-        target = torch.zeros(size, dtype=torch.int64)
-        optimizer = _optimizer_in_use(segmenter, settings)
-        tracker.track_external(segmenter, optimizer, images, target)
+        state = _StateInUse(segmenter, settings)
+        images, target = _zeros(settings)
+        tracker.track_external(segmenter, state.optimizer, images, target, *state.averages)
         try:
             with tracker:
-                _step(segmenter, optimizer, images, target, settings, losses)
+                state.step(images, target, losses, forward)
         except ValueError as error:
             raise UsageProblem(
                 "the model cannot be trained on such a batch",
-                where=f"train.crop_size {options.crop_size}, batch_size {options.batch_size}",
+                where=f"train.crop_size {settings.train.crop_size}, {settings.train.images_at_a_time} images",
                 found=error,
             ) from error
     return tracker.peak
@@ -177,7 +176,12 @@ def measure_bytes(settings: Settings, num_classes: int, device: torch.device) ->
 
 
 def count_cpu_bytes(settings: Settings, num_classes: int) -> int:
-    """Peak bytes that torch's CPU allocator handed out for one real step: predictions are held to it.
+    """Peak bytes that torch's CPU allocator handed out for one real step: predictions are held to it."""
+    return allocated_cpu_bytes(lambda: _real_step(settings, num_classes, torch.device("cpu")))
+
+
+def allocated_cpu_bytes(call: Callable[[], object]) -> int:
+    """Peak bytes that torch's CPU allocator held at a time for what `call` allocated, by torch's profiler.
 
     It counts everything that torch allocates, also inside its operators. Slow, as it computes.
     """
@@ -185,7 +189,7 @@ def count_cpu_bytes(settings: Settings, num_classes: int) -> int:
 
     gc.collect()  # what was left over from before must not be freed while counting
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        _real_step(settings, num_classes, torch.device("cpu"))
+        call()
     events = profiled.profiler.kineto_results.events()
     held = peak = 0
     for event in events:
@@ -196,46 +200,24 @@ def count_cpu_bytes(settings: Settings, num_classes: int) -> int:
 
 
 def _real_step(settings: Settings, num_classes: int, device: torch.device) -> None:
-    options = settings.train
     segmenter = _build(settings, num_classes).to(device)
-    optimizer = _optimizer_in_use(segmenter, settings)
-    size = (options.batch_size, options.crop_size, options.crop_size)
-    images = torch.randint(256, (size[0], 3, *size[1:]), dtype=torch.uint8, device=device)
-    target = torch.randint(num_classes, size, device=device)
     generator = torch.Generator(device).manual_seed(0)
+    images, target = (tensor.to(device) for tensor in _zeros(settings))
+    images.random_(256, generator=generator)
+    target.random_(num_classes, generator=generator)
 
-    def losses(segmenter: Segmenter, output: Tensor, target: Tensor) -> Losses:
-        return segmentation_losses(segmenter, output, target, settings.loss, generator)
+    def losses(output: Tensor, target: Tensor, of_part: LossSettings) -> Losses:
+        return segmentation_losses(segmenter, output, target, of_part, generator)
 
-    _step(segmenter, optimizer, images, target, settings, losses)
-
-
-def _step(
-    segmenter: Segmenter,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    target: Tensor,
-    settings: Settings,
-    losses: LossFunction,
-) -> None:
-    """One step in the very order of `pipeline.training`, on which the peak depends."""
-    pixels = images.float() / 255
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=settings.train.precision == "bf16"):
-        output = segmenter(pixels)
-    result = losses(segmenter, output, target)
-    optimizer.zero_grad(set_to_none=True)
-    result.total.backward()
-    if isinstance(optimizer, torch.optim.AdamW) and isinstance(pixels, FakeTensor):
-        _adamw_without_values(optimizer)
-    else:
-        optimizer.step()
+    _StateInUse(segmenter, settings).step(images, target, losses)
 
 
-def _adamw_without_values(optimizer: torch.optim.AdamW) -> None:
-    """Allocates what AdamW's step does, which reads its count of steps: a value that fake tensors lack."""
-    for state in optimizer.state.values():
-        root = state["exp_avg_sq"].sqrt()
-        _ = root / 1.0
+def _zeros(settings: Settings) -> tuple[Tensor, Tensor]:
+    """Images and target of a step. Two parts show the peak of any number."""
+    options = settings.train
+    images = options.images_per_step if options.accumulate == 1 else 2 * options.images_at_a_time
+    size = (images, options.crop_size, options.crop_size)
+    return torch.zeros(size[0], 3, *size[1:], dtype=torch.uint8), torch.zeros(size, dtype=torch.int64)
 
 
 def _build(settings: Settings, num_classes: int) -> Segmenter:
@@ -243,6 +225,8 @@ def _build(settings: Settings, num_classes: int) -> Segmenter:
     segmenter = build_network(untrained, num_classes).train()
     if settings.train.freeze_backbone:
         segmenter.freeze_backbone()
+    if settings.train.channels_last:
+        segmenter.to(memory_format=torch.channels_last)
     return segmenter
 
 
@@ -263,72 +247,46 @@ def _replace_tensors(module: nn.Module, mode: FakeTensorMode) -> None:
                 part._buffers[name] = mode.from_tensor(buffer)
 
 
-def _optimizer_in_use(segmenter: Segmenter, settings: Settings) -> torch.optim.Optimizer:
-    """The optimiser as after a step: with its buffers, and gradients that are not yet dropped."""
-    optimizer = build_optimizer(segmenter, settings.train)
-    adamw = settings.train.optimizer == "adamw"
-    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-        parameter.grad = torch.zeros_like(parameter)
-        state = optimizer.state[parameter]
-        if adamw:
-            state["step"] = torch.zeros(())
-        names = ("exp_avg", "exp_avg_sq") if adamw else ("momentum_buffer",)
-        for name in names if adamw or settings.train.momentum > 0 else ():
-            state[name] = torch.zeros_like(parameter)
-    return optimizer
+class _StateInUse:
+    """A segmenter's optimiser, gradients and average as they are after a step of training."""
 
+    def __init__(self, segmenter: Segmenter, settings: Settings) -> None:
+        options = settings.train
+        self.segmenter, self.settings = segmenter, settings
+        self.parts = min(options.accumulate, 2)
+        self.optimizer = build_optimizer(segmenter, options.model_copy(update={"fused_optimizer": False}))
+        averaged = [] if options.ema is None else segmenter.state_dict().values()
+        self.averages: list[Tensor] = [torch.empty_like(tensor) for tensor in averaged]
+        adamw = options.optimizer == "adamw"
+        for parameter in (
+            parameter for group in self.optimizer.param_groups for parameter in group["params"]
+        ):
+            parameter.grad = torch.zeros_like(parameter)
+            state = self.optimizer.state[parameter]
+            if adamw:
+                state["step"] = torch.zeros(())
+            names = ("exp_avg", "exp_avg_sq") if adamw else ("momentum_buffer",)
+            for name in names if adamw or options.momentum > 0 else ():
+                state[name] = torch.zeros_like(parameter)
 
-@dataclass(frozen=True)
-class Fit:
-    """The largest batch whose predicted peak stays within a budget."""
-
-    batch_size: int
-    predicted_bytes: int
-    next_predicted_bytes: int
-    """of a batch with one image more"""
-
-
-def largest_batch(settings: Settings, num_classes: int, budget_bytes: int) -> Fit:
-    """Finds the largest `train.batch_size` that fits: extrapolates until two predictions enclose the budget.
-
-    Raises:
-        MemoryProblem: not even one image fits; says which crop would.
-    """
-
-    @functools.cache
-    def predicted(batch_size: int) -> int:
-        return predict_bytes(with_changes(settings, train={"batch_size": batch_size}), num_classes)
-
-    if predicted(1) > budget_bytes:
-        raise _nothing_fits(settings, num_classes, budget_bytes, predicted(1))
-    fits, too_large, guess = 1, math.inf, 2
-    while too_large - fits > 1:
-        if predicted(guess) <= budget_bytes:
-            fits = guess
+    def step(
+        self,
+        images: Tensor,
+        target: Tensor,
+        losses: LossFunction,
+        forward: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """One step on (N, 3, H, W) uint8 images, in the very order of training, on which the peak depends."""
+        accumulate_gradients(
+            forward or self.segmenter, self.optimizer, images, target, self.settings, self.parts, losses
+        )
+        if isinstance(self.optimizer, torch.optim.AdamW) and isinstance(images, FakeTensor):
+            self._adamw_without_values()
         else:
-            too_large = guess
-        slope = max(1.0, (predicted(guess) - predicted(1)) / (guess - 1))
-        guess = fits + max(1, math.floor((budget_bytes - predicted(fits)) / slope))
-        guess = int(min(guess, too_large - 1))
-    return Fit(fits, predicted(fits), predicted(fits + 1))
+            self.optimizer.step()
 
-
-def _nothing_fits(settings: Settings, num_classes: int, budget: int, needed: int) -> MemoryProblem:
-    crop, mend = settings.train.crop_size // 2, "take a smaller backbone or fewer decoder_channels"
-    while crop >= SMALLEST_CROP:
-        if _one_image(settings, crop, num_classes) <= budget:
-            mend = f"one image fits with train.crop_size {crop}"
-            break
-        crop //= 2
-    return MemoryProblem(
-        "not even a batch of one image fits",
-        where=f"{num_classes} classes, head {settings.model.head}, crop_size {settings.train.crop_size}",
-        found=f"{needed / GIB:.2f} GiB predicted",
-        allowed=f"{budget / GIB:.2f} GiB",
-        mend=mend,
-    )
-
-
-def _one_image(settings: Settings, crop: int, num_classes: int) -> int:
-    changed = with_changes(settings, train={"batch_size": 1, "crop_size": crop})
-    return predict_bytes(changed, num_classes)
+    def _adamw_without_values(self) -> None:
+        """Allocates what AdamW's step does, which reads its count of steps: fake tensors have no values."""
+        for state in self.optimizer.state.values():
+            root = state["exp_avg_sq"].sqrt()
+            _ = root / 1.0

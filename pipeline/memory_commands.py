@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import yaml
 
 from pipeline.errors import UsageProblem
 
@@ -30,12 +31,15 @@ def memory(
     classes: Annotated[
         list[int] | None, typer.Option(help="Number of classes; repeat it for more.", min=2)
     ] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, as train.crop_size=512; repeat it for more.")
+    ] = None,
 ) -> None:
     """Predict, without a GPU, the peak memory of one training step; measure it too where there is one."""
     from pipeline.settings_file import load_settings
 
     budget_bytes = None if budget is None else parse_budget(budget)
-    settings = load_settings(params, variant=variant)
+    settings = load_settings(params, variant=variant, overrides=parse_changes(change or []))
 
     from pipeline.memory import (  # only now: torch takes seconds to import
         CLASS_COUNTS,
@@ -60,8 +64,9 @@ def _described(settings: Settings) -> str:
     model, train = settings.model, settings.train
     return (
         f"One training step of {model.backbone}, output stride {model.output_stride}, decoder "
-        f"{model.decoder_channels}, embedding dim {model.embedding_dim}, loss {settings.loss.name}: "
-        f"{train.batch_size} crops of {train.crop_size} x {train.crop_size}, {train.precision}"
+        f"{model.decoder} {model.decoder_channels}, embedding dim {model.embedding_dim}, "
+        f"loss {settings.loss.name}: {train.images_per_step} crops of {train.crop_size} x {train.crop_size}, "
+        f"{train.images_at_a_time} at a time, {train.precision}"
     )
 
 
@@ -83,7 +88,7 @@ def _show(rows: list[MemoryRow], with_measured: bool) -> None:
 
 
 def _answer(settings: Settings, num_classes: int, budget_bytes: int) -> None:
-    from pipeline.memory import largest_batch
+    from pipeline.batch_fit import fewest_parts, largest_batch
     from pipeline.runtime import GIB
 
     fit = largest_batch(settings, num_classes, budget_bytes)
@@ -92,6 +97,13 @@ def _answer(settings: Settings, num_classes: int, budget_bytes: int) -> None:
         f"{budget_bytes / GIB:.2f} GiB ({fit.predicted_bytes / GIB:.2f} GiB predicted; "
         f"{fit.batch_size + 1} would take {fit.next_predicted_bytes / GIB:.2f})"
     )
+    images = settings.train.images_per_step
+    if images > fit.batch_size:
+        division = fewest_parts(settings, num_classes, budget_bytes)
+        typer.echo(
+            f"{images} images a step fit with train.accumulate {division.parts}: {division.batch_size} at a "
+            f"time, {division.predicted_bytes / GIB:.2f} GiB predicted"
+        )
 
 
 def _bootstrapped_classes(settings: Settings) -> int:
@@ -100,6 +112,21 @@ def _bootstrapped_classes(settings: Settings) -> int:
 
     path = settings.bootstrapped / "label_space.json"
     return LabelSpace.load(path).num_classes if path.is_file() else 1_284
+
+
+def parse_changes(texts: list[str]) -> dict[str, object]:
+    """{KEY: value} of "KEY=VALUE", the values as in YAML.
+
+    Raises:
+        UsageProblem: no equals sign.
+    """
+    changes: dict[str, object] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageProblem("no value", where="--set", found=text, allowed="KEY=VALUE")
+        changes[key] = yaml.safe_load(value)
+    return changes
 
 
 def parse_budget(text: str) -> int:

@@ -38,9 +38,17 @@ def build_optimizer(segmenter: Segmenter, settings: TrainSettings) -> torch.opti
         for parameters, decay in ((decayed, weight_decay), (undecayed, 0.0)):
             if parameters:
                 options.append({"params": parameters, "rate_factor": rate_factor, "weight_decay": decay})
+    rate, fused = settings.learning_rate, _fused(segmenter, settings)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(options, lr=settings.learning_rate, betas=(settings.momentum, 0.999))
-    return torch.optim.SGD(options, lr=settings.learning_rate, momentum=settings.momentum)
+        return torch.optim.AdamW(options, lr=rate, betas=(settings.momentum, 0.999), fused=fused)
+    return torch.optim.SGD(options, lr=rate, momentum=settings.momentum, fused=fused)
+
+
+def _fused(segmenter: Segmenter, settings: TrainSettings) -> bool | None:
+    """None leaves torch its default, which is not fused: on the CPU fused kernels only round differently."""
+    on_gpu = next(segmenter.parameters()).device.type == "cuda"
+    wanted = on_gpu if settings.fused_optimizer == "auto" else settings.fused_optimizer
+    return wanted or None
 
 
 def _never_decays(parameter: torch.nn.Parameter, settings: TrainSettings) -> bool:

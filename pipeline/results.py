@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import colorsys
 import csv
-import importlib.metadata
 import io
 import json
 import math
-import platform
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,9 +26,10 @@ from pipeline.checkpoint import Checkpoint, load_checkpoint
 from pipeline.data.dataset import IGNORE_INDEX, SegmentationDataset
 from pipeline.data.label_space import LabelSpace
 from pipeline.data.loaders import Batch, evaluation_loader
+from pipeline.environment import environment
 from pipeline.errors import DataProblem
 from pipeline.evaluation import Evaluation, evaluate
-from pipeline.runtime import PeakMemory, choose_device, git_commit, set_threads, write_text
+from pipeline.runtime import PeakMemory, choose_device, set_threads, write_text
 from pipeline.settings import Settings
 from pipeline.training import TrainResult, checkpoint_folder
 
@@ -58,6 +57,8 @@ def write_training(settings: Settings, result: TrainResult) -> None:
         "steps": result.steps,
         "seconds": state.seconds,
         "images_per_second": result.images_per_second,
+        "data_wait_share": state.data_wait_share,
+        "accumulate": result.accumulate,
         "best_step": state.best_step,
         "best_holdout_miou": state.best_miou,
         "peak_memory_gib": state.peak_memory_gib,
@@ -164,19 +165,6 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     write_text(evaluation_folder(settings) / "record.json", json.dumps(record, indent=1) + "\n")
     write_text(results_folder(settings) / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     return metrics, checkpoint
-
-
-def environment(settings: Settings, device: torch.device, threads: int) -> dict[str, object]:
-    """What the numbers were computed on and with."""
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("torch", "timm", "numpy")},
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.machine() + " CPU",
-        "threads": threads,
-        "git_commit": git_commit(settings.project),
-    }
 
 
 def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 GIB = 1024**3
+_REFRESH_SECONDS = 0.5  # of the note beside a progress bar
 
 
 class Interrupted(KeyboardInterrupt):
@@ -264,7 +265,7 @@ class Progress:
         seconds: the interval between lines when stderr is not a terminal.
     """
 
-    def __init__(self, title: str, total: int, *, start: int = 0, seconds: float = 30.0) -> None:
+    def __init__(self, title: str, total: int, *, start: int = 0, seconds: float = 60.0) -> None:
         self.title, self.total, self.done, self.first, self.seconds = title, total, start, start, seconds
         self.began = self.said = time.monotonic()
         self._bar: Any = None
@@ -294,18 +295,35 @@ class Progress:
             seconds = time.monotonic() - self.began
             print(f"{self.title}: {self.done}/{self.total} in {seconds:.0f} s", file=sys.stderr, flush=True)
 
-    def advance(self, note: str = "", steps: int = 1) -> None:
-        """Counts `steps` as done; `note` is shown beside the count."""
+    def advance(self, note: str | Callable[[], str] = "", steps: int = 1) -> None:
+        """Counts `steps` as done.
+
+        Args:
+            note: shown beside the count; a function is called only when it is shown.
+            steps: how many.
+        """
         self.done += steps
         if self._bar is not None:
-            self._bar.update(self._task, advance=steps, note=note)
-            return
+            self._bar.update(self._task, advance=steps)
         now = time.monotonic()
-        if now - self.said >= self.seconds:
-            self.said = now
-            left = (now - self.began) / max(self.done - self.first, 1) * (self.total - self.done)
-            print(
-                f"{self.title}: {self.done}/{self.total} {note} ({left:.0f} s left)",
-                file=sys.stderr,
-                flush=True,
-            )
+        if now - self.said < (self.seconds if self._bar is None else _REFRESH_SECONDS):
+            return
+        self.said = now
+        said = note if isinstance(note, str) else note()
+        if self._bar is not None:
+            self._bar.update(self._task, note=said)
+            return
+        left = (now - self.began) / max(self.done - self.first, 1) * (self.total - self.done)
+        print(
+            f"{self.title}: {self.done}/{self.total} {said} ({_duration(left)} left)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _duration(seconds: float) -> str:
+    """59 s, 12 min, 49 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

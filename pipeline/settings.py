@@ -56,7 +56,10 @@ class ModelSettings(Section):
     pretrained: bool = Field(False, description="download timm's weights for it")
     weights: FilePath | None = Field(None, description="local safetensors file with the backbone's weights")
     output_stride: Literal[8, 16, 32] = 16
-    decoder: Literal["deeplabv3plus"] = "deeplabv3plus"
+    decoder: Literal["deeplabv3plus", "fpn", "upernet", "linear"] = Field(
+        "deeplabv3plus",
+        description="each takes every backbone; linear is meant for plain vision transformers",
+    )
     decoder_channels: Positive = 256
     head: Literal["embedding", "softmax"] = "embedding"
     embedding_dim: Annotated[int, Field(ge=1, le=4096)] = 16
@@ -98,7 +101,18 @@ class TrainSettings(Section):
     """One training run, as in the paper unless changed."""
 
     steps: Positive = 200_000
-    batch_size: Positive = 10
+    batch_size: Positive | Literal["auto"] = Field(
+        10, description="images of an optimisation step; auto: effective_batch_size, divided as memory needs"
+    )
+    accumulate: Positive = Field(
+        1, description="parts into which a step's images are divided, one after another in memory"
+    )
+    effective_batch_size: Positive | None = Field(
+        None, description="images of a step with batch_size: auto (null: 10, the paper's)"
+    )
+    memory_budget_gib: PositiveFloat | None = Field(
+        None, description="memory that batch_size: auto may plan with (null: 90 % of what is free)"
+    )
     crop_size: Annotated[int, Field(ge=16, le=8192)] = Field(
         512, description="side of the square crop, pixels"
     )
@@ -127,7 +141,22 @@ class TrainSettings(Section):
     gradient_clip: PositiveFloat | None = Field(
         None, description="largest norm of the whole gradient (null: any)"
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 computes the network under autocast")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="bf16 and fp16 compute the network under autocast; fp16 needs a GPU"
+    )
+    tf32: bool = Field(True, description="a GPU may round the network's products to TensorFloat32")
+    channels_last: bool = Field(False, description="keep the channels innermost in memory")
+    fused_optimizer: bool | Literal["auto"] = Field(
+        "auto", description="update all weights in one kernel; auto: on a GPU"
+    )
+    compile: bool = Field(False, description="compile the network with torch.compile; the first step is slow")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="decay of the moving average of the weights, which is what is judged (null: off)"
+    )
+    deterministic: bool = Field(False, description="only kernels that give the same bits every time")
+    debug: Literal["one_batch", "few_batches", "profile"] | None = Field(
+        None, description="train on one batch for ever; or end after a few; or write a trace of those"
+    )
     validate_every: Positive = Field(2_000, description="steps between evaluations on the held-out part")
     checkpoint_every: Positive = Field(1_000, description="steps between checkpoints to resume from")
     seed: NonNegative = 0
@@ -137,6 +166,30 @@ class TrainSettings(Section):
         if self.scale_min > self.scale_max:
             raise ValueError(f"scale_min ({self.scale_min}) must not exceed scale_max ({self.scale_max})")
         return self
+
+    @model_validator(mode="after")
+    def _batch_that_can_be_divided(self) -> TrainSettings:
+        if self.batch_size == "auto":
+            if self.accumulate != 1:
+                raise ValueError("batch_size: auto finds accumulate itself: set accumulate: 1")
+        elif self.effective_batch_size not in (None, self.batch_size):
+            raise ValueError(
+                f"effective_batch_size ({self.effective_batch_size}) is for batch_size: auto; a step has "
+                f"batch_size ({self.batch_size}) images, divided by accumulate: set it to null"
+            )
+        elif self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate ({self.accumulate}) must not exceed batch_size ({self.batch_size})")
+        return self
+
+    @property
+    def images_per_step(self) -> int:
+        """Images that one update of the weights sees: the effective batch size."""
+        return (self.effective_batch_size or 10) if self.batch_size == "auto" else self.batch_size
+
+    @property
+    def images_at_a_time(self) -> int:
+        """Images in memory at a time: those of a step divided by `accumulate`, rounded up."""
+        return -(-self.images_per_step // self.accumulate)
 
 
 class EvaluateSettings(Section):

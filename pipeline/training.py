@@ -1,54 +1,44 @@
 """Training: settings in, the best checkpoint and its curves out.
 
-Everything random is a function of the seed and the step (data order, augmentation, drawn negatives, dropout),
-so a killed run that resumes from its last checkpoint computes what it would have computed. The checkpoint to
-report is chosen on the held-out part of train, never on val.
+Everything random is a function of the seed and the step (data order, augmentation, drawn negatives,
+dropout), and all else that a step depends on is in the checkpoint (weights, optimiser, loss scale, moving
+average), so a killed run that resumes computes what it would have computed. The checkpoint to report is
+chosen on the held-out part of train, never on val. A step itself is in `pipeline.train_step`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from pipeline.checkpoint import Checkpoint, load_checkpoint, optimizer_tensors, restore_optimizer
+from pipeline.arithmetic import arithmetic
+from pipeline.batch_fit import find_accumulation
+from pipeline.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from pipeline.data.dataset import SegmentationDataset
 from pipeline.data.loaders import Batch, evaluation_loader, train_loader
 from pipeline.data.sampling import repeat_factors
 from pipeline.data.transforms import TrainTransform
-from pipeline.errors import DataProblem, Problem
+from pipeline.data_wait import DataWait
+from pipeline.environment import environment
+from pipeline.errors import DataProblem
 from pipeline.evaluation import evaluate
 from pipeline.network import build_network, segmenter_arguments
-from pipeline.objective import Losses, segmentation_losses
-from pipeline.optim import build_optimizer, set_learning_rate
+from pipeline.run_folder import RunFolder, checkpoint_folder
 from pipeline.runtime import PeakMemory, Progress, StopRequest, choose_device, set_threads
 from pipeline.settings import Settings
 from pipeline.tracking import Tracker
+from pipeline.train_state import PendingLosses, TrainState
+from pipeline.train_step import Optimisation
+from pipeline.training_debug import batches_to_take, images_to_judge, steps_to_take, traced
 
-
-@dataclass
-class TrainState:
-    """What has happened so far; JSON-able, kept in every checkpoint."""
-
-    run_id: str | None = None
-    finished: bool = False
-    best_step: int = 0
-    best_miou: float = -1.0
-    seconds: float = 0.0
-    peak_memory_gib: float = 0.0
-    pending_loss: float = 0.0
-    pending_steps: int = 0
-    loss_curve: list[list[float]] = field(default_factory=list)
-    """[step, mean cross-entropy since the point before]"""
-    validation_curve: list[list[float]] = field(default_factory=list)
-    """[step, mIoU, pixel accuracy] on the held-out part"""
+WORTH_WORKERS = 500
+"""Held-out images from which on worker processes read them: those take seconds to start."""
 
 
 @dataclass(frozen=True)
@@ -61,33 +51,14 @@ class TrainResult:
     images_per_second: float
     peak_memory_kind: str
     device: str
-
-
-def checkpoint_folder(settings: Settings) -> Path:
-    """Folder of this variant's `best.safetensors`, and, to resume from, `last` and `previous.safetensors`."""
-    return settings.project / "checkpoints" / (settings.variant or "default")
+    accumulate: int = 1
+    """parts into which the images of a step were divided"""
 
 
 def interrupted_state(settings: Settings) -> TrainState | None:
     """The state of an unfinished run under these very settings, or None."""
-    checkpoint = _interrupted(settings, checkpoint_folder(settings), header_only=True)
+    checkpoint = RunFolder(checkpoint_folder(settings)).interrupted(settings, header_only=True)
     return None if checkpoint is None else TrainState(**checkpoint.progress)
-
-
-def _interrupted(settings: Settings, folder: Path, *, header_only: bool = False) -> Checkpoint | None:
-    """The last checkpoint of an unfinished run under these settings, or the one before if that is damaged."""
-    for name in ("last", "previous"):
-        path = folder / f"{name}.safetensors"
-        if not path.exists():
-            continue
-        try:
-            checkpoint = load_checkpoint(path, header_only=header_only)
-        except DataProblem as problem:
-            print(f"warning: {problem.what}: {path}: passed over", file=sys.stderr, flush=True)
-            continue
-        same = checkpoint.settings == settings.flat() and not checkpoint.progress["finished"]
-        return checkpoint if same else None
-    return None
 
 
 def train(settings: Settings, tracker: Tracker, *, folder: Path | None = None) -> TrainResult:
@@ -95,27 +66,35 @@ def train(settings: Settings, tracker: Tracker, *, folder: Path | None = None) -
 
     Args:
         settings: one variant's.
-        tracker: receives the parameters and curves.
-        folder: for the checkpoints; by default `checkpoint_folder(settings)`.
+        tracker: receives the parameters, the environment and the curves.
+        folder: for the checkpoints; by default `checkpoint_folder(settings)`. It is this process's alone.
 
     Raises:
         DataProblem: nothing bootstrapped, unreadable data.
-        Problem: the loss is no longer finite.
+        UsageProblem: settings that this device cannot follow.
+        MemoryProblem: `batch_size: auto` where not even one image fits.
+        Problem: the loss or the weights are no longer finite; another process trains into the folder.
+        OSError: a checkpoint cannot be written; the one before is kept.
     """
-    training = _Training(settings, tracker, folder or checkpoint_folder(settings))
-    tracker.log_params(settings.flat())
-    return training.run()
+    device, threads = choose_device(settings.runtime.device), set_threads(settings.runtime.threads)
+    into = RunFolder(folder or checkpoint_folder(settings))
+    with into.locked(), arithmetic(settings.train, device):
+        training = _Training(settings, tracker, into, device)
+        facts = environment(settings, device, threads)
+        tracker.log_params(settings.flat() | {f"environment.{name}": fact for name, fact in facts.items()})
+        return training.run()
+
+
+class _Stopped(Exception):
+    """A stop was asked for during a validation, which will be done again after resuming."""
 
 
 class _Training:
     """One run: model, optimiser, data and state, with the loop over the steps."""
 
-    def __init__(self, settings: Settings, tracker: Tracker, folder: Path) -> None:
-        self.settings, self.tracker = settings, tracker
-        self.folder, self.best = folder, folder / "best.safetensors"
-        self.device = choose_device(settings.runtime.device)
-        set_threads(settings.runtime.threads)
-        self.memory = PeakMemory(self.device)
+    def __init__(self, settings: Settings, tracker: Tracker, folder: RunFolder, device: torch.device) -> None:
+        self.settings, self.tracker, self.folder, self.device = settings, tracker, folder, device
+        self.memory = PeakMemory(device)
         self.data = SegmentationDataset(settings.bootstrapped, settings.data.root, "train")
         self.holdout = SegmentationDataset(settings.bootstrapped, settings.data.root, "holdout")
         if not len(self.data) or not len(self.holdout):
@@ -127,28 +106,77 @@ class _Training:
                 mend="add images, or change data.holdout_fraction, and run dvc repro",
             )
         self.label_space = self.data.label_space
+        self.last_step = steps_to_take(settings.train)
+        self.stop = StopRequest()
+        folder.remove_leftovers()
+        checkpoint = folder.interrupted(settings)
+        self.state = TrainState() if checkpoint is None else TrainState(**checkpoint.progress)
+        self.state.run_id = tracker.run_id
+        self.step = 0 if checkpoint is None else checkpoint.step
+        self.resumed_at = self.step
+        self.accumulate = self._accumulation()
+        self.losses, self.wait = PendingLosses(self.state), DataWait(self.state)
+        self._build(checkpoint)
+
+    def _accumulation(self) -> int:
+        if self.settings.train.batch_size != "auto":
+            return self.settings.train.accumulate
+        if self.state.accumulate is None:
+            self.state.accumulate = find_accumulation(
+                self.settings, self.label_space.num_classes, self.device
+            )
+        return self.state.accumulate
+
+    def _build(self, checkpoint: Checkpoint | None) -> None:
+        settings = self.settings
         torch.manual_seed(settings.train.seed)
         self.arguments = segmenter_arguments(settings.model, self.label_space.num_classes)
         self.segmenter = build_network(settings.model, self.label_space.num_classes).to(self.device).train()
         if settings.train.freeze_backbone:
             self.segmenter.freeze_backbone()
-        self.optimizer = build_optimizer(self.segmenter, settings.train)
-        self.state, self.step = TrainState(run_id=tracker.run_id), 0
-        self._resume()
-
-    def _resume(self) -> None:
-        checkpoint = _interrupted(self.settings, self.folder)
+        self.optimisation = Optimisation(self.segmenter, settings, accumulate=self.accumulate)
         if checkpoint is None:
             return
         self.segmenter.load_state_dict(checkpoint.model)
-        restore_optimizer(self.optimizer, checkpoint.optimizer)
-        self.state, self.step = TrainState(**checkpoint.progress), checkpoint.step
-        self.state.run_id = self.tracker.run_id
+        restore_optimizer(self.optimisation.optimizer, checkpoint.optimizer)
+        if self.optimisation.average is not None:
+            self.optimisation.average.segmenter.load_state_dict(checkpoint.average)
+        if self.state.scale is not None:
+            self.optimisation.scaler.load_state_dict(self.state.scale)
 
     def run(self) -> TrainResult:
         """All remaining steps."""
-        options, resumed_at, began = self.settings.train, self.step, time.monotonic()
-        before = self.state.seconds
+        began, before = time.monotonic(), self.state.seconds
+        title = f"train {self.settings.variant or ''}".strip()
+        progress = Progress(title, self.last_step, start=self.step)
+        with self.stop, progress, traced(self.settings.train, self.folder.trace) as step_done:
+            self._validate_if_due()  # where it was stopped, or killed, before that was done
+            for batch in self.wait.timed(self._batches()):
+                losses = self.optimisation.step(batch, self.step)
+                self.step += 1
+                self.losses.add(self.step, losses, batch.image_ids)
+                self.state.seconds = before + time.monotonic() - began
+                self._after_step()
+                step_done()
+                progress.advance(self._note)
+                if self.stop.signal_number is not None:
+                    self._save_last()
+                    self.stop.check()
+        self.state.finished = True
+        self._save_last()
+        seconds = max(time.monotonic() - began, 1e-9)
+        return TrainResult(
+            checkpoint=self.folder.best,
+            state=self.state,
+            steps=self.step,
+            images_per_second=(self.step - self.resumed_at) * self.settings.train.images_per_step / seconds,
+            peak_memory_kind=self.memory.kind,
+            device=str(self.device),
+            accumulate=self.accumulate,
+        )
+
+    def _batches(self) -> Iterable[Batch]:
+        options = self.settings.train
         batches = train_loader(
             self.data,
             TrainTransform(
@@ -156,37 +184,14 @@ class _Training:
                 scale_range=(options.scale_min, options.scale_max),
                 flip_probability=options.flip_probability,
             ),
-            batch_size=options.batch_size,
-            num_steps=options.steps,
+            batch_size=options.images_per_step,
+            num_steps=self.last_step,
             seed=options.seed,
-            start_step=self.step,
+            start_step=0 if options.debug == "one_batch" else self.step,
             num_workers=self.settings.runtime.num_workers,
             factors=self._repeat_factors(),
         )
-        title = f"train {self.settings.variant or ''}".strip()
-        with StopRequest() as stop, Progress(title, options.steps, start=self.step) as progress:
-            for batch in batches:
-                losses, rate = self._optimise(batch)
-                self.step += 1
-                self.state.pending_loss += losses.cross_entropy
-                self.state.pending_steps += 1
-                self.state.seconds = before + time.monotonic() - began
-                self._after_step(losses, rate)
-                progress.advance(f"loss {losses.cross_entropy:.3f}")
-                if stop.signal_number is not None:
-                    self._save_last()
-                    stop.check()
-        self.state.finished = True
-        self._save_last()
-        seconds = max(time.monotonic() - began, 1e-9)
-        return TrainResult(
-            checkpoint=self.best,
-            state=self.state,
-            steps=self.step,
-            images_per_second=(self.step - resumed_at) * options.batch_size / seconds,
-            peak_memory_kind=self.memory.kind,
-            device=str(self.device),
-        )
+        return batches_to_take(batches, options, self.last_step - self.step)
 
     def _repeat_factors(self) -> np.ndarray | None:
         threshold = self.settings.train.repeat_threshold
@@ -194,90 +199,113 @@ class _Training:
             return None
         return repeat_factors(self.data.class_presence(), self.label_space.num_classes, threshold)
 
-    def _optimise(self, batch: Batch) -> tuple[_Scalars, float]:
-        options = self.settings.train
-        rate = set_learning_rate(self.optimizer, options, self.step)
-        seed = options.seed * 1_000_003 + self.step
-        torch.manual_seed(seed)  # dropout and stochastic depth, the same after a resume
-        generator = torch.Generator(self.device).manual_seed(seed)
-        images = batch.images.to(self.device, non_blocking=True).float() / 255
-        target = batch.target.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
-            output = self.segmenter(images)
-        losses = segmentation_losses(self.segmenter, output, target, self.settings.loss, generator)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        if options.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.segmenter.parameters(), options.gradient_clip)
-        self.optimizer.step()
-        return self._checked(losses, batch), rate
-
-    def _checked(self, losses: Losses, batch: Batch) -> _Scalars:
-        scalars = _Scalars(*(float(value) for value in (losses.cross_entropy, losses.separation)))
-        if not math.isfinite(scalars.cross_entropy + scalars.separation):
-            raise Problem(
-                "the loss is no longer finite",
-                where=f"step {self.step}, images {', '.join(str(i) for i in batch.image_ids)}",
-                found=scalars.cross_entropy,
-                mend="lower train.learning_rate, or raise loss.temperature; earlier checkpoints are kept",
-            )
-        return scalars
-
-    def _after_step(self, losses: _Scalars, rate: float) -> None:
-        options, last = self.settings.train, self.step == self.settings.train.steps
+    def _after_step(self) -> None:
+        options, last = self.settings.train, self.step == self.last_step
         if self.step % max(1, options.steps // 200) == 0 or last:
-            self._log_losses(losses, rate)
-        if self.step % options.validate_every == 0 or last:
-            self._validate()
-        if self.step % options.checkpoint_every == 0 and not last:
-            self._save_last()
+            self._log_losses()
+        with self.wait.aside():
+            self._validate_if_due()
+            if self.step % options.checkpoint_every == 0 and not last:
+                self._save_last()
 
-    def _log_losses(self, losses: _Scalars, rate: float) -> None:
-        mean = self.state.pending_loss / self.state.pending_steps
-        self.state.pending_loss, self.state.pending_steps = 0.0, 0
-        self.state.loss_curve.append([self.step, mean])
-        values = {"loss": mean, "separation": losses.separation, "learning_rate": rate}
+    def _log_losses(self) -> None:
+        self.losses.read()
+        state, last = self.state, self.losses.last
+        assert last is not None
+        mean = state.pending_loss / state.pending_steps
+        state.pending_loss, state.pending_steps = 0.0, 0
+        state.loss_curve.append([self.step, mean])
+        values = {
+            "loss": mean,
+            "separation": last.separation,
+            "learning_rate": last.learning_rate,
+            "images_per_second": self._images_per_second(),
+            "data_wait_share": state.data_wait_share,
+        }
         self.tracker.log_metrics({f"train/{name}": value for name, value in values.items()}, self.step)
 
-    def _validate(self) -> None:
+    def _images_per_second(self) -> float:
+        """Of all steps so far, validations and checkpoints left out."""
+        images = self.step * self.settings.train.images_per_step
+        return images / max(self.state.stepping_seconds, 1e-9) if self.state.stepping_seconds else 0.0
+
+    def _note(self) -> str:
+        """For the progress: of the loss and the rate what was read last, which waits for nothing."""
+        last = self.losses.last
+        return (
+            ""
+            if last is None
+            else (
+                f"loss {last.cross_entropy:.3f}, rate {last.learning_rate:.2g}, "
+                f"{self._images_per_second():.1f} images/s, {self.memory.gib():.1f} GiB, "
+                f"waiting for data {self.state.data_wait_share:.0%}"
+            )
+        )
+
+    def _validate_if_due(self) -> None:
+        """Judges the model every `validate_every` steps and at the end, and keeps it if it is the best."""
+        state = self.state
+        due = self.step > 0 and (
+            self.step % self.settings.train.validate_every == 0 or self.step == self.last_step
+        )
+        done = state.validation_curve[-1][0] if state.validation_curve else 0
+        if not due or done == self.step:
+            return
+        self._check_finite()
+        try:
+            miou, pixel_accuracy = self._judge()
+        except _Stopped:
+            self._save_last()
+            self.stop.check()
+        state.peak_memory_gib = max(state.peak_memory_gib, self.memory.gib())
+        state.validation_curve.append([self.step, miou, pixel_accuracy])
+        self.tracker.log_metrics({"holdout/miou": miou, "holdout/pixel_accuracy": pixel_accuracy}, self.step)
+        if miou >= state.best_miou:
+            state.best_miou, state.best_step = miou, self.step
+            self._checkpoint(best=True).save(self.folder.best)
+
+    def _judge(self) -> tuple[float, float]:
+        limit = images_to_judge(self.settings.train)
+        total = len(self.holdout) if limit is None else min(limit, len(self.holdout))
+        workers = self.settings.runtime.num_workers if total >= WORTH_WORKERS else 0
         result = evaluate(
-            self.segmenter,
-            evaluation_loader(self.holdout, num_workers=0),
+            self.optimisation.judged,
+            evaluation_loader(self.holdout, num_workers=workers, limit=limit),
             frequencies=self.label_space.frequencies,
             device=self.device,
             title="held-out part",
-            total=len(self.holdout),
+            total=total,
+            on_prediction=self._leave_if_stopped,
         ).metrics
-        self.state.peak_memory_gib = max(self.state.peak_memory_gib, self.memory.gib())
-        self.state.validation_curve.append([self.step, result.miou, result.pixel_accuracy])
-        values = {"miou": result.miou, "pixel_accuracy": result.pixel_accuracy}
-        self.tracker.log_metrics({f"holdout/{name}": value for name, value in values.items()}, self.step)
-        if result.miou >= self.state.best_miou:
-            self.state.best_miou, self.state.best_step = result.miou, self.step
-            self._checkpoint().save(self.best)
+        return result.miou, result.pixel_accuracy
+
+    def _leave_if_stopped(self, *prediction: object) -> None:
+        if self.stop.signal_number is not None:
+            raise _Stopped
+
+    def _check_finite(self) -> None:
+        """Before anything is judged or saved: a checkpoint must be one to go on from."""
+        self.losses.read()
+        if not self.optimisation.weights_are_finite():
+            raise self.losses.not_finite("the weights are no longer finite", self.step, "NaN or infinity")
 
     def _save_last(self) -> None:
+        self._check_finite()
         self.state.peak_memory_gib = max(self.state.peak_memory_gib, self.memory.gib())
-        last, previous = self.folder / "last.safetensors", self.folder / "previous.safetensors"
-        if last.exists():
-            last.replace(previous)
-        self._checkpoint(optimizer_tensors(self.optimizer)).save(last)
-        if self.state.finished:
-            previous.unlink(missing_ok=True)
+        self.state.scale = self.optimisation.scale_state()
+        self.folder.save_last(self._checkpoint())
 
-    def _checkpoint(self, optimizer: dict[str, Tensor] | None = None) -> Checkpoint:
+    def _checkpoint(self, *, best: bool = False) -> Checkpoint:
+        """What to resume from, or the weights alone that are judged."""
+        optimisation = self.optimisation
+        average = {} if optimisation.average is None else optimisation.average.segmenter.state_dict()
         return Checkpoint(
             arguments=self.arguments,
             label_space=self.label_space,
             settings=self.settings.flat(),
             step=self.step,
             progress=dataclasses.asdict(self.state),
-            model=self.segmenter.state_dict(),
-            optimizer=optimizer or {},
+            model=(optimisation.judged if best else self.segmenter).state_dict(),
+            optimizer={} if best else optimizer_tensors(optimisation.optimizer),
+            average={} if best else average,
         )
-
-
-@dataclass(frozen=True)
-class _Scalars:
-    cross_entropy: float
-    separation: float

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.decoder import ASPP, DeepLabV3PlusDecoder
+from models.decoder import ASPP, DeepLabV3PlusDecoder, LinearDecoder
+from models.decoder_pyramid import POOLED_SIZES, FPNDecoder, PyramidPooling, UPerNetDecoder
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ def test_layers_have_the_sizes_of_the_reference():
 def test_the_output_has_the_low_features_size_and_the_asked_channels(channels, size):
     decoder = DeepLabV3PlusDecoder(5, 7, output_stride=16, channels=channels)
     high = torch.rand(2, 7, -(-size[0] // 4), -(-size[1] // 4))
-    assert decoder(torch.rand(2, 5, *size), high).shape == (2, channels, *size)
+    assert decoder([torch.rand(2, 5, *size), high]).shape == (2, channels, *size)
 
 
 def test_image_pooling_trains_on_a_batch_of_one():
@@ -55,7 +56,7 @@ def test_image_pooling_sees_the_whole_map():
 def test_both_levels_reach_the_output():
     decoder = DeepLabV3PlusDecoder(5, 7, output_stride=16, channels=8)
     low, high = torch.rand(2, 5, 8, 8, requires_grad=True), torch.rand(2, 7, 2, 2, requires_grad=True)
-    decoder(low, high).square().sum().backward()
+    decoder([low, high]).square().sum().backward()
     assert low.grad.abs().sum() > 0
     assert high.grad.abs().sum() > 0
 
@@ -65,4 +66,51 @@ def test_channels_last_stays_channels_last():
     low, high = (
         torch.rand(2, c, s, s).contiguous(memory_format=torch.channels_last) for c, s in ((5, 8), (7, 2))
     )
-    assert decoder(low, high).is_contiguous(memory_format=torch.channels_last)
+    assert decoder([low, high]).is_contiguous(memory_format=torch.channels_last)
+
+
+CHANNELS = (5, 6, 7, 9)
+PYRAMIDS = {
+    "regular": (24, 12, 6, 3),
+    "odd": (25, 13, 7, 4),
+    "dilated": (24, 12, 6, 6),
+    "plain": (24, 6, 6, 6),
+}
+
+
+def pyramid(sizes: tuple[int, ...]) -> list[torch.Tensor]:
+    return [torch.rand(2, c, s, s + 1, requires_grad=True) for c, s in zip(CHANNELS, sizes, strict=True)]
+
+
+@pytest.mark.parametrize("sizes", PYRAMIDS.values(), ids=PYRAMIDS)
+@pytest.mark.parametrize("kind", [FPNDecoder, UPerNetDecoder])
+def test_every_level_reaches_the_output_at_the_size_of_the_finest(kind, sizes):
+    levels, decoder = pyramid(sizes), kind(CHANNELS, channels=8)
+    output = decoder(levels)
+    assert output.shape == (2, 8, sizes[0], sizes[0] + 1)
+    output.square().sum().backward()
+    assert all(level.grad.abs().sum() > 0 for level in levels)
+    assert all(parameter.grad is not None for parameter in decoder.parameters())
+
+
+def test_a_pyramid_of_one_level_is_no_special_case():
+    for kind in (FPNDecoder, UPerNetDecoder):
+        assert kind((5,), channels=8)([torch.rand(2, 5, 9, 9)]).shape == (2, 8, 9, 9)
+
+
+def test_the_linear_decoder_is_linear_in_the_coarsest_features_and_blind_to_the_rest():
+    decoder = LinearDecoder(7, channels=4).eval()
+    low, first, second = torch.rand(1, 5, 12, 12), torch.rand(1, 7, 3, 3), torch.rand(1, 7, 3, 3)
+    mixed = decoder([low, 0.25 * first + 0.75 * second])
+    expected = 0.25 * decoder([low, first]) + 0.75 * decoder([torch.rand_like(low), second])
+    torch.testing.assert_close(mixed, expected)
+
+
+def test_pyramid_pooling_sees_the_means_over_its_grids():
+    pooling = PyramidPooling(3, 4).eval()
+    features = torch.rand(1, 3, 12, 12)
+    for size, grid in zip(POOLED_SIZES, pooling.grids, strict=True):
+        cell = 12 // size
+        means = features.unfold(2, cell, cell).unfold(3, cell, cell).mean(dim=(-1, -2))
+        torch.testing.assert_close(grid[0](features), means)
+    assert pooling.train()(torch.rand(1, 3, 2, 3)).shape == (1, 4, 2, 3)  # smaller than a grid, one image

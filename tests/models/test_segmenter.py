@@ -14,6 +14,7 @@ from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
 
 KINDS = ["test_resnet", "test_convnext", "test_efficientnet", "test_mambaout", "test_vit", "test_vit_relpos"]
 HEADS = ["embedding", "softmax"]
+DECODERS = ["fpn", "upernet", "linear"]  # besides deeplabv3plus, the default everywhere else here
 
 
 def build(
@@ -40,6 +41,56 @@ def test_any_size_gives_stride_4_maps_and_full_size_predictions(name, head, size
     assert (predicted.shape, predicted.dtype) == ((2, *size), torch.int64)
     assert 0 <= predicted.min() <= predicted.max() < 300
     assert segmenter.predict(images, size=(31, 17)).shape == (2, 31, 17)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("size", [(97, 131), (33, 50)])
+def test_every_decoder_keeps_the_contract_on_every_kind_of_backbone(name, decoder, size):
+    """CNN, hierarchical with and without channels last, plain transformer; sizes that no stride divides."""
+    segmenter = build(name, decoder=decoder).eval()
+    images = torch.rand(2, 3, *size)
+    assert segmenter(images).shape == (2, 6, -(-size[0] // 4), -(-size[1] // 4))
+    assert segmenter.predict(images).shape == (2, *size)
+    assert segmenter.decoder.channels == 16
+
+
+@pytest.mark.parametrize("decoder", ["deeplabv3plus", *DECODERS])
+def test_every_decoder_takes_swin_whose_features_are_channels_last(decoder):
+    segmenter = build("swin_tiny_patch4_window7_224", decoder=decoder, output_stride=32).train()
+    output = segmenter(torch.rand(2, 3, 50, 70))
+    assert output.shape == (2, 6, 13, 18)
+    (output * torch.randn_like(output)).sum().backward()
+    assert segmenter.backbone.network.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("name", KINDS)
+def test_the_gradient_reaches_every_parameter_of_every_decoder(name, decoder):
+    segmenter = build(name, "softmax", decoder=decoder).train()
+    output = segmenter(torch.rand(1, 3, 97, 131))
+    (output * torch.randn_like(output)).sum().backward()
+    assert [name for name, parameter in segmenter.named_parameters() if parameter.grad is None] == []
+    assert all(parameter.grad.isfinite().all() for parameter in segmenter.parameters())
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit"])
+def test_every_decoder_is_rebuilt_from_its_arguments_and_predicts_classes_above_255(name, decoder):
+    first = build(name, decoder=decoder, num_classes=1284)
+    first.train()(torch.rand(2, 3, 64, 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OutputStrideWarning)
+        values = {"decoder": decoder, "decoder_channels": 16, "embedding_dim": 6, "num_classes": 1284}
+        second = build_segmenter(SegmenterArguments.from_dict({"backbone": name, **values}))
+    second.load_state_dict(first.state_dict())
+    images = torch.rand(1, 3, 97, 131)
+    with torch.no_grad():
+        assert torch.equal(first.eval()(images), second.eval()(images))
+        second.head.class_table.fill_(-1.0)[1283] = 1.0
+        second.head.projection.weight.zero_()
+        second.head.projection.bias.fill_(1.0)
+    assert (second.predict(images) == 1283).all()
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -157,6 +208,8 @@ def test_unknown_arguments_are_refused_by_name():
         SegmenterArguments.from_dict({"backbone": "test_resnet"})
     with pytest.raises(ValueError, match=r"head is 'linear'; allowed: .*'softmax'"):
         build(head="linear")
+    with pytest.raises(ValueError, match=r"decoder is 'unet'.*deeplabv3plus, fpn, upernet, linear"):
+        build(decoder="unet")
 
 
 @pytest.mark.parametrize("head", ["embedding", "softmax"])

@@ -12,13 +12,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from typer.testing import CliRunner
 
+from pipeline.batch_fit import largest_batch
 from pipeline.cli import app
 from pipeline.errors import MemoryProblem, UsageProblem
 from pipeline.loss_footprint import PeakTracker, probe_work_memory
 from pipeline.memory import (
     as_json,
     count_cpu_bytes,
-    largest_batch,
     memory_rows,
     predict_bytes,
     with_changes,
@@ -81,7 +81,16 @@ def test_every_loss_is_within_five_percent_too(loss: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(
     ("model", "train"),
-    [({"input_scale": 0.75}, {}), ({}, {"optimizer": "adamw"}), ({}, {"freeze_backbone": True})],
+    [
+        ({"input_scale": 0.75}, {}),
+        ({}, {"optimizer": "adamw"}),
+        ({}, {"freeze_backbone": True}),
+        ({}, {"ema": 0.99, "channels_last": True}),
+        ({}, {"accumulate": 2}),
+        ({"decoder": "fpn"}, {}),
+        ({"decoder": "upernet"}, {}),
+        ({"decoder": "linear", "backbone": "vit_tiny_patch16_224"}, {}),
+    ],
 )
 def test_every_way_to_train_is_within_five_percent_too(
     model: dict[str, object], train: dict[str, object]
@@ -213,6 +222,16 @@ def test_the_command_answers_for_a_budget_and_says_what_is_not_counted(params: P
     assert result.exit_code == 0
     assert "1,284 classes, head embedding: train.batch_size" in result.output
     assert "Predictions count tensors" in result.output
+
+
+def test_the_command_answers_for_changed_settings_and_says_into_how_many_parts_a_step_is_divided(
+    params: Path,
+) -> None:
+    arguments = ["memory", "--params", str(params), "--budget", "128MiB", "--set", "train.batch_size=64"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "64 images a step fit with train.accumulate " in result.output
+    with pytest.raises(UsageProblem, match="KEY=VALUE"):
+        CliRunner().invoke(app, ["memory", "--set", "train.batch_size"], catch_exceptions=False)
 
 
 def test_the_command_prints_a_row_for_each_number_of_classes(params: Path) -> None:

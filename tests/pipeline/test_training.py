@@ -14,11 +14,12 @@ import torch
 
 from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import DataProblem, Problem
+from pipeline.run_folder import checkpoint_folder
 from pipeline.runtime import Interrupted
 from pipeline.settings import Settings
 from pipeline.settings_file import load_settings
 from pipeline.tracking import NoTracker
-from pipeline.training import checkpoint_folder, interrupted_state, train
+from pipeline.training import interrupted_state, train
 
 
 class Recorder(NoTracker):
@@ -125,6 +126,19 @@ train(load_settings(variant="exact"), Recorder(at=7, do=kill))
     assert sorted(resumed.losses) == [7, 8]
 
 
+def test_two_processes_do_not_train_into_one_folder(settings: Settings) -> None:
+    code = "import sys, time; from pathlib import Path; from pipeline.run_folder import RunFolder\n"
+    code += "with RunFolder(Path(sys.argv[1])).locked(): print('held', flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", code, str(checkpoint_folder(settings))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(Problem, match=rf"another process(.|\n)*process {other.pid}"):
+            train(settings, NoTracker())
+        other.kill()  # which frees the folder
+    assert train(settings, NoTracker()).steps == 8
+
+
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     settings: Settings, damage: str, capsys: pytest.CaptureFixture[str]
@@ -179,7 +193,7 @@ def test_the_best_checkpoint_is_chosen_on_the_held_out_part_and_describes_itself
 def test_a_loss_that_is_no_longer_finite_names_step_and_images(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipeline.training as module
+    import pipeline.train_step as module
 
     real = module.segmentation_losses
 

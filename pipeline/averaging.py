@@ -1,0 +1,45 @@
+"""A moving average of the weights: what the training is judged by where `train.ema` asks for it.
+
+The average follows every update by a share of the difference, so that it stands for the last
+1 / (1 - decay) steps or so. In the first steps it follows faster, min(decay, (1 + step) / (10 + step)):
+otherwise it would hold the random weights it began with for long. That is a function of the step
+alone, so nothing besides the averages need be saved to resume.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from models.segmenter import Segmenter
+
+
+class MovingAverage:
+    """A second segmenter whose weights and batch-norm statistics are averages of the trained one's.
+
+    Args:
+        segmenter: the trained one, on its device. Its tensors must stay the same objects.
+        decay: share of the old average that a step keeps, above 0 and below 1.
+
+    Attributes:
+        segmenter: the averaged network, in evaluation mode and without gradients.
+    """
+
+    def __init__(self, segmenter: Segmenter, decay: float) -> None:
+        self.decay = decay
+        self.segmenter = copy.deepcopy(segmenter).requires_grad_(False).eval()
+        followed, averages = segmenter.state_dict(), self.segmenter.state_dict()
+        floats = [name for name, tensor in followed.items() if tensor.is_floating_point()]
+        self._averages: list[Tensor] = [averages[name] for name in floats]
+        self._followed: list[Tensor] = [followed[name] for name in floats]
+        self._counts = [(averages[name], followed[name]) for name in followed if name not in floats]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Moves the average towards the trained weights after the 0-based `step`."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._averages, self._followed, 1 - decay)
+        for average, followed in self._counts:  # batches seen by batch norm
+            average.copy_(followed)

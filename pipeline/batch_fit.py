@@ -1,0 +1,164 @@
+"""How many images fit: the largest batch for a budget, and the fewest parts to divide a step into.
+
+Both are found by prediction (`pipeline.memory`), so nothing need run out of memory first. With
+`train.batch_size: auto` the images of a step stay those of `effective_batch_size`; only batch norm sees
+parts.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import resource
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.errors import MemoryProblem
+from pipeline.memory import predict_bytes, with_changes
+from pipeline.runtime import GIB
+from pipeline.settings import Settings
+
+SMALLEST_CROP = 48
+USABLE = 0.9
+"""Share of a device's memory to plan with; the rest is for the context, workspaces and fragmentation."""
+
+
+def capacity_bytes(device: torch.device) -> int:
+    """Bytes of the GPU, or of the machine and the limit that this process was given."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    capacity = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return capacity if limit == resource.RLIM_INFINITY else min(capacity, limit)
+
+
+def budget_bytes(settings: Settings, device: torch.device) -> int:
+    """Bytes that a step may take: `train.memory_budget_gib`, or most of what the device has free."""
+    budget = settings.train.memory_budget_gib
+    if budget is not None:
+        return int(budget * GIB)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else capacity_bytes(device)
+    return int(free * USABLE)
+
+
+def find_accumulation(settings: Settings, num_classes: int, device: torch.device) -> int:
+    """The fewest parts of a step whose predicted peak fits, told on stderr.
+
+    Args:
+        settings: with `batch_size: auto`.
+        num_classes: C.
+        device: whose free memory is the budget where none is stated.
+
+    Raises:
+        MemoryProblem: not even one image at a time fits.
+    """
+    fit = fewest_parts(settings, num_classes, budget_bytes(settings, device))
+    images = settings.train.images_per_step
+    print(
+        f"batch_size auto: {images} images a step, {fit.batch_size} at a time ({fit.parts} parts), "
+        f"predicted {fit.predicted_bytes / GIB:.2f} GiB",
+        file=sys.stderr,
+        flush=True,
+    )
+    return fit.parts
+
+
+@dataclass(frozen=True)
+class Division:
+    """The fewest parts of a step of which each fits."""
+
+    parts: int
+    batch_size: int
+    """images at a time"""
+    predicted_bytes: int
+
+
+def fewest_parts(settings: Settings, num_classes: int, budget_bytes: int) -> Division:
+    """Divides the images of a step into as few parts as `budget_bytes` allow, by halving the range.
+
+    Raises:
+        MemoryProblem: not even one image at a time fits; says which crop would.
+    """
+    images = settings.train.images_per_step
+
+    @functools.cache
+    def predicted(at_a_time: int) -> int:
+        parts = -(-images // at_a_time)
+        divided = with_changes(settings, train=_batch(images, parts))
+        return predict_bytes(divided, num_classes)
+
+    if predicted(1) > budget_bytes:
+        raise _nothing_fits(settings, num_classes, budget_bytes, predicted(1))
+    fits, too_many = (images, images + 1) if predicted(images) <= budget_bytes else (1, images)
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if predicted(middle) <= budget_bytes:
+            fits = middle
+        else:
+            too_many = middle
+    parts = -(-images // fits)
+    at_a_time = -(-images // parts)
+    return Division(parts, at_a_time, predicted(at_a_time))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The largest batch whose predicted peak stays within a budget."""
+
+    batch_size: int
+    predicted_bytes: int
+    next_predicted_bytes: int
+    """of a batch with one image more"""
+
+
+def largest_batch(settings: Settings, num_classes: int, budget_bytes: int) -> Fit:
+    """Finds the largest `train.batch_size` that fits: extrapolates until two predictions enclose the budget.
+
+    Raises:
+        MemoryProblem: not even one image fits; says which crop would.
+    """
+
+    @functools.cache
+    def predicted(batch_size: int) -> int:
+        return predict_bytes(with_changes(settings, train=_batch(batch_size)), num_classes)
+
+    if predicted(1) > budget_bytes:
+        raise _nothing_fits(settings, num_classes, budget_bytes, predicted(1))
+    fits, too_large, guess = 1, math.inf, 2
+    while too_large - fits > 1:
+        if predicted(guess) <= budget_bytes:
+            fits = guess
+        else:
+            too_large = guess
+        slope = max(1.0, (predicted(guess) - predicted(1)) / (guess - 1))
+        guess = fits + max(1, math.floor((budget_bytes - predicted(fits)) / slope))
+        guess = int(min(guess, too_large - 1))
+    return Fit(fits, predicted(fits), predicted(fits + 1))
+
+
+def _batch(images: int, parts: int = 1) -> dict[str, object]:
+    return {"batch_size": images, "effective_batch_size": None, "accumulate": parts}
+
+
+def _nothing_fits(settings: Settings, num_classes: int, budget: int, needed: int) -> MemoryProblem:
+    crop, mend = settings.train.crop_size // 2, "take a smaller backbone or fewer decoder_channels"
+    while crop >= SMALLEST_CROP:
+        if _one_image(settings, crop, num_classes) <= budget:
+            mend = f"one image fits with train.crop_size {crop}"
+            break
+        crop //= 2
+    return MemoryProblem(
+        "not even a batch of one image fits",
+        where=f"{num_classes} classes, head {settings.model.head}, crop_size {settings.train.crop_size}",
+        found=f"{needed / GIB:.2f} GiB predicted",
+        allowed=f"{budget / GIB:.2f} GiB",
+        mend=mend,
+    )
+
+
+def _one_image(settings: Settings, crop: int, num_classes: int) -> int:
+    changed = with_changes(settings, train=_batch(1) | {"crop_size": crop})
+    return predict_bytes(changed, num_classes)

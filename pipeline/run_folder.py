@@ -1,0 +1,101 @@
+"""The folder of a run's checkpoints: the best one, the last one to resume from, and the one before that."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.checkpoint import Checkpoint, load_checkpoint
+from pipeline.errors import DataProblem, Problem
+from pipeline.settings import Settings
+
+
+def checkpoint_folder(settings: Settings) -> Path:
+    """Folder of this variant's `best.safetensors`, and, to resume from, `last` and `previous.safetensors`."""
+    return settings.project / "checkpoints" / (settings.variant or "default")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Never more than three checkpoints, each whole; only one process may write to it."""
+
+    path: Path
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint chosen on the held-out part."""
+        return self.path / "best.safetensors"
+
+    @property
+    def trace(self) -> Path:
+        """What `train.debug: profile` leaves."""
+        return self.path / "trace.json"
+
+    def interrupted(self, settings: Settings, *, header_only: bool = False) -> Checkpoint | None:
+        """The last checkpoint of an unfinished run under these settings; the one before if it is damaged."""
+        for path in self._resumable():
+            if not path.exists():
+                continue
+            try:
+                checkpoint = load_checkpoint(path, header_only=header_only)
+            except DataProblem as problem:
+                print(f"warning: {problem.what}: {path}: passed over", file=sys.stderr, flush=True)
+                continue
+            same = checkpoint.settings == settings.flat() and not checkpoint.progress["finished"]
+            return checkpoint if same else None
+        return None
+
+    def save_last(self, checkpoint: Checkpoint) -> None:
+        """Saves what to resume from; the one before is kept until the run is finished.
+
+        The last one makes room first, so that two of them and no third need fit onto the disk.
+
+        Raises:
+            OSError: the disk is full, say: the one before is still there.
+        """
+        last, previous = self._resumable()
+        if last.exists():
+            last.replace(previous)
+        checkpoint.save(last)
+        if checkpoint.progress["finished"]:
+            previous.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training into the folder, until the block or this process ends.
+
+        A record lock: worker processes that are still ending do not hold it.
+
+        Raises:
+            Problem: another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".training").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                raise Problem(
+                    "another process trains into this folder",
+                    where=self.path,
+                    found=f"process {file.read() or 'unknown'}",
+                    mend="wait for it or end it, then run the same command again",
+                ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def remove_leftovers(self) -> None:
+        """Removes what a killed process left half-written."""
+        for pattern in (".*.part", ".tmp*"):  # ours, and safetensors' own
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
+
+    def _resumable(self) -> tuple[Path, Path]:
+        return self.path / "last.safetensors", self.path / "previous.safetensors"

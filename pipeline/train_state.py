@@ -1,0 +1,117 @@
+"""What a training knows about itself: its progress, and the losses that still lie on the device."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import Problem
+from pipeline.train_step import StepLosses
+
+READ_EVERY = 16
+"""Steps between two readings of the loss. Each one waits for the GPU; a NaN is noticed this late at most."""
+
+
+@dataclass
+class TrainState:
+    """What has happened so far; JSON-able, kept in every checkpoint."""
+
+    run_id: str | None = None
+    finished: bool = False
+    best_step: int = 0
+    best_miou: float = -1.0
+    seconds: float = 0.0
+    peak_memory_gib: float = 0.0
+    pending_loss: float = 0.0
+    pending_steps: int = 0
+    loss_curve: list[list[float]] = field(default_factory=list)
+    """[step, mean cross-entropy since the point before]"""
+    validation_curve: list[list[float]] = field(default_factory=list)
+    """[step, mIoU, pixel accuracy] on the held-out part"""
+    accumulate: int | None = None
+    """parts of a batch, as found by batch_size: auto: a resumed run must divide as before"""
+    scale: dict[str, Any] | None = None
+    """the loss scale of fp16"""
+    stepping_seconds: float = 0.0
+    """in the loop over the steps, without validation, checkpoints and each process's first batch"""
+    waiting_seconds: float = 0.0
+    """of these, spent waiting for a batch"""
+
+    @property
+    def data_wait_share(self) -> float:
+        """Share of the loop's time in which training waited for data."""
+        return self.waiting_seconds / max(self.stepping_seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The losses of one step, on the host."""
+
+    step: int
+    cross_entropy: float
+    separation: float
+    learning_rate: float
+
+
+class PendingLosses:
+    """Keeps each step's losses on the device, with the ids of its images, until somebody reads them.
+
+    Args:
+        state: its `pending_loss` and `pending_steps` grow by what is read.
+    """
+
+    def __init__(self, state: TrainState) -> None:
+        self.state = state
+        self.last: Reading | None = None
+        self._unread: list[tuple[int, StepLosses]] = []
+        self._images: deque[tuple[int, tuple[int, ...]]] = deque(maxlen=READ_EVERY + 1)
+
+    def add(self, step: int, losses: StepLosses, image_ids: tuple[int, ...]) -> None:
+        """Takes note of the `step`, the first of them 1; reads when many are unread."""
+        self._unread.append((step, losses))
+        self._images.append((step, image_ids))
+        if len(self._unread) >= READ_EVERY:
+            self.read()
+
+    def read(self) -> None:
+        """Brings all unread losses to the host, in one transfer.
+
+        Raises:
+            Problem: one of them is not finite; names its step and images, and those of the step before.
+        """
+        if not self._unread:
+            return
+        scalars: list[Tensor] = [
+            scalar for _, found in self._unread for scalar in (found.cross_entropy, found.separation)
+        ]
+        values = iter(torch.stack(scalars).tolist())
+        unread, self._unread = self._unread, []
+        for (step, found), cross_entropy, separation in zip(unread, values, values, strict=True):
+            if not math.isfinite(cross_entropy + separation):
+                raise self.not_finite("the loss is no longer finite", step, cross_entropy)
+            self.state.pending_loss += cross_entropy
+            self.state.pending_steps += 1
+            self.last = Reading(step, cross_entropy, separation, found.learning_rate)
+
+    def not_finite(self, what: str, step: int, found: object) -> Problem:
+        """The problem of a divergence seen at `step`, naming its images and those of the update before."""
+        images = dict(self._images)
+        where = f"step {step}, images {_listed(images.get(step, ()))}"
+        if step - 1 in images:
+            where += f"; the update before was step {step - 1}, images {_listed(images[step - 1])}"
+        return Problem(
+            what,
+            where=where,
+            found=found,
+            mend="lower train.learning_rate, set train.gradient_clip, or raise loss.temperature; "
+            "the checkpoints from before are kept",
+        )
+
+
+def _listed(image_ids: tuple[int, ...]) -> str:
+    return ", ".join(str(image_id) for image_id in image_ids)

@@ -1,0 +1,70 @@
+"""`train.debug`: short looks into a training that goes wrong. What they leave behind is no result.
+
+`one_batch` takes all steps on the first batch: a network that cannot learn it by heart has a defect.
+`few_batches` ends after a few steps with all that a whole run does, validation and checkpoints included.
+`profile` ends as soon, and leaves a trace of some steps to open in Perfetto or chrome://tracing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from pipeline.data.loaders import Batch
+from pipeline.settings import TrainSettings
+
+FEW_STEPS = 10
+_SKIPPED, _TRACED = 4, 4  # the first steps allocate and warm up
+
+
+def steps_to_take(options: TrainSettings) -> int:
+    """`train.steps`, or a few where the debug mode ends early."""
+    return min(options.steps, FEW_STEPS) if options.debug in ("few_batches", "profile") else options.steps
+
+
+def images_to_judge(options: TrainSettings) -> int | None:
+    """How many held-out images a validation takes; None for all."""
+    return FEW_STEPS if options.debug in ("few_batches", "profile") else None
+
+
+def batches_to_take(batches: Iterator[Batch], options: TrainSettings, remaining: int) -> Iterable[Batch]:
+    """The batches, or with `one_batch` the first of them again and again, `remaining` times."""
+    if options.debug == "one_batch" and remaining > 0:
+        return itertools.repeat(next(batches), remaining)
+    return batches
+
+
+@contextlib.contextmanager
+def traced(options: TrainSettings, path: Path) -> Iterator[Callable[[], None]]:
+    """With `profile`, traces the steps in the block: call what it yields after each of them.
+
+    Args:
+        options: of the training.
+        path: where the trace is written, in Chrome's JSON format.
+    """
+    if options.debug is None:
+        yield lambda: None
+        return
+    print(f"train.debug is {options.debug}: what this run leaves is no result", file=sys.stderr, flush=True)
+    if options.debug != "profile":
+        yield lambda: None
+        return
+    from torch.profiler import ProfilerActivity, profile, schedule
+
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+
+    def write(profiled: profile) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        profiled.export_chrome_trace(str(path))
+        print(f"trace of {_TRACED} steps: {path}", file=sys.stderr, flush=True)
+
+    when = schedule(wait=_SKIPPED - 1, warmup=1, active=_TRACED, repeat=1)
+    with profile(activities=activities, schedule=when, on_trace_ready=write) as profiled:
+        yield profiled.step

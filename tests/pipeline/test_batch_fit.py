@@ -1,0 +1,109 @@
+"""A step is divided into as few parts as fit, and batch_size: auto does so by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_memory import MIB, settings_of
+from test_training import Recorder
+
+from pipeline.batch_fit import budget_bytes, fewest_parts
+from pipeline.errors import MemoryProblem, UsageProblem
+from pipeline.memory import predict_bytes, with_changes
+from pipeline.settings import Settings
+from pipeline.settings_file import load_settings
+from pipeline.tracking import NoTracker
+from pipeline.training import interrupted_state, train
+
+
+def test_one_part_fewer_would_not_fit() -> None:
+    settings = settings_of(batch_size=6)
+
+    def predicted(parts: int) -> int:
+        return predict_bytes(with_changes(settings, train={"accumulate": parts}), 150)
+
+    for budget in (predicted(2), predicted(3) - 1):
+        fit = fewest_parts(settings, 150, budget)
+        assert predicted(fit.parts) == fit.predicted_bytes <= budget
+        assert predicted(fit.parts - 1) > budget
+        assert fit.batch_size == -(-6 // fit.parts)
+    assert fewest_parts(settings, 150, predicted(1)).parts == 1
+    with pytest.raises(MemoryProblem, match="not even"):
+        fewest_parts(settings, 150, MIB)
+
+
+def auto(**train_settings: object) -> Settings:
+    overrides = {f"train.{name}": value for name, value in train_settings.items()}
+    return load_settings(variant="exact", overrides={"train.batch_size": "auto", **overrides})
+
+
+def test_a_batch_found_by_itself_keeps_the_images_of_a_step_and_resumes_with_its_division(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = {"effective_batch_size": 5, "memory_budget_gib": 1.0}
+    whole = predict_bytes(auto(**overrides), 1284)
+    budget = {**overrides, "memory_budget_gib": (whole - 1) / 2**30}
+    settings = auto(**budget)
+
+    def crash() -> None:
+        raise MemoryError("as if killed")
+
+    first, second, undisturbed = Recorder(at=4, do=crash), Recorder(), Recorder()
+    with pytest.raises(MemoryError):
+        train(settings, first)
+    assert "5 images a step, 3 at a time (2 parts)" in capsys.readouterr().err
+    state = interrupted_state(settings)
+    assert state is not None
+    assert state.accumulate == 2
+    monkeypatch.setattr("pipeline.training.find_accumulation", lambda *arguments: 5)  # another GPU, say
+    result = train(settings, second)
+    assert result.accumulate == 2
+    monkeypatch.undo()
+    monkeypatch.chdir(project)
+    train(settings, undisturbed, folder=project / "whole")
+    assert {**first.losses, **second.losses} == undisturbed.losses
+    fixed = Recorder()
+    train(
+        load_settings(variant="exact", overrides={"train.batch_size": 5, "train.accumulate": 2}),
+        fixed,
+        folder=project / "fixed",
+    )
+    assert fixed.losses == undisturbed.losses
+
+
+def test_where_nothing_fits_auto_says_which_crop_would(project: Path) -> None:
+    with pytest.raises(MemoryProblem, match="not even"):
+        train(auto(memory_budget_gib=0.001), NoTracker())
+
+
+def test_the_budget_is_what_was_stated_or_most_of_the_machine(project: Path) -> None:
+    cpu = torch.device("cpu")
+    assert budget_bytes(auto(memory_budget_gib=11.0), cpu) == 11 * 2**30
+    assert 0 < budget_bytes(auto(), cpu) < 2**50
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"train.batch_size": "auto", "train.accumulate": 2}, "finds accumulate itself"),
+        ({"train.batch_size": 4, "train.accumulate": 5}, "must not exceed"),
+        ({"train.batch_size": 4, "train.effective_batch_size": 8}, "set it to null"),
+        ({"train.ema": 1.0}, "less than 1"),
+        ({"train.precision": "fp8"}, "fp16"),
+        ({"train.debug": "yes"}, "few_batches"),
+    ],
+)
+def test_batches_that_make_no_sense_are_refused(
+    project: Path, overrides: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UsageProblem, match=said):
+        load_settings(overrides=overrides)
+
+
+def test_the_images_of_a_step_are_those_of_the_batch_or_the_effective_batch(project: Path) -> None:
+    assert auto().train.images_per_step == 10
+    assert auto(effective_batch_size=7).train.images_per_step == 7
+    fixed = load_settings(overrides={"train.batch_size": 7, "train.accumulate": 3}).train
+    assert (fixed.images_per_step, fixed.images_at_a_time) == (7, 3)
