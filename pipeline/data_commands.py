@@ -1,4 +1,4 @@
-"""`pipeline data`: bootstrap a dataset and look at what came out."""
+"""`pipeline data`: fetch and check a dataset, bootstrap it and look at what came out."""
 
 from __future__ import annotations
 
@@ -7,10 +7,42 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Make masks from annotations, and look at them.", no_args_is_help=True)
+app = typer.Typer(help="Fetch and check a dataset, make masks from it, look at them.", no_args_is_help=True)
 
 Root = Annotated[Path, typer.Argument(help="Dataset with train2017/, val2017/ and annotations/.")]
 Out = Annotated[Path, typer.Argument(help="The bootstrapped folder.")]
+
+
+@app.command()
+def fetch(
+    dataset: Annotated[str, typer.Argument(help="coco_lvis: COCO 2017, COCO-Stuff and LVIS v1.")],
+    root: Annotated[Path, typer.Argument(help="Folder to put it in.")],
+    only: Annotated[list[str] | None, typer.Option(help="Name of an archive; repeat it for more.")] = None,
+    mirror: Annotated[
+        str | None, typer.Option(help="Address under which the archives lie by their file names.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is to do.")] = False,
+) -> None:
+    """Download, verify and unpack a dataset into ROOT; run it again to go on after an interruption."""
+    from pipeline.data import fetch as library
+    from pipeline.data.archives import DATASETS
+    from pipeline.errors import UsageProblem
+    from pipeline.runtime import GIB
+
+    if dataset not in DATASETS:
+        raise UsageProblem("no such dataset", found=dataset, allowed=", ".join(DATASETS))
+    archives = library.choose(DATASETS[dataset], only)
+    work = library.plan(root, archives)
+    arrived = {archive.name: size for archive, size in work.todo}
+    for archive in archives:
+        have = f"{arrived[archive.name] / GIB:.2f} GiB here" if archive.name in arrived else "done"
+        checked = "size and SHA-256" if archive.sha256 else "size and the check sums inside"
+        size = f"{(archive.bytes or 0) / GIB:.2f} GiB"
+        typer.echo(f"{archive.name:11}{size:>10}  {have:14}{checked:32}{archive.url}")
+    typer.echo(f"space needed: about {work.needed / GIB:.1f} GiB; free: {work.free / GIB:.1f} GiB")
+    if not dry_run:
+        number = library.fetch(root, archives, mirror=mirror)
+        typer.echo(f"{root}: {number} fetched, {len(archives) - number} already there")
 
 
 @app.command()
