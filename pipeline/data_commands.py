@@ -46,6 +46,40 @@ def fetch(
 
 
 @app.command()
+def check(
+    root: Root,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Record what bootstrapping is to leave out.")
+    ] = False,
+    table: Annotated[Path, typer.Option(help="File for the table of all faults and notes.")] = Path(
+        "check.csv"
+    ),
+    workers: Annotated[int, typer.Option(help="Processes that decode and draw.", min=0)] = 0,
+) -> None:
+    """Read everything under ROOT once and name what is wrong with it; exit code 3 where something is."""
+    from pipeline.data.check import check as examine
+
+    result = examine(root, num_workers=workers)
+    if quarantine:
+        typer.echo(f"quarantine: {result.put_into_quarantine()}")
+    result.save(table)
+    for weight, kind, number in result.kinds():
+        first = next(fault for fault in result.found if fault.kind == kind)
+        typer.echo(f"{weight:12}{number:7}  {kind}; first: {first.file}, {first.detail}")
+    for split, counts in result.splits.items():
+        lvis, stuff = (
+            counts[f"pixels of {key}"] / max(counts["pixels"], 1) for key in ("LVIS", "stuff alone")
+        )
+        typer.echo(
+            f"{split}: {counts['images']} images, {counts['with LVIS']} with LVIS annotations, "
+            f"{counts['with stuff']} with stuff; {lvis:.1%} of the pixels are LVIS's, {stuff:.1%} stuff's"
+        )
+    typer.echo(f"{len(result.faults)} faults stand in the way of bootstrapping; everything is in {table}")
+    if result.faults:
+        raise typer.Exit(3)
+
+
+@app.command()
 def bootstrap(
     root: Root,
     out: Out,

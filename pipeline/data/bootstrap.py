@@ -111,11 +111,13 @@ def bootstrap(
         layout.label_space.save(folder / "label_space.json")
         layout.label_space.save_csv(folder / "label_space.csv")
         write_text(folder / "class_statistics.csv", class_statistics(layout.label_space, counts))
-        choices = {
+        choices: dict[str, object] = {
             "overlap": overlap,
             "keep_classes": None if keep_classes is None else list(keep_classes),
             "holdout": {"fraction": holdout_fraction, "seed": holdout_seed},
         }
+        if layout.quarantine:
+            choices["quarantined"] = layout.quarantine.describe()
         manifest = describe(layout.label_space, choices, layout.paths, counts, shards, left_out)
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     return BootstrapResult(out, layout.label_space, counts, left_out)

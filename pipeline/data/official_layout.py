@@ -17,6 +17,7 @@ from pathlib import Path
 from pipeline.data.annotations import RESTORE, AnnotationFile, ImageEntry, read_lvis, read_stuff
 from pipeline.data.label_space import LVIS, STUFF, merge_categories, official_categories
 from pipeline.data.masks import Shape
+from pipeline.data.quarantine import Quarantine
 from pipeline.errors import DataProblem
 from pipeline.runtime import Progress
 
@@ -65,18 +66,22 @@ class OfficialLayout:
             )
         self.root = root
         folder = root / "annotations"
+        self.quarantine = Quarantine.load(root)
         self.paths = [folder / name for name in (*LVIS_FILES.values(), *STUFF_FILES)]
         with Progress("read annotation files", len(self.paths)) as progress:
             files = []
             for path in self.paths:
-                files.append((read_stuff if path.name in STUFF_FILES else read_lvis)(path))
+                read = read_stuff if path.name in STUFF_FILES else read_lvis
+                files.append(read(path, self.quarantine.rows_of(path)))
                 progress.advance(path.name)
         self.lvis = dict(zip(LVIS_FILES, files, strict=False))
         self.stuff = files[len(LVIS_FILES) :]
-        _check_same_categories(*self.lvis.values())
-        _check_same_categories(*self.stuff)
-        _check_listed_once(*self.lvis.values())
-        _check_listed_once(*self.stuff)
+        for pair in (tuple(self.lvis.values()), tuple(self.stuff)):
+            for problem in category_disagreements(*pair):
+                raise problem
+            for image_id, problem in listed_twice(*pair):
+                if image_id not in self.quarantine.images:
+                    raise problem
         pairs = official_categories().merged_pairs
         whole = merge_categories(files[0].categories, self.stuff[0].categories, pairs)
         self.label_space = whole if keep_classes is None else whole.subset(keep_classes)
@@ -89,6 +94,10 @@ class OfficialLayout:
         for split, file in self.lvis.items():
             images[split] = []
             for entry in sorted(file.images.values(), key=lambda entry: entry.image_id):
+                if entry.image_id in self.quarantine.images:
+                    reason = f"quarantined: {self.quarantine.images[entry.image_id]}"
+                    left_out.append(LeftOut(entry.image_id, entry.file or "", split, reason))
+                    continue
                 shapes = list(self.shapes(entry))
                 if any(shape.class_id for shape in shapes):
                     images[split].append(entry)
@@ -105,7 +114,8 @@ class OfficialLayout:
         for source, files in ((LVIS, list(self.lvis.values())), (STUFF, self.stuff)):
             class_ids = self._class_ids[source]
             for file in files:
-                _check_same_size(image, file)
+                if problem := size_disagreement(image, file):
+                    raise problem
                 for annotation in file.by_image.get(image.image_id, ()):
                     where = f"{file.name}: image {image.image_id}, annotation {annotation['id']}"
                     class_id = class_ids[annotation["category_id"]]
@@ -128,12 +138,13 @@ def held_out(image_ids: Sequence[int], fraction: float, seed: int) -> set[int]:
     return set(sorted(image_ids, key=rank)[:number])
 
 
-def _check_same_categories(first: AnnotationFile, second: AnnotationFile) -> None:
+def category_disagreements(first: AnnotationFile, second: AnnotationFile) -> Iterator[DataProblem]:
+    """What is wrong with each category that is not the same in both files."""
     names = [{category["id"]: category["name"] for category in file.categories} for file in (first, second)]
     for category_id in sorted(names[0].keys() | names[1].keys()):
         found = [repr(by_id[category_id]) if category_id in by_id else "absent" for by_id in names]
         if found[0] != found[1]:
-            raise DataProblem(
+            yield DataProblem(
                 "two files disagree about a category",
                 where=f"{first.name} and {second.name}",
                 found=f"category {category_id}: {found[0]} and {found[1]}",
@@ -142,25 +153,31 @@ def _check_same_categories(first: AnnotationFile, second: AnnotationFile) -> Non
             )
 
 
-def _check_listed_once(first: AnnotationFile, second: AnnotationFile) -> None:
+def listed_twice(first: AnnotationFile, second: AnnotationFile) -> Iterator[tuple[int, DataProblem]]:
+    """Image id and what is wrong, for each image that both files list."""
     for image_id in first.images:
         if image_id in second.images:
-            raise DataProblem(
-                "an image is listed in both halves of a dataset",
-                where=f"{first.name} and {second.name}",
-                found=f"image {image_id}",
-                allowed="each image in one of them",
-                mend=RESTORE,
+            yield (
+                image_id,
+                DataProblem(
+                    "an image is listed in both halves of a dataset",
+                    where=f"{first.name} and {second.name}",
+                    found=f"image {image_id}",
+                    allowed="each image in one of them",
+                    mend=RESTORE,
+                ),
             )
 
 
-def _check_same_size(image: ImageEntry, file: AnnotationFile) -> None:
+def size_disagreement(image: ImageEntry, file: AnnotationFile) -> DataProblem | None:
+    """What is wrong where the file gives the image another size."""
     other = file.images.get(image.image_id)
-    if other is not None and (other.height, other.width) != (image.height, image.width):
-        raise DataProblem(
-            "two files disagree about the size of an image",
-            where=f"{file.name}: image {image.image_id}",
-            found=f"{other.width} x {other.height} (width x height)",
-            allowed=f"{image.width} x {image.height} as in the LVIS file",
-            mend="take both from the same release",
-        )
+    if other is None or (other.height, other.width) == (image.height, image.width):
+        return None
+    return DataProblem(
+        "two files disagree about the size of an image",
+        where=f"{file.name}: image {image.image_id}",
+        found=f"{other.width} x {other.height} (width x height)",
+        allowed=f"{image.width} x {image.height} as in the LVIS file",
+        mend="take both from the same release",
+    )

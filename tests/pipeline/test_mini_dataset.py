@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from pipeline.data.bootstrap import BootstrapResult, bootstrap
+from pipeline.data.check import check
 from pipeline.data.dataset import IGNORE_INDEX, SegmentationDataset
 
 ROOT = Path(__file__).parents[2] / ".." / "shared" / "data" / "coco_lvis_mini"
@@ -208,3 +209,13 @@ def test_polygons_lie_where_pillow_draws_them(
         assert (mask[inside] == annotation["category_id"]).all(), image_id
         checked += int(inside.sum() > 100)
     assert checked >= 10
+
+
+def test_checking_finds_no_fault_and_the_images_without_annotations() -> None:
+    result = check(ROOT)
+    assert result.faults == []
+    kinds = Counter(fault.kind for fault in result.found)
+    assert kinds["an image without annotations"] == 5
+    grey = [fault.file for fault in result.found if fault.kind == "an image that is not RGB"]
+    assert f"val2017/{GREY:012d}.jpg" in grey
+    assert {split: counts["images"] for split, counts in result.splits.items()} == {"train": 84, "val": 48}
