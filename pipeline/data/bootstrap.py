@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.data.annotations import ImageEntry
 from pipeline.data.atomic_folder import atomic_folder
 from pipeline.data.label_space import LabelSpace
 from pipeline.data.manifest import SplitCounts, class_statistics, describe, is_bootstrapped
-from pipeline.data.masks import Shape, check_overlap_rule, draw_mask
+from pipeline.data.masks import Shape, check_overlap_rule, draw
 from pipeline.data.official_layout import SPLITS, LeftOut, OfficialLayout
 from pipeline.data.parallel import ordered_map, worker_pool
 from pipeline.data.shards import MaskRow, compress_mask, write_shard
@@ -156,23 +154,21 @@ class _Kept:
                 self.left_out.append(LeftOut(entry.image_id, row.file, self.split, reason))
 
 
-def _draw(drawing: tuple[ImageEntry, list[Shape]], *, root: Path, overlap: str, check_image: bool) -> MaskRow:
+def _draw(item: tuple[ImageEntry, list[Shape]], *, root: Path, overlap: str, check_image: bool) -> MaskRow:
     """Draws one image; this runs in the workers."""
-    image, shapes = drawing
+    image, shapes = item
     file = image.file or ""
     if check_image:
         _check_header(root / file, image)
-    mask = draw_mask(shapes, image.height, image.width, overlap=overlap)
-    pixels = np.bincount(mask.ravel())
-    class_ids = np.flatnonzero(pixels[1:]) + 1
+    drawing = draw(shapes, image.height, image.width, overlap=overlap)
     return MaskRow(
         image.image_id,
         file,
         image.height,
         image.width,
-        compress_mask(mask),
-        class_ids.tolist(),
-        pixels[class_ids].tolist(),
+        compress_mask(drawing.mask),
+        drawing.class_ids,
+        drawing.pixel_counts,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.annotations import ImageEntry
-from pipeline.data.masks import foreground_runs
+from pipeline.data.outlines import foreground_runs
 from pipeline.errors import DataProblem
 
 ORIGINAL = "take the original file from its source again"

@@ -57,7 +57,7 @@ class MaskRow:
 
 def compress_mask(mask: np.ndarray) -> bytes:
     """Packs (H, W) class ids of 0..65,535."""
-    raw = np.ascontiguousarray(mask, dtype="<u2").tobytes()
+    raw = np.ascontiguousarray(mask, dtype="<u2")
     packed: bytes = pa.Codec("zstd", compression_level=1).compress(raw, asbytes=True)
     return packed
 
