@@ -87,9 +87,11 @@ def draw(shapes: Sequence[Shape], height: int, width: int, *, overlap: str = "fi
         return Drawing(np.zeros((height, width), np.uint16), [], [])
     height_of = _heights(shapes, drawn, overlap)[drawn.owners]
     bottom_up = np.argsort(height_of, kind="stable")
-    bounds, places = np.unique(np.concatenate([drawn.starts, drawn.ends]), return_inverse=True)
+    bounds = np.sort(np.concatenate([drawn.starts, drawn.ends]), kind="stable")  # largely sorted already
+    bounds = bounds[np.diff(bounds, prepend=-1) > 0]
     # between two neighbouring bounds the mask is uniform: paint these pieces instead of pixels
-    starts, ends = places.reshape(2, -1)[:, bottom_up]
+    starts = np.searchsorted(bounds, drawn.starts[bottom_up])
+    ends = np.searchsorted(bounds, drawn.ends[bottom_up])
     number = ends - starts
     first = np.cumsum(number) - number
     pieces = np.arange(number.sum()) + np.repeat(starts - first, number)

@@ -50,30 +50,41 @@ def foreground_intervals(
     """
     together = _together(segmentations, height, width)
     if together is None:
-        apart = [
-            (lengths, owner)
-            for owner, (segmentation, where) in enumerate(zip(segmentations, wheres, strict=True))
-            for lengths in foreground_runs(segmentation, height, width, where)
-        ]
-        together = [lengths for lengths, _ in apart], [owner for _, owner in apart]
-    runs, owners = together
-    if not runs:
-        nothing = np.zeros(0, np.int64)
-        return Intervals(nothing, nothing, nothing)
-    numbers = np.concatenate(runs)
-    sizes = np.array([len(lengths) for lengths in runs])
+        together = _one_by_one(segmentations, height, width, wheres)
+    numbers, sizes, owners = together
     first = np.cumsum(sizes) - sizes
     odd = np.flatnonzero((np.arange(len(numbers)) - np.repeat(first, sizes)) & 1)
-    # every outline's runs sum up to the whole image, so that one running sum serves them all
-    bounds = np.cumsum(numbers) - np.repeat(np.arange(len(runs)) * (height * width), sizes)
+    # all runs of an outline sum up to the whole image, so that one running sum serves all outlines
+    bounds = np.cumsum(numbers) - np.repeat(np.arange(len(sizes)) * (height * width), sizes)
     filled = odd[numbers[odd] > 0]
     return Intervals(bounds[filled - 1], bounds[filled], np.repeat(owners, sizes)[filled])
 
 
-def _together(
-    segmentations: Sequence[Any], height: int, width: int
-) -> tuple[list[np.ndarray], list[int]] | None:
-    """The runs of all polygons and RLE strings and whose they are; None where something may be wrong."""
+class _Runs(NamedTuple):
+    """Run lengths of several encodings in a row, how many each has, and the outline it belongs to."""
+
+    numbers: np.ndarray
+    sizes: np.ndarray
+    owners: np.ndarray
+
+
+def _one_by_one(segmentations: Sequence[Any], height: int, width: int, wheres: Sequence[str]) -> _Runs:
+    runs: list[np.ndarray] = [np.zeros(0, np.int64)]
+    owners = [0]
+    for owner, (segmentation, where) in enumerate(zip(segmentations, wheres, strict=True)):
+        lengths = foreground_runs(segmentation, height, width, where)
+        runs += lengths
+        owners += [owner] * len(lengths)
+    # the first, empty one is there for an image without outlines
+    return _Runs(
+        np.concatenate(runs),
+        np.array([len(one) for one in runs[1:]], np.int64),
+        np.array(owners[1:], np.int64),
+    )
+
+
+def _together(segmentations: Sequence[Any], height: int, width: int) -> _Runs | None:
+    """The runs of all polygons and RLE strings; None where something is or may be wrong."""
     polygons: list[Any] = []
     strings: list[bytes] = []
     of_polygons: list[int] = []
@@ -95,9 +106,9 @@ def _together(
         encoded = coco_mask.frPyObjects(polygons, height, width)
         strings = [rle["counts"] for rle in encoded] + strings
     if not strings:
-        return [], []
+        return None
     decoded = _decode_all(strings, height * width)
-    return None if decoded is None else (decoded, of_polygons + of_strings)
+    return None if decoded is None else _Runs(*decoded, np.array(of_polygons + of_strings))
 
 
 def _all_sound(polygons: list[Any], height: int, width: int) -> bool:
@@ -115,8 +126,12 @@ def _all_sound(polygons: list[Any], height: int, width: int) -> bool:
     return bool(x.min() >= -width and x.max() <= 2 * width and y.min() >= -height and y.max() <= 2 * height)
 
 
-def _decode_all(strings: list[bytes], pixels: int) -> list[np.ndarray] | None:
-    """`decode_counts` of many strings at once; None where one is broken or not of so many pixels."""
+def _decode_all(strings: list[bytes], pixels: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """`decode_counts` of many strings at once, and how many numbers each has.
+
+    Returns:
+        None where a string is broken or not of so many pixels.
+    """
     raw = b"".join(strings)
     groups = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(groups & 32 == 0)
@@ -143,7 +158,7 @@ def _decode_all(strings: list[bytes], pixels: int) -> list[np.ndarray] | None:
         numbers[at] = sums[1:] - np.repeat(before, counts)[at]
     if numbers.min() < 0 or (np.add.reduceat(numbers, first) != pixels).any():
         return None
-    return np.split(numbers, first[1:])
+    return numbers, counts
 
 
 def foreground_runs(segmentation: Any, height: int, width: int, where: str) -> list[np.ndarray]:
