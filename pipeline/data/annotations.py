@@ -8,6 +8,7 @@ checked: keys, types, ids that point to something. The outlines themselves are c
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import logging
@@ -147,6 +148,8 @@ def load_tree(path: Path, without: Rows = NOTHING) -> dict[str, Any]:
             "lvis_v1_val.json, stuff_train2017.json, stuff_val2017.json",
             mend="put it there, or name another root",
         )
+    collecting = gc.isenabled()
+    gc.disable()  # it would look through millions of new objects again and again, and free none
     try:
         tree = json.loads(path.read_text(encoding="utf-8"), object_hook=_compact)
     except json.JSONDecodeError as error:
@@ -158,6 +161,9 @@ def load_tree(path: Path, without: Rows = NOTHING) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataProblem("unreadable annotation file", where=path, found=error, mend=RESTORE) from error
+    finally:
+        if collecting:
+            gc.enable()
     if not isinstance(tree, dict):
         raise DataProblem("not an annotation file", where=path, found=_kind(tree), allowed="a JSON object")
     for key in ("images", "annotations", "categories"):

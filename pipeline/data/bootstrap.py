@@ -13,11 +13,13 @@ workers, and names no path outside the dataset:
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.data.annotations import ImageEntry
 from pipeline.data.atomic_folder import atomic_folder
@@ -26,7 +28,7 @@ from pipeline.data.manifest import SplitCounts, class_statistics, describe, is_b
 from pipeline.data.masks import Shape, check_overlap_rule, draw
 from pipeline.data.official_layout import SPLITS, LeftOut, OfficialLayout
 from pipeline.data.parallel import ordered_map, worker_pool
-from pipeline.data.shards import MaskRow, compress_mask, write_shard
+from pipeline.data.shards import ROWS_PER_BATCH, MaskRow, compress_mask, serialize_rows, write_shard
 from pipeline.errors import DataProblem, UsageProblem
 from pipeline.runtime import Progress, write_text
 
@@ -95,13 +97,20 @@ def bootstrap(
         _check_presence(root, splits.images)
         left_out = list(splits.left_out)
         counts = {split: SplitCounts.zero(layout.label_space.num_classes) for split in SPLITS}
-        draw = partial(_draw, root=root, overlap=overlap, check_image=check_images)
+        draw_some = partial(
+            _draw_batch,
+            root=root,
+            overlap=overlap,
+            check_image=check_images,
+            num_classes=layout.label_space.num_classes,
+        )
         shards: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
+        batches = list(_batches(splits.images, images_per_shard))
+        work = ([(entry, list(layout.shapes(entry))) for entry in batch.images] for batch in batches)
+        drawn = zip(batches, ordered_map(draw_some, work, pool, chunk=1), strict=True)
         with Progress("draw masks", sum(map(len, splits.images.values()))) as progress:
-            for split, part, images in _parts(splits.images, images_per_shard):
-                drawings = ((entry, list(layout.shapes(entry))) for entry in images)
-                rows = ordered_map(draw, drawings, pool)
-                kept = _Kept(zip(images, rows, strict=True), split, counts[split], left_out, progress.advance)
+            for (split, part), of_shard in itertools.groupby(drawn, lambda pair: pair[0].shard):
+                kept = _Kept(of_shard, counts[split], left_out, progress)
                 name = f"{split}-{part:03d}.arrow"
                 write_shard(folder / name, kept)
                 shards[split].append({"file": name, "images": kept.number})
@@ -121,42 +130,80 @@ def bootstrap(
     return BootstrapResult(out, layout.label_space, counts, left_out)
 
 
-def _parts(images: Mapping[str, list[ImageEntry]], size: int) -> Iterator[tuple[str, int, list[ImageEntry]]]:
-    """Each split cut into the images of one file of masks: (split, number of the file, images)."""
+class _Batch(NamedTuple):
+    """Images that a worker draws at once and that are stored together, and the file they go to."""
+
+    shard: tuple[str, int]
+    images: list[ImageEntry]
+
+
+@dataclass
+class _Drawn:
+    """A drawn batch: its rows as they are stored, what they hold, and the images without a labelled pixel."""
+
+    rows: bytes
+    counts: SplitCounts
+    empty: list[ImageEntry]
+
+
+def _batches(images: Mapping[str, list[ImageEntry]], images_per_shard: int) -> Iterator[_Batch]:
+    """Each split cut into files, and these into batches."""
     for split, entries in images.items():
-        for part, first in enumerate(range(0, len(entries), size)):
-            yield split, part, entries[first : first + size]
+        for part, start in enumerate(range(0, len(entries), images_per_shard)):
+            end = min(start + images_per_shard, len(entries))
+            for first in range(start, end, ROWS_PER_BATCH):
+                yield _Batch((split, part), entries[first : min(first + ROWS_PER_BATCH, end)])
 
 
 class _Kept:
-    """The drawn rows with at least one labelled pixel, counted as they pass; the others are noted."""
+    """The rows of one file, counted as they pass; images without any labelled pixel are noted."""
 
     def __init__(
         self,
-        drawn: Iterable[tuple[ImageEntry, MaskRow]],
-        split: str,
+        drawn: Iterable[tuple[_Batch, _Drawn]],
         counts: SplitCounts,
         left_out: list[LeftOut],
-        advance: Callable[[], None],
+        progress: Progress,
     ) -> None:
-        self.drawn, self.split, self.counts, self.left_out = drawn, split, counts, left_out
-        self.advance, self.number = advance, 0
+        self.drawn, self.counts, self.left_out, self.progress = drawn, counts, left_out, progress
+        self.number = 0
 
-    def __iter__(self) -> Iterator[MaskRow]:
-        for entry, row in self.drawn:
-            self.advance()
-            if row.class_ids:
-                self.counts.add(row)
-                self.number += 1
-                yield row
-            else:
-                reason = "no labelled pixel"
-                self.left_out.append(LeftOut(entry.image_id, row.file, self.split, reason))
+    def __iter__(self) -> Iterator[bytes]:
+        for batch, drawn in self.drawn:
+            self.counts.merge(drawn.counts)
+            self.number += drawn.counts.num_images
+            split, _ = batch.shard
+            for entry in drawn.empty:
+                self.left_out.append(LeftOut(entry.image_id, entry.file or "", split, "no labelled pixel"))
+            if drawn.rows:
+                yield drawn.rows
+            self.progress.advance(steps=len(batch.images))
 
 
-def _draw(item: tuple[ImageEntry, list[Shape]], *, root: Path, overlap: str, check_image: bool) -> MaskRow:
-    """Draws one image; this runs in the workers."""
-    image, shapes = item
+def _draw_batch(
+    work: list[tuple[ImageEntry, list[Shape]]],
+    *,
+    root: Path,
+    overlap: str,
+    check_image: bool,
+    num_classes: int,
+) -> _Drawn:
+    """Draws some images; this runs in the workers."""
+    drawn = _Drawn(b"", SplitCounts.zero(num_classes), [])
+    rows = []
+    for image, shapes in work:
+        row = _draw(image, shapes, root=root, overlap=overlap, check_image=check_image)
+        if row.class_ids:
+            drawn.counts.add(row)
+            rows.append(row)
+        else:
+            drawn.empty.append(image)
+    if rows:
+        drawn.rows = serialize_rows(rows)
+    return drawn
+
+
+def _draw(image: ImageEntry, shapes: list[Shape], *, root: Path, overlap: str, check_image: bool) -> MaskRow:
     file = image.file or ""
     if check_image:
         _check_header(root / file, image)

@@ -46,6 +46,12 @@ class SplitCounts:
         self.pixels[row.class_ids] += row.pixel_counts
         self.pixels[0] += row.height * row.width - sum(row.pixel_counts)
 
+    def merge(self, other: SplitCounts) -> None:
+        """Counts in what was counted elsewhere."""
+        self.num_images += other.num_images
+        self.images += other.images
+        self.pixels += other.pixels
+
 
 def is_bootstrapped(folder: Path) -> bool:
     """Whether `folder` is the output of `bootstrap`, of any version."""

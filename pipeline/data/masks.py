@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pipeline.data.outlines import Intervals, foreground_intervals
+from pipeline.data.outlines import Intervals, foreground_intervals, pack, unpack
 from pipeline.errors import UsageProblem
 
 OverlapRule = Literal["first", "smallest"]
@@ -46,6 +46,14 @@ class Shape:
     segmentation: Any
     where: str
     stuff: bool = False
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickles the outline packed: a worker gets it many times faster than a list of arrays."""
+        return _unpickle, (self.class_id, pack(self.segmentation), self.where, self.stuff)
+
+
+def _unpickle(class_id: int, packed: Any, where: str, stuff: bool) -> Shape:
+    return Shape(class_id, unpack(packed), where, stuff)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ names it.
 
 from __future__ import annotations
 
+import itertools
+from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -159,6 +161,22 @@ def _decode_all(strings: list[bytes], pixels: int) -> tuple[np.ndarray, np.ndarr
     if numbers.min() < 0 or (np.add.reduceat(numbers, first) != pixels).any():
         return None
     return numbers, counts
+
+
+def pack(segmentation: Any) -> Any:
+    """Polygons of packed coordinates as (bytes, number of each); anything else as it is."""
+    if isinstance(segmentation, list) and all(isinstance(polygon, array) for polygon in segmentation):
+        return b"".join(segmentation), [len(polygon) for polygon in segmentation]
+    return segmentation
+
+
+def unpack(packed: Any) -> Any:
+    """What `pack` was given, with arrays of NumPy for those of Python."""
+    if not isinstance(packed, tuple):
+        return packed
+    numbers, sizes = np.frombuffer(packed[0]), packed[1]
+    ends = list(itertools.accumulate(sizes))
+    return [numbers[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def foreground_runs(segmentation: Any, height: int, width: int, where: str) -> list[np.ndarray]:
