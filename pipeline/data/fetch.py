@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.data.archives import Archive
+from pipeline.data.disk import naming_full_disk
 from pipeline.data.download import CHUNK, Wanted, download
 from pipeline.errors import DataProblem, Problem, UsageProblem
 from pipeline.runtime import GIB, Progress, write_text
@@ -96,7 +97,10 @@ def fetch(root: Path, archives: Sequence[Archive], *, mirror: str | None = None,
         DataProblem: an archive that is not the published one, or damaged.
         UsageProblem: another run fetches to the same folder.
     """
-    with _lock(root):
+    with (
+        _lock(root),
+        naming_full_disk(root / "archives", "what has arrived stays, and it goes on from there"),
+    ):
         work = plan(root, archives)
         _require_space(root, work.needed, work.free)
         for archive, arrived in work.todo:
