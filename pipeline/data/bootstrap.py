@@ -8,6 +8,7 @@ workers, and names no path outside the dataset:
     label_space.json label_space.csv     the classes
     train-000.arrow ...                  masks, see `pipeline.data.shards`
     class_statistics.csv                 images and pixels of each class in each split
+    statistics.json                      the same, and sums: coverage, sources, frequency groups, never seen
     manifest.json                        how it was made, from what, what is in it and what was left out
 """
 
@@ -24,11 +25,12 @@ from typing import NamedTuple
 from pipeline.data.annotations import ImageEntry
 from pipeline.data.atomic_folder import atomic_folder
 from pipeline.data.label_space import LabelSpace
-from pipeline.data.manifest import SplitCounts, class_statistics, describe, is_bootstrapped
+from pipeline.data.manifest import SplitCounts, describe, is_bootstrapped
 from pipeline.data.masks import Shape, check_overlap_rule, draw
 from pipeline.data.official_layout import SPLITS, LeftOut, OfficialLayout
 from pipeline.data.parallel import ordered_map, worker_pool
 from pipeline.data.shards import ROWS_PER_BATCH, MaskRow, compress_mask, serialize_rows, write_shard
+from pipeline.data.statistics import as_json, class_table, statistics
 from pipeline.errors import DataProblem, UsageProblem
 from pipeline.runtime import Progress, write_text
 
@@ -117,7 +119,8 @@ def bootstrap(
         _check_any_left(root, counts, left_out)
         layout.label_space.save(folder / "label_space.json")
         layout.label_space.save_csv(folder / "label_space.csv")
-        write_text(folder / "class_statistics.csv", class_statistics(layout.label_space, counts))
+        write_text(folder / "class_statistics.csv", class_table(layout.label_space, counts))
+        write_text(folder / "statistics.json", as_json(statistics(layout.label_space, counts)))
         choices: dict[str, object] = {
             "overlap": overlap,
             "keep_classes": None if keep_classes is None else list(keep_classes),
@@ -192,9 +195,9 @@ def _draw_batch(
     drawn = _Drawn(b"", SplitCounts.zero(num_classes), [])
     rows = []
     for image, shapes in work:
-        row = _draw(image, shapes, root=root, overlap=overlap, check_image=check_image)
+        row, stuff_pixels = _draw(image, shapes, root=root, overlap=overlap, check_image=check_image)
         if row.class_ids:
-            drawn.counts.add(row)
+            drawn.counts.add(row, stuff_pixels)
             rows.append(row)
         else:
             drawn.empty.append(image)
@@ -203,20 +206,19 @@ def _draw_batch(
     return drawn
 
 
-def _draw(image: ImageEntry, shapes: list[Shape], *, root: Path, overlap: str, check_image: bool) -> MaskRow:
+def _draw(
+    image: ImageEntry, shapes: list[Shape], *, root: Path, overlap: str, check_image: bool
+) -> tuple[MaskRow, int]:
+    """The row of an image, and how many of its pixels come from stuff annotations."""
     file = image.file or ""
     if check_image:
         _check_header(root / file, image)
     drawing = draw(shapes, image.height, image.width, overlap=overlap)
-    return MaskRow(
-        image.image_id,
-        file,
-        image.height,
-        image.width,
-        compress_mask(drawing.mask),
-        drawing.class_ids,
-        drawing.pixel_counts,
+    mask = compress_mask(drawing.mask)
+    row = MaskRow(
+        image.image_id, file, image.height, image.width, mask, drawing.class_ids, drawing.pixel_counts
     )
+    return row, drawing.stuff_pixels
 
 
 def _check_header(path: Path, image: ImageEntry) -> None:

@@ -64,11 +64,13 @@ class Drawing:
         mask: (height, width) uint16 class ids, 0 = unlabelled.
         class_ids: those present, ascending, without the unlabelled.
         pixel_counts: the pixels of each.
+        stuff_pixels: how many of them were drawn from stuff annotations.
     """
 
     mask: np.ndarray
     class_ids: list[int]
     pixel_counts: list[int]
+    stuff_pixels: int
 
 
 def draw(shapes: Sequence[Shape], height: int, width: int, *, overlap: str = "first") -> Drawing:
@@ -92,7 +94,7 @@ def draw(shapes: Sequence[Shape], height: int, width: int, *, overlap: str = "fi
     segmentations = [shape.segmentation for shape in shapes]
     drawn = foreground_intervals(segmentations, height, width, [shape.where for shape in shapes])
     if not len(drawn.starts):
-        return Drawing(np.zeros((height, width), np.uint16), [], [])
+        return Drawing(np.zeros((height, width), np.uint16), [], [], 0)
     height_of = _heights(shapes, drawn, overlap)[drawn.owners]
     bottom_up = np.argsort(height_of, kind="stable")
     bounds = np.sort(np.concatenate([drawn.starts, drawn.ends]), kind="stable")  # largely sorted already
@@ -103,14 +105,15 @@ def draw(shapes: Sequence[Shape], height: int, width: int, *, overlap: str = "fi
     number = ends - starts
     first = np.cumsum(number) - number
     pieces = np.arange(number.sum()) + np.repeat(starts - first, number)
-    top = np.zeros(len(bounds) - 1, np.uint16)
-    ids = np.array([shape.class_id for shape in shapes], np.uint16)
-    top[pieces] = np.repeat(ids[drawn.owners[bottom_up]], number)  # of several values the last one stays
+    top = np.full(len(bounds) - 1, len(shapes))  # the shape that shows; none: the place after the last
+    top[pieces] = np.repeat(drawn.owners[bottom_up], number)  # of several values the last one stays
+    ids = np.array([*(shape.class_id for shape in shapes), 0], np.uint16)[top]
     lengths = np.diff(bounds)
-    pixels = np.bincount(top, lengths)[1:].astype(np.int64)  # sums below 2^53 are exact
+    pixels = np.bincount(ids, lengths)[1:].astype(np.int64)  # sums below 2^53 are exact
     class_ids = np.flatnonzero(pixels)
-    mask = _lay_out(top, lengths, int(bounds[0]), height, width)
-    return Drawing(mask, (class_ids + 1).tolist(), pixels[class_ids].tolist())
+    stuff = np.array([*(shape.stuff for shape in shapes), False])[top] & (ids > 0)
+    mask = _lay_out(ids, lengths, int(bounds[0]), height, width)
+    return Drawing(mask, (class_ids + 1).tolist(), pixels[class_ids].tolist(), int(lengths[stuff].sum()))
 
 
 def draw_mask(shapes: Sequence[Shape], height: int, width: int, *, overlap: str = "first") -> np.ndarray:

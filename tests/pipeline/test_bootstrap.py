@@ -146,6 +146,26 @@ def test_the_statistics_count_images_and_pixels(data: SmallDataset, out: Path) -
     splits = json.loads((out / "manifest.json").read_text())["splits"]
     assert (splits["val"]["pixels"], splits["val"]["labelled_pixels"]) == (128, 64 + 16)
     assert splits["val"]["classes_seen"] == 3
+    told = json.loads((out / "statistics.json").read_text())
+    assert told["splits"]["val"] == {
+        "images": 2,
+        "pixels": 128,
+        "coverage": 80 / 128,
+        "pixels_from": {"things": 16 + 16, "stuff": 48, "nothing": 48},
+        "groups": {
+            "f": {"classes": 1, "seen": 0, "pixels": 0},
+            "c": {"classes": 1, "seen": 1, "pixels": 16},
+            "r": {"classes": 1, "seen": 1, "pixels": 16},
+            "stuff": {"classes": 2, "seen": 1, "pixels": 48},
+        },
+    }
+    assert told["classes_never_seen"] == {
+        "train": ["blanket", "desk-stuff"],
+        "holdout": ["blanket", "desk-stuff"],
+        "val": ["apple", "branch"],
+        "all": [],
+    }
+    assert told["classes"][CUP - 1]["pixels"] == {"train": 36, "holdout": 12, "val": 16}
     dataset = SegmentationDataset(out, root, "train")
     seen = Counter(int(train_id) for ids in dataset.class_presence() for train_id in ids)
     assert seen == {APPLE - 1: 3, CUP - 1: 3, BRANCH - 1: 3}
