@@ -9,7 +9,7 @@ import typer
 
 app = typer.Typer(help="Fetch and check a dataset, make masks from it, look at them.", no_args_is_help=True)
 
-Root = Annotated[Path, typer.Argument(help="Dataset with train2017/, val2017/ and annotations/.")]
+Root = Annotated[Path, typer.Argument(help="Folder of the dataset, with images and annotations/.")]
 Out = Annotated[Path, typer.Argument(help="The bootstrapped folder.")]
 
 
@@ -93,6 +93,9 @@ def bootstrap(
     keep: Annotated[
         list[str] | None, typer.Option(help="Name or class id of a class to keep; repeat it for more.")
     ] = None,
+    layout: Annotated[
+        str, typer.Option(help="How the dataset lies on disk: coco_lvis, coco or masks.")
+    ] = "coco_lvis",
     workers: Annotated[int, typer.Option(help="Processes that draw.", min=0)] = 0,
     check_images: Annotated[bool, typer.Option(help="Open every image and compare its size.")] = True,
 ) -> None:
@@ -106,6 +109,7 @@ def bootstrap(
         holdout_seed=holdout_seed,
         overlap=overlap,
         keep_classes=[int(key) if key.isdigit() else key for key in keep] if keep else None,
+        layout=layout,
         num_workers=workers,
         check_images=check_images,
     )

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pipeline.data.label_space import UNLABELLED_STUFF
@@ -78,7 +78,7 @@ def read_lvis(path: Path, without: Rows = NOTHING) -> AnnotationFile:
         Problem: the `lvis` library cannot be imported.
     """
     tree = load_tree(path, without)
-    checked = RowChecks(path, is_lvis=True)
+    checked = RowChecks(path, "lvis")
     for _ in checked.problems(tree, strict=True):
         pass
     library = _import_lvis()
@@ -100,8 +100,24 @@ def read_stuff(path: Path, without: Rows = NOTHING) -> AnnotationFile:
     Raises:
         DataProblem: missing, malformed, or at odds with itself.
     """
+    return _read_in_coco_form(path, RowChecks(path, "stuff"), without)
+
+
+def read_coco(path: Path, folder: str) -> AnnotationFile:
+    """Reads any file in COCO's form.
+
+    Args:
+        path: the file.
+        folder: of its images, relative to the root; each needs a `file_name` in it.
+
+    Raises:
+        DataProblem: missing, malformed, or at odds with itself.
+    """
+    return _read_in_coco_form(path, RowChecks(path, "coco", folder), NOTHING)
+
+
+def _read_in_coco_form(path: Path, checked: RowChecks, without: Rows) -> AnnotationFile:
     tree = load_tree(path, without)
-    checked = RowChecks(path, is_lvis=False)
     for _ in checked.problems(tree, strict=True):
         pass
     from pycocotools.coco import COCO
@@ -194,15 +210,16 @@ class RowChecks:
 
     Args:
         path: the file, for messages.
-        is_lvis: categories have a frequency and images a `coco_url`; else it is a stuff file, where 183 and
-            255 stand for unlabelled.
+        form: in a file of "lvis" categories have a frequency and images a `coco_url`; in one of "stuff" the
+            categories 183 and 255 stand for unlabelled; in one of "coco" images have a `file_name`.
+        folder: of the images, with "coco".
     """
 
-    def __init__(self, path: Path, *, is_lvis: bool) -> None:
-        self.path, self.is_lvis = path, is_lvis
+    def __init__(self, path: Path, form: Literal["lvis", "stuff", "coco"], folder: str = "") -> None:
+        self.path, self.form, self.folder = path, form, folder
         self.by_category: dict[int, dict[str, Any]] = {}
         self.images: dict[int, ImageEntry] = {}
-        self._known: set[int] = set() if is_lvis else set(UNLABELLED_STUFF)
+        self._known: set[int] = set(UNLABELLED_STUFF) if form == "stuff" else set()
         self._seen: set[int] = set()
 
     def categories(self) -> list[dict[str, Any]]:
@@ -234,7 +251,7 @@ class RowChecks:
         where = f"{self.path}: categories[{place}]"
         category_id = _whole(row, "id", where)
         _text(row, "name", where)
-        if self.is_lvis and _text(row, "frequency", where) not in ("r", "c", "f"):
+        if self.form == "lvis" and _text(row, "frequency", where) not in ("r", "c", "f"):
             found, allowed = repr(row["frequency"]), "r, c, f"
             raise DataProblem("unknown frequency", where=where, found=found, allowed=allowed, mend=RESTORE)
         if category_id in self.by_category:
@@ -257,7 +274,11 @@ class RowChecks:
                 allowed=f"1 to {MAX_SIDE} pixels",
                 mend=RESTORE,
             )
-        file = _relative_file(_text(row, "coco_url", where), where) if self.is_lvis else None
+        file = None
+        if self.form == "lvis":
+            file = _relative_file(_text(row, "coco_url", where), where)
+        elif self.form == "coco":
+            file = f"{self.folder}/{_inside(_text(row, 'file_name', where), where)}"
         self.images[image_id] = ImageEntry(image_id, height, width, file)
 
     def _annotation(self, place: int, row: Any) -> None:
@@ -304,6 +325,20 @@ def _relative_file(url: str, where: str) -> str:
             mend=RESTORE,
         )
     return "/".join(parts)
+
+
+def _inside(name: str, where: str) -> str:
+    """A `file_name` that stays in its folder."""
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise DataProblem(
+            "a file_name that names no file in its folder",
+            where=where,
+            found=repr(name),
+            allowed="for example 000000000139.jpg",
+            mend=RESTORE,
+        )
+    return path.as_posix()
 
 
 def _whole(row: Any, key: str, where: str) -> int:

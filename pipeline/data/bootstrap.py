@@ -1,9 +1,9 @@
-"""From a dataset in the official COCO / LVIS layout to masks, splits, statistics and a label space.
+"""From a dataset on disk to masks, splits, statistics and a label space.
 
-The images are those that LVIS lists: its train list gives `train` and `holdout` (a part kept back for
-choosing checkpoints), its val list gives `val`. An image without a single labelled pixel teaches and measures
-nothing: it is left out, by name. The output is the same to the byte whatever the machine and the number of
-workers, and names no path outside the dataset:
+The images are those that the dataset lists, in whatever layout (`pipeline.data.layouts`): its train list
+gives `train` and `holdout` (a part kept back for choosing checkpoints), its val list gives `val`. An image
+without a single labelled pixel teaches and measures nothing: it is left out, by name. The output is the same
+to the byte whatever the machine and the number of workers, and names no path outside the dataset:
 
     label_space.json label_space.csv     the classes
     train-000.arrow ...                  masks, see `pipeline.data.shards`
@@ -25,11 +25,13 @@ from typing import NamedTuple
 from pipeline.data.annotations import ImageEntry
 from pipeline.data.atomic_folder import atomic_folder
 from pipeline.data.label_space import LabelSpace
+from pipeline.data.layouts import open_layout
 from pipeline.data.manifest import SplitCounts, describe, is_bootstrapped
 from pipeline.data.masks import Shape, check_overlap_rule, draw
-from pipeline.data.official_layout import SPLITS, LeftOut, OfficialLayout
+from pipeline.data.masks_layout import StoredMask
 from pipeline.data.parallel import ordered_map, worker_pool
 from pipeline.data.shards import ROWS_PER_BATCH, MaskRow, compress_mask, serialize_rows, write_shard
+from pipeline.data.splits import SPLITS, LeftOut
 from pipeline.data.statistics import as_json, class_table, statistics
 from pipeline.errors import DataProblem, UsageProblem
 from pipeline.runtime import Progress, write_text
@@ -62,6 +64,7 @@ def bootstrap(
     holdout_seed: int = 0,
     overlap: str = "first",
     keep_classes: Sequence[str | int] | None = None,
+    layout: str = "coco_lvis",
     num_workers: int = 0,
     check_images: bool = True,
     images_per_shard: int = IMAGES_PER_SHARD,
@@ -69,13 +72,14 @@ def bootstrap(
     """Bootstraps a dataset.
 
     Args:
-        root: folder with `train2017/`, `val2017/` and `annotations/`.
+        root: folder with images and `annotations/`.
         out: the folder to make; the output of an earlier run is replaced when the new one is whole.
         holdout_fraction: share of LVIS's train images to keep back, 0 <= fraction < 1. At least one is kept
             back and one left, where there are two.
         holdout_seed: which images are kept back; their ids and the seed alone decide.
         overlap: which annotation keeps a pixel claimed by several, see `pipeline.data.masks`.
         keep_classes: names or class ids of the whole label space to keep; None for all.
+        layout: how the dataset lies on disk, see `pipeline.data.layouts`.
         num_workers: processes that draw; 0 or 1 for this one alone.
         check_images: open each image for its size. Without it only its presence is checked.
         images_per_shard: the most images in one file of masks.
@@ -94,21 +98,21 @@ def bootstrap(
         )
     root, out = Path(root), Path(out)
     with atomic_folder(out, is_bootstrapped) as folder, worker_pool(num_workers) as pool:
-        layout = OfficialLayout(root, keep_classes)
-        splits = layout.splits(holdout_fraction, holdout_seed)
+        dataset = open_layout(layout, root, keep_classes)
+        splits = dataset.splits(holdout_fraction, holdout_seed)
         _check_presence(root, splits.images)
         left_out = list(splits.left_out)
-        counts = {split: SplitCounts.zero(layout.label_space.num_classes) for split in SPLITS}
+        counts = {split: SplitCounts.zero(dataset.label_space.num_classes) for split in SPLITS}
         draw_some = partial(
             _draw_batch,
             root=root,
             overlap=overlap,
             check_image=check_images,
-            num_classes=layout.label_space.num_classes,
+            num_classes=dataset.label_space.num_classes,
         )
         shards: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
         batches = list(_batches(splits.images, images_per_shard))
-        work = ([(entry, list(layout.shapes(entry))) for entry in batch.images] for batch in batches)
+        work = ([(entry, dataset.content(entry)) for entry in batch.images] for batch in batches)
         drawn = zip(batches, ordered_map(draw_some, work, pool, chunk=1), strict=True)
         with Progress("draw masks", sum(map(len, splits.images.values()))) as progress:
             for (split, part), of_shard in itertools.groupby(drawn, lambda pair: pair[0].shard):
@@ -117,20 +121,26 @@ def bootstrap(
                 write_shard(folder / name, kept)
                 shards[split].append({"file": name, "images": kept.number})
         _check_any_left(root, counts, left_out)
-        layout.label_space.save(folder / "label_space.json")
-        layout.label_space.save_csv(folder / "label_space.csv")
-        write_text(folder / "class_statistics.csv", class_table(layout.label_space, counts))
-        write_text(folder / "statistics.json", as_json(statistics(layout.label_space, counts)))
+        label_space = dataset.label_space
+        if dataset.counts_frequencies:
+            label_space = label_space.with_frequencies(
+                (counts["train"].images + counts["holdout"].images)[1:].tolist()
+            )
+        label_space.save(folder / "label_space.json")
+        label_space.save_csv(folder / "label_space.csv")
+        write_text(folder / "class_statistics.csv", class_table(label_space, counts))
+        write_text(folder / "statistics.json", as_json(statistics(label_space, counts)))
         choices: dict[str, object] = {
+            "layout": layout,
             "overlap": overlap,
             "keep_classes": None if keep_classes is None else list(keep_classes),
             "holdout": {"fraction": holdout_fraction, "seed": holdout_seed},
         }
-        if layout.quarantine:
-            choices["quarantined"] = layout.quarantine.describe()
-        manifest = describe(layout.label_space, choices, layout.paths, counts, shards, left_out)
+        if dataset.quarantine:
+            choices["quarantined"] = dataset.quarantine.describe()
+        manifest = describe(label_space, choices, dataset.paths, counts, shards, left_out)
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    return BootstrapResult(out, layout.label_space, counts, left_out)
+    return BootstrapResult(out, label_space, counts, left_out)
 
 
 class _Batch(NamedTuple):
@@ -184,7 +194,7 @@ class _Kept:
 
 
 def _draw_batch(
-    work: list[tuple[ImageEntry, list[Shape]]],
+    work: list[tuple[ImageEntry, list[Shape] | StoredMask]],
     *,
     root: Path,
     overlap: str,
@@ -194,8 +204,8 @@ def _draw_batch(
     """Draws some images; this runs in the workers."""
     drawn = _Drawn(b"", SplitCounts.zero(num_classes), [])
     rows = []
-    for image, shapes in work:
-        row, stuff_pixels = _draw(image, shapes, root=root, overlap=overlap, check_image=check_image)
+    for image, content in work:
+        row, stuff_pixels = _draw(image, content, root=root, overlap=overlap, check_image=check_image)
         if row.class_ids:
             drawn.counts.add(row, stuff_pixels)
             rows.append(row)
@@ -207,13 +217,16 @@ def _draw_batch(
 
 
 def _draw(
-    image: ImageEntry, shapes: list[Shape], *, root: Path, overlap: str, check_image: bool
+    image: ImageEntry, content: list[Shape] | StoredMask, *, root: Path, overlap: str, check_image: bool
 ) -> tuple[MaskRow, int]:
     """The row of an image, and how many of its pixels come from stuff annotations."""
     file = image.file or ""
     if check_image:
         _check_header(root / file, image)
-    drawing = draw(shapes, image.height, image.width, overlap=overlap)
+    if isinstance(content, StoredMask):
+        drawing = content.read(image.height, image.width)
+    else:
+        drawing = draw(content, image.height, image.width, overlap=overlap)
     mask = compress_mask(drawing.mask)
     row = MaskRow(
         image.image_id, file, image.height, image.width, mask, drawing.class_ids, drawing.pixel_counts

@@ -215,7 +215,7 @@ def _read_files(root: Path, report: _Report) -> dict[str, _File]:
             except DataProblem as error:
                 report.problem(short, error)
                 continue
-            checked = RowChecks(path, is_lvis=name not in STUFF_FILES)
+            checked = RowChecks(path, "stuff" if name in STUFF_FILES else "lvis")
             bad = set()
             for key, place, problem in checked.problems(tree):
                 bad.add((key, place))

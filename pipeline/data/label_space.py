@@ -136,6 +136,18 @@ class LabelSpace:
             {source: tuple(sorted(ids)) for source, ids in unlabelled.items()},
         )
 
+    def with_frequencies(self, images: Sequence[int]) -> LabelSpace:
+        """The same classes, rare, common or frequent as LVIS has it: in up to 10, up to 100 or more images.
+
+        Args:
+            images: of the classes, in the order of the train ids: the images for training that show each.
+        """
+        groups = ("r" if number <= 10 else "c" if number <= 100 else "f" for number in images)
+        entries = zip(self.classes, groups, strict=True)
+        return LabelSpace(
+            tuple(dataclasses.replace(entry, frequency=group) for entry, group in entries), self.unlabelled
+        )
+
     def _find(self, key: str | int) -> int:
         if isinstance(key, str):
             matches = [entry.class_id for entry in self.classes if entry.name == key]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.label_space import LabelSpace
-from pipeline.data.official_layout import SPLITS, LeftOut
 from pipeline.data.shards import MaskRow
+from pipeline.data.splits import SPLITS, LeftOut
 from pipeline.errors import DataProblem
 
 FORMAT = "kiloseg bootstrapped dataset 1"

@@ -9,43 +9,25 @@ LVIS splits COCO's images anew, so that an image's stuff is looked up by its id 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.annotations import RESTORE, AnnotationFile, ImageEntry, read_lvis, read_stuff
 from pipeline.data.label_space import LVIS, STUFF, merge_categories, official_categories
 from pipeline.data.masks import Shape
 from pipeline.data.quarantine import Quarantine
+from pipeline.data.splits import Splits, divide
 from pipeline.errors import DataProblem
 from pipeline.runtime import Progress
 
 LVIS_FILES = {"train": "lvis_v1_train.json", "val": "lvis_v1_val.json"}
 STUFF_FILES = ("stuff_train2017.json", "stuff_val2017.json")
-SPLITS = ("train", "holdout", "val")
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """An image that got no place in a split, and why."""
-
-    image_id: int
-    file: str
-    split: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The images of each split by ascending id, and those that are left out."""
-
-    images: dict[str, list[ImageEntry]]
-    left_out: list[LeftOut]
 
 
 class OfficialLayout:
     """The four annotation files of a root, read and held against each other.
+
+    The frequency groups are LVIS's own.
 
     Args:
         root: the dataset's folder.
@@ -56,14 +38,9 @@ class OfficialLayout:
         UsageProblem: an unknown class to keep.
     """
 
+    counts_frequencies = False
+
     def __init__(self, root: Path, keep_classes: Sequence[str | int] | None = None) -> None:
-        if not root.is_dir():
-            raise DataProblem(
-                "no such dataset folder",
-                where=root,
-                allowed="a folder with train2017/, val2017/ and annotations/",
-                mend="name the right folder in data.root; data/tiny is made by dvc repro",
-            )
         self.root = root
         folder = root / "annotations"
         self.quarantine = Quarantine.load(root)
@@ -88,29 +65,24 @@ class OfficialLayout:
         self._class_ids = {source: self.label_space.lookup(source) for source in (LVIS, STUFF)}
 
     def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
-        """Divides the images. What is held out follows from the images' ids and the seed, not their order."""
-        images: dict[str, list[ImageEntry]] = {}
-        left_out = []
-        for split, file in self.lvis.items():
-            images[split] = []
-            for entry in sorted(file.images.values(), key=lambda entry: entry.image_id):
-                if entry.image_id in self.quarantine.images:
-                    reason = f"quarantined: {self.quarantine.images[entry.image_id]}"
-                    left_out.append(LeftOut(entry.image_id, entry.file or "", split, reason))
-                    continue
-                shapes = list(self.shapes(entry))
-                if any(shape.class_id for shape in shapes):
-                    images[split].append(entry)
-                else:
-                    reason = "no annotation of a kept class" if shapes else "no annotation"
-                    left_out.append(LeftOut(entry.image_id, entry.file or "", split, reason))
-        held = held_out([entry.image_id for entry in images["train"]], holdout_fraction, holdout_seed)
-        images["holdout"] = [entry for entry in images["train"] if entry.image_id in held]
-        images["train"] = [entry for entry in images["train"] if entry.image_id not in held]
-        return Splits({split: images[split] for split in SPLITS}, left_out)
+        """Divides the images; one in quarantine, or without any annotation of a kept class, is left out."""
 
-    def shapes(self, image: ImageEntry) -> Iterator[Shape]:
+        def unusable(entry: ImageEntry) -> str | None:
+            if entry.image_id in self.quarantine.images:
+                return f"quarantined: {self.quarantine.images[entry.image_id]}"
+            shapes = self.content(entry)
+            if any(shape.class_id for shape in shapes):
+                return None
+            return "no annotation of a kept class" if shapes else "no annotation"
+
+        listed = {split: file.images.values() for split, file in self.lvis.items()}
+        return divide(listed, unusable, holdout_fraction, holdout_seed)
+
+    def content(self, image: ImageEntry) -> list[Shape]:
         """The annotations of an image in drawing order: LVIS first, then stuff, each as in its file."""
+        return list(self._shapes(image))
+
+    def _shapes(self, image: ImageEntry) -> Iterator[Shape]:
         for source, files in ((LVIS, list(self.lvis.values())), (STUFF, self.stuff)):
             class_ids = self._class_ids[source]
             for file in files:
@@ -120,22 +92,6 @@ class OfficialLayout:
                     where = f"{file.name}: image {image.image_id}, annotation {annotation['id']}"
                     class_id = class_ids[annotation["category_id"]]
                     yield Shape(class_id, annotation["segmentation"], where, stuff=source == STUFF)
-
-
-def held_out(image_ids: Sequence[int], fraction: float, seed: int) -> set[int]:
-    """The images to keep back: those with the smallest hashes of seed and id.
-
-    Returns:
-        round(fraction * n) of the n ids; where fraction > 0 and n >= 2, at least one and at most n - 1.
-    """
-    if not fraction or len(image_ids) < 2:
-        return set()
-    number = min(max(round(fraction * len(image_ids)), 1), len(image_ids) - 1)
-
-    def rank(image_id: int) -> bytes:
-        return hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
-
-    return set(sorted(image_ids, key=rank)[:number])
 
 
 def category_disagreements(first: AnnotationFile, second: AnnotationFile) -> Iterator[DataProblem]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.data.label_space import LabelSpace
 from pipeline.data.manifest import SplitCounts
-from pipeline.data.official_layout import SPLITS
+from pipeline.data.splits import SPLITS
 
 FORMAT = "kiloseg statistics 1"
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from pipeline.data.bootstrap import bootstrap
 from pipeline.data.dataset import SegmentationDataset
 from pipeline.data.label_space import LabelSpace
-from pipeline.data.official_layout import held_out
+from pipeline.data.splits import held_out
 from pipeline.data_commands import app
 from pipeline.errors import DataProblem, Problem, UsageProblem
 
