@@ -243,10 +243,11 @@ class LabelSpace:
         """Writes one line a class, with the category ids of each source in a column (several: by blanks)."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        columns = [f"{source}_category_ids" for source in self.sources]
+        sources = self.sources  # found by going through all classes: not to be asked for with each of them
+        columns = [f"{source}_category_ids" for source in sources]
         writer.writerow(["class_id", "name", "source", "frequency", *columns])
         for entry in self.classes:
-            ids = (" ".join(map(str, entry.category_ids.get(source, ()))) for source in self.sources)
+            ids = (" ".join(map(str, entry.category_ids.get(source, ()))) for source in sources)
             writer.writerow([entry.class_id, entry.name, entry.source, entry.frequency, *ids])
         write_text(path, text.getvalue())
 
