@@ -141,7 +141,9 @@ def show(
     root: Annotated[
         Path | None, typer.Option(help="The dataset; by default data.root of params.yaml.")
     ] = None,
-    to: Annotated[Path | None, typer.Option(help="File to write; by default <image_id>.png here.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--save", "--to", help="File to write; by default <image_id>.png here.")
+    ] = None,
 ) -> None:
     """Write a picture of one image with its classes laid over it by colour and name."""
     from pipeline.data.export import overlay

@@ -385,7 +385,7 @@ def test_the_commands_make_masks_to_look_at(data: SmallDataset, out: Path, tmp_p
         f"{image_id:012d}.png" for image_id in (1, 2, 3, 4, 92)
     ]
     picture = tmp_path / "o.png"
-    shown = runner.invoke(app, ["show", str(out), "92", "--root", str(root), "--to", str(picture)])
+    shown = runner.invoke(app, ["show", str(out), "92", "--root", str(root), "--save", str(picture)])
     assert shown.exit_code == 0, shown.output
     with Image.open(picture) as opened:
         assert opened.size == (8, 8)
