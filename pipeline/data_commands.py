@@ -1,4 +1,4 @@
-"""`pipeline data`: bootstrap a dataset and look at what came out."""
+"""`pipeline data`: fetch and check a dataset, bootstrap it and look at what came out."""
 
 from __future__ import annotations
 
@@ -7,10 +7,76 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Make masks from annotations, and look at them.", no_args_is_help=True)
+app = typer.Typer(help="Fetch and check a dataset, make masks from it, look at them.", no_args_is_help=True)
 
-Root = Annotated[Path, typer.Argument(help="Dataset with train2017/, val2017/ and annotations/.")]
+Root = Annotated[Path, typer.Argument(help="Folder of the dataset, with images and annotations/.")]
 Out = Annotated[Path, typer.Argument(help="The bootstrapped folder.")]
+
+
+@app.command()
+def fetch(
+    dataset: Annotated[str, typer.Argument(help="coco_lvis: COCO 2017, COCO-Stuff and LVIS v1.")],
+    root: Annotated[Path, typer.Argument(help="Folder to put it in.")],
+    only: Annotated[list[str] | None, typer.Option(help="Name of an archive; repeat it for more.")] = None,
+    mirror: Annotated[
+        str | None, typer.Option(help="Address under which the archives lie by their file names.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is to do.")] = False,
+) -> None:
+    """Download, verify and unpack a dataset into ROOT; run it again to go on after an interruption."""
+    from pipeline.data import fetch as library
+    from pipeline.data.archives import DATASETS
+    from pipeline.errors import UsageProblem
+    from pipeline.runtime import GIB
+
+    if dataset not in DATASETS:
+        raise UsageProblem("no such dataset", found=dataset, allowed=", ".join(DATASETS))
+    archives = library.choose(DATASETS[dataset], only)
+    work = library.plan(root, archives)
+    arrived = {archive.name: size for archive, size in work.todo}
+    for archive in archives:
+        have = f"{arrived[archive.name] / GIB:.2f} GiB here" if archive.name in arrived else "done"
+        checked = "size and SHA-256" if archive.sha256 else "size and the check sums inside"
+        size = f"{(archive.bytes or 0) / GIB:.2f} GiB"
+        typer.echo(f"{archive.name:11}{size:>10}  {have:14}{checked:32}{archive.url}")
+    typer.echo(f"space needed: about {work.needed / GIB:.1f} GiB; free: {work.free / GIB:.1f} GiB")
+    if not dry_run:
+        number = library.fetch(root, archives, mirror=mirror)
+        typer.echo(f"{root}: {number} fetched, {len(archives) - number} already there")
+
+
+@app.command()
+def check(
+    root: Root,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Record what bootstrapping is to leave out.")
+    ] = False,
+    table: Annotated[Path, typer.Option(help="File for the table of all faults and notes.")] = Path(
+        "check.csv"
+    ),
+    workers: Annotated[int, typer.Option(help="Processes that decode and draw.", min=0)] = 0,
+) -> None:
+    """Read everything under ROOT once and name what is wrong with it; exit code 3 where something is."""
+    from pipeline.data.check import check as examine
+
+    result = examine(root, num_workers=workers)
+    if quarantine:
+        typer.echo(f"quarantine: {result.put_into_quarantine()}")
+    result.save(table)
+    for weight, kind, number in result.kinds():
+        first = next(fault for fault in result.found if fault.kind == kind)
+        typer.echo(f"{weight:12}{number:7}  {kind}; first: {first.file}, {first.detail}")
+    for split, counts in result.splits.items():
+        lvis, stuff = (
+            counts[f"pixels of {key}"] / max(counts["pixels"], 1) for key in ("LVIS", "stuff alone")
+        )
+        typer.echo(
+            f"{split}: {counts['images']} images, {counts['with LVIS']} with LVIS annotations, "
+            f"{counts['with stuff']} with stuff; {lvis:.1%} of the pixels are LVIS's, {stuff:.1%} stuff's"
+        )
+    typer.echo(f"{len(result.faults)} faults stand in the way of bootstrapping; everything is in {table}")
+    if result.faults:
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -27,6 +93,9 @@ def bootstrap(
     keep: Annotated[
         list[str] | None, typer.Option(help="Name or class id of a class to keep; repeat it for more.")
     ] = None,
+    layout: Annotated[
+        str, typer.Option(help="How the dataset lies on disk: coco_lvis, coco or masks.")
+    ] = "coco_lvis",
     workers: Annotated[int, typer.Option(help="Processes that draw.", min=0)] = 0,
     check_images: Annotated[bool, typer.Option(help="Open every image and compare its size.")] = True,
 ) -> None:
@@ -40,6 +109,7 @@ def bootstrap(
         holdout_seed=holdout_seed,
         overlap=overlap,
         keep_classes=[int(key) if key.isdigit() else key for key in keep] if keep else None,
+        layout=layout,
         num_workers=workers,
         check_images=check_images,
     )
@@ -71,7 +141,9 @@ def show(
     root: Annotated[
         Path | None, typer.Option(help="The dataset; by default data.root of params.yaml.")
     ] = None,
-    to: Annotated[Path | None, typer.Option(help="File to write; by default <image_id>.png here.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--save", "--to", help="File to write; by default <image_id>.png here.")
+    ] = None,
 ) -> None:
     """Write a picture of one image with its classes laid over it by colour and name."""
     from pipeline.data.export import overlay

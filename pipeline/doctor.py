@@ -188,11 +188,12 @@ def _sqlite(path: Path) -> Finding:
 
 def _data(settings: Settings) -> list[Finding]:
     root, embedded = settings.data.root, settings.project / "data" / "tiny"
-    absent = [name for name in LAYOUT if not _present(root / name)]
+    wanted = LAYOUT if settings.data.layout == "coco_lvis" else ("annotations",)
+    absent = [name for name in wanted if not _present(root / name)]
     if root == embedded.resolve() and not root.exists():
         yet = Finding("data", "warning", f"{root} is not generated yet", "make repro, or dvc repro prepare")
     elif absent:
-        mend = "set data.root to a folder in the official COCO/LVIS layout (see the README)"
+        mend = "set data.root to a folder in the layout of data.layout (docs/data.md)"
         if root == embedded.resolve():
             mend = "dvc repro --force prepare makes it again"
         yet = Finding("data", "missing", f"{root} lacks {', '.join(absent)}", mend)

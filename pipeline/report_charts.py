@@ -76,6 +76,23 @@ def long_tail_chart(images: Sequence[int], *, name: str) -> str:
     return _svg(figure, name)
 
 
+def source_chart(splits: Sequence[tuple[str, Sequence[float]]], *, name: str) -> str:
+    """One bar a split: the shares of its pixels from things, from stuff and from neither, in that order."""
+    figure, axes = _axes("share of the pixels", "")
+    places = range(len(splits))
+    left = [0.0] * len(splits)
+    for position in range(max((len(shares) for _, shares in splits), default=0)):
+        widths = [shares[position] for _, shares in splits]
+        color = _series(position) if position < 2 else _FAINT
+        axes.barh(places, widths, left=left, height=0.62, color=color)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.set_yticks(places, [split for split, _ in splits])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+    return _svg(figure, name)
+
+
 def memory_chart(rows: Sequence[MemoryRow], heads: Sequence[str], *, name: str) -> str:
     """Peak memory over the number of classes, logarithmic: predicted as lines, measured as rings."""
     figure, axes = _axes("classes", "peak memory of a training step, GiB")

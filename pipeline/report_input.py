@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,10 @@ class SplitSummary:
     """labelled pixels among all"""
     seen: dict[str, int]
     """classes with at least one pixel, by frequency group"""
+    sources: dict[str, float]
+    """shares of all pixels that were drawn from things, from stuff and from nothing"""
+    group_pixels: dict[str, float]
+    """shares of the labelled pixels, by frequency group"""
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,8 @@ class DataSummary:
     train_images: list[int]
     """images of the train split that show each class, the commonest first"""
     left_out: int
+    never_seen: dict[str, list[str]]
+    """names of the classes without a pixel, by split"""
 
 
 def read_variants(evaluations: Path, names: Sequence[str]) -> list[Variant]:
@@ -199,6 +206,7 @@ def read_data(bootstrapped: Path) -> DataSummary:
     manifest = read_manifest(bootstrapped)
     table = bootstrapped / "class_statistics.csv"
     try:
+        told = json.loads((bootstrapped / "statistics.json").read_text(encoding="utf-8"))
         rows = list(_rows(table))
         frequencies = [row["frequency"] for row in rows]
         known = [one for one in ("f", "c", "r", "stuff") if one in frequencies]
@@ -209,16 +217,26 @@ def read_data(bootstrapped: Path) -> DataSummary:
             for row in rows:
                 seen[row["frequency"]] += int(row[f"{name}_images"]) > 0
             share = totals["labelled_pixels"] / totals["pixels"] if totals["pixels"] else None
-            splits.append(SplitSummary(name, totals["images"], share, seen))
+            sources, by_group = _shares(told["splits"][name])
+            splits.append(SplitSummary(name, totals["images"], share, seen, sources, by_group))
         images = sorted((int(row["train_images"]) for row in rows), reverse=True)
-        return DataSummary(len(rows), splits, groups, images, len(manifest["left_out"]))
+        never = {name: [str(one) for one in told["classes_never_seen"][name]] for name in manifest["splits"]}
+        return DataSummary(len(rows), splits, groups, images, len(manifest["left_out"]), never)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataProblem(
             "the description of the bootstrapped data is damaged",
-            where=table,
+            where=bootstrapped if isinstance(error, OSError) else table,
             found=_told(error),
             mend="make it again: dvc repro --force bootstrap",
         ) from error
+
+
+def _shares(split: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """The shares of the pixels by source, and of the labelled ones by frequency group."""
+    pixels = {group: int(numbers["pixels"]) for group, numbers in split["groups"].items()}
+    whole, labelled = int(split["pixels"]) or 1, sum(pixels.values()) or 1
+    sources = {str(source): int(number) / whole for source, number in split["pixels_from"].items()}
+    return sources, {group: number / labelled for group, number in pixels.items()}
 
 
 def read_memory(results: Path) -> MemoryCurve | None:

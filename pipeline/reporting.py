@@ -14,8 +14,15 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline.report_charts import SERIES, curves_chart, dash_of, long_tail_chart, memory_chart
-from pipeline.report_input import MemoryCurve, Variant, read_data, read_memory, read_variants
+from pipeline.report_charts import (
+    SERIES,
+    curves_chart,
+    dash_of,
+    long_tail_chart,
+    memory_chart,
+    source_chart,
+)
+from pipeline.report_input import DataSummary, MemoryCurve, Variant, read_data, read_memory, read_variants
 from pipeline.report_tables import (
     GROUPS,
     best_and_worst,
@@ -91,7 +98,7 @@ def write_report(
         examples=_example_rows(evaluated),
         data=data,
         group_names=GROUPS,
-        charts=_charts(evaluated, data.train_images, memory),
+        charts=_charts(evaluated, data, memory),
         memory=memory,
         heads=_heads(memory),
     )
@@ -148,15 +155,16 @@ def _heads(memory: MemoryCurve | None) -> list[str]:
     return sorted(found, key=lambda head: (head != "embedding", head))
 
 
-def _charts(
-    variants: Sequence[Variant], train_images: Sequence[int], memory: MemoryCurve | None
-) -> dict[str, Markup]:
+def _charts(variants: Sequence[Variant], data: DataSummary, memory: MemoryCurve | None) -> dict[str, Markup]:
     training = [variant.record.training for variant in variants]
     holdout = [[(step, miou) for step, miou, _ in one.validation_curve] for one in training]
     charts = {
         "loss": curves_chart([one.loss_curve for one in training], name="loss", ylabel="training loss"),
         "holdout": curves_chart(holdout, name="holdout", ylabel="mIoU, held-out part", percent=True),
-        "tail": long_tail_chart(train_images, name="tail"),
+        "tail": long_tail_chart(data.train_images, name="tail"),
+        "sources": source_chart(
+            [(one.name, list(one.sources.values())) for one in data.splits], name="sources"
+        ),
     }
     if memory is not None:
         charts["memory"] = memory_chart(memory.rows, _heads(memory), name="memory")

@@ -34,8 +34,9 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Where the dataset lies and how its annotations become class-id masks."""
 
-    root: FilePath = Field(
-        description="folder in the official COCO/LVIS layout; data/tiny is the embedded one"
+    root: FilePath = Field(description="folder of the dataset; data/tiny is the embedded one")
+    layout: Literal["coco_lvis", "coco", "masks"] = Field(
+        "coco_lvis", description="how the dataset lies on disk, see docs/data.md"
     )
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of the train images kept back for choosing checkpoints"

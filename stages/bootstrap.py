@@ -21,6 +21,7 @@ def main() -> None:
         holdout_seed=data.holdout_seed,
         overlap=data.overlap,
         keep_classes=data.keep_classes,
+        layout=data.layout,
         num_workers=resolve_num_workers(settings.runtime.num_workers),
     )
 

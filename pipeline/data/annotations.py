@@ -8,14 +8,15 @@ checked: keys, types, ids that point to something. The outlines themselves are c
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import logging
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pipeline.data.label_space import UNLABELLED_STUFF
@@ -25,6 +26,10 @@ MAX_SIDE = 65_500
 """Pixels; JPEG's limit. Beyond it pycocotools' 32-bit pixel numbers could overflow."""
 
 RESTORE = "take the file from its source again"
+
+Rows = Mapping[str, Set[int]]
+"""Places of rows by the list they are in: images, annotations, categories."""
+NOTHING: Rows = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,44 +66,67 @@ class AnnotationFile:
     by_image: Mapping[int, list[dict[str, Any]]]
 
 
-def read_lvis(path: Path) -> AnnotationFile:
+def read_lvis(path: Path, without: Rows = NOTHING) -> AnnotationFile:
     """Reads an LVIS file. Every image needs a `coco_url`: LVIS's val images lie partly in train2017.
+
+    Args:
+        path: the file.
+        without: rows to pass over, see `pipeline.data.quarantine`.
 
     Raises:
         DataProblem: missing, malformed, or at odds with itself.
         Problem: the `lvis` library cannot be imported.
     """
-    tree = _load(path)
-    categories = _check_categories(tree, path, "frequency")
-    images = _check_images(tree, path, with_file=True)
-    _check_annotations(tree, path, images, {category["id"] for category in categories})
+    tree = load_tree(path, without)
+    checked = RowChecks(path, "lvis")
+    for _ in checked.problems(tree, strict=True):
+        pass
     library = _import_lvis()
 
     class Index(library):  # type: ignore[misc,valid-type]
         def _load_json(self, path: object) -> object:
             return tree
 
-    return AnnotationFile(path.name, categories, images, dict(Index(str(path)).img_ann_map))
+    return AnnotationFile(path.name, checked.categories(), checked.images, dict(Index(str(path)).img_ann_map))
 
 
-def read_stuff(path: Path) -> AnnotationFile:
+def read_stuff(path: Path, without: Rows = NOTHING) -> AnnotationFile:
     """Reads a COCO-Stuff file.
+
+    Args:
+        path: the file.
+        without: rows to pass over, see `pipeline.data.quarantine`.
 
     Raises:
         DataProblem: missing, malformed, or at odds with itself.
     """
-    tree = _load(path)
-    categories = _check_categories(tree, path)
-    images = _check_images(tree, path, with_file=False)
-    known = {category["id"] for category in categories} | set(UNLABELLED_STUFF)
-    _check_annotations(tree, path, images, known)
+    return _read_in_coco_form(path, RowChecks(path, "stuff"), without)
+
+
+def read_coco(path: Path, folder: str) -> AnnotationFile:
+    """Reads any file in COCO's form.
+
+    Args:
+        path: the file.
+        folder: of its images, relative to the root; each needs a `file_name` in it.
+
+    Raises:
+        DataProblem: missing, malformed, or at odds with itself.
+    """
+    return _read_in_coco_form(path, RowChecks(path, "coco", folder), NOTHING)
+
+
+def _read_in_coco_form(path: Path, checked: RowChecks, without: Rows) -> AnnotationFile:
+    tree = load_tree(path, without)
+    for _ in checked.problems(tree, strict=True):
+        pass
     from pycocotools.coco import COCO
 
     index = COCO()
     index.dataset = tree
     with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress by print
         index.createIndex()
-    return AnnotationFile(path.name, categories, images, dict(index.imgToAnns))
+    return AnnotationFile(path.name, checked.categories(), checked.images, dict(index.imgToAnns))
 
 
 def _import_lvis() -> Any:
@@ -120,7 +148,12 @@ def _import_lvis() -> Any:
     return LVIS
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_tree(path: Path, without: Rows = NOTHING) -> dict[str, Any]:
+    """The parsed file, with its three lists, less the rows `without`.
+
+    Raises:
+        DataProblem: missing, unreadable, or without its lists.
+    """
     if not path.is_file():
         folder = path.parent
         raise DataProblem(
@@ -131,6 +164,8 @@ def _load(path: Path) -> dict[str, Any]:
             "lvis_v1_val.json, stuff_train2017.json, stuff_val2017.json",
             mend="put it there, or name another root",
         )
+    collecting = gc.isenabled()
+    gc.disable()  # it would look through millions of new objects again and again, and free none
     try:
         tree = json.loads(path.read_text(encoding="utf-8"), object_hook=_compact)
     except json.JSONDecodeError as error:
@@ -142,6 +177,9 @@ def _load(path: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataProblem("unreadable annotation file", where=path, found=error, mend=RESTORE) from error
+    finally:
+        if collecting:
+            gc.enable()
     if not isinstance(tree, dict):
         raise DataProblem("not an annotation file", where=path, found=_kind(tree), allowed="a JSON object")
     for key in ("images", "annotations", "categories"):
@@ -153,6 +191,8 @@ def _load(path: Path) -> dict[str, Any]:
                 allowed="lists under images, annotations and categories",
                 mend=RESTORE,
             )
+    for key, places in without.items():
+        tree[key] = [row for place, row in enumerate(tree[key]) if place not in places]
     return tree
 
 
@@ -165,37 +205,67 @@ def _compact(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _check_categories(tree: dict[str, Any], path: Path, *more_keys: str) -> list[dict[str, Any]]:
-    seen: set[int] = set()
-    for place, category in enumerate(tree["categories"]):
-        where = f"{path}: categories[{place}]"
-        category_id = _whole(category, "id", where)
-        for key in ("name", *more_keys):
-            _text(category, key, where)
-        if more_keys and category["frequency"] not in ("r", "c", "f"):
-            raise DataProblem(
-                "unknown frequency",
-                where=where,
-                found=repr(category["frequency"]),
-                allowed="r, c, f",
-                mend=RESTORE,
-            )
-        if category_id in seen:
+class RowChecks:
+    """The rules for the rows of one file, and what the rows that keep them say.
+
+    Args:
+        path: the file, for messages.
+        form: in a file of "lvis" categories have a frequency and images a `coco_url`; in one of "stuff" the
+            categories 183 and 255 stand for unlabelled; in one of "coco" images have a `file_name`.
+        folder: of the images, with "coco".
+    """
+
+    def __init__(self, path: Path, form: Literal["lvis", "stuff", "coco"], folder: str = "") -> None:
+        self.path, self.form, self.folder = path, form, folder
+        self.by_category: dict[int, dict[str, Any]] = {}
+        self.images: dict[int, ImageEntry] = {}
+        self._known: set[int] = set(UNLABELLED_STUFF) if form == "stuff" else set()
+        self._seen: set[int] = set()
+
+    def categories(self) -> list[dict[str, Any]]:
+        """The rows of the categories, by id."""
+        return [self.by_category[key] for key in sorted(self.by_category)]
+
+    def problems(
+        self, tree: dict[str, Any], *, strict: bool = False
+    ) -> Iterator[tuple[str, int, DataProblem]]:
+        """Goes through all rows; yields (list, place, what is wrong) of the bad ones.
+
+        Raises:
+            DataProblem: the first of them, if `strict`.
+        """
+        for key, check in (
+            ("categories", self._category),
+            ("images", self._image),
+            ("annotations", self._annotation),
+        ):
+            for place, row in enumerate(tree[key]):
+                try:
+                    check(place, row)
+                except DataProblem as problem:
+                    if strict:
+                        raise
+                    yield key, place, problem
+
+    def _category(self, place: int, row: Any) -> None:
+        where = f"{self.path}: categories[{place}]"
+        category_id = _whole(row, "id", where)
+        _text(row, "name", where)
+        if self.form == "lvis" and _text(row, "frequency", where) not in ("r", "c", "f"):
+            found, allowed = repr(row["frequency"]), "r, c, f"
+            raise DataProblem("unknown frequency", where=where, found=found, allowed=allowed, mend=RESTORE)
+        if category_id in self.by_category:
             raise DataProblem("a category id is listed twice", where=where, found=category_id, mend=RESTORE)
-        seen.add(category_id)
-    return sorted(tree["categories"], key=lambda category: category["id"])
+        self.by_category[category_id] = row
+        self._known.add(category_id)
 
-
-def _check_images(tree: dict[str, Any], path: Path, *, with_file: bool) -> dict[int, ImageEntry]:
-    images: dict[int, ImageEntry] = {}
-    for place, image in enumerate(tree["images"]):
-        image_id = _whole(image, "id", f"{path}: images[{place}]")
-        where = f"{path}: image {image_id}"
-        if image_id in images:
-            raise DataProblem(
-                "an image id is listed twice", where=where, found=f"again at images[{place}]", mend=RESTORE
-            )
-        height, width = (_whole(image, key, where) for key in ("height", "width"))
+    def _image(self, place: int, row: Any) -> None:
+        image_id = _whole(row, "id", f"{self.path}: images[{place}]")
+        where = f"{self.path}: image {image_id}"
+        if image_id in self.images:
+            found = f"again at images[{place}]"
+            raise DataProblem("an image id is listed twice", where=where, found=found, mend=RESTORE)
+        height, width = (_whole(row, key, where) for key in ("height", "width"))
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             raise DataProblem(
                 "an impossible image size",
@@ -204,9 +274,40 @@ def _check_images(tree: dict[str, Any], path: Path, *, with_file: bool) -> dict[
                 allowed=f"1 to {MAX_SIDE} pixels",
                 mend=RESTORE,
             )
-        file = _relative_file(_text(image, "coco_url", where), where) if with_file else None
-        images[image_id] = ImageEntry(image_id, height, width, file)
-    return images
+        file = None
+        if self.form == "lvis":
+            file = _relative_file(_text(row, "coco_url", where), where)
+        elif self.form == "coco":
+            file = f"{self.folder}/{_inside(_text(row, 'file_name', where), where)}"
+        self.images[image_id] = ImageEntry(image_id, height, width, file)
+
+    def _annotation(self, place: int, row: Any) -> None:
+        annotation_id = _whole(row, "id", f"{self.path}: annotations[{place}]")
+        where = f"{self.path}: annotation {annotation_id}"
+        image_id = _whole(row, "image_id", where)
+        category_id = _whole(row, "category_id", where)
+        if annotation_id in self._seen:
+            found = f"again at annotations[{place}]"
+            raise DataProblem("an annotation id is listed twice", where=where, found=found, mend=RESTORE)
+        self._seen.add(annotation_id)
+        if image_id not in self.images:
+            raise DataProblem(
+                "an annotation of an unknown image",
+                where=where,
+                found=f"image {image_id}",
+                allowed=f"one of the {len(self.images)} listed under images",
+                mend="remove the annotation, or list the image",
+            )
+        if category_id not in self._known:
+            raise DataProblem(
+                "an annotation of an unknown category",
+                where=f"{where}, image {image_id}",
+                found=f"category {category_id}",
+                allowed=f"one of the {len(self._known)} listed under categories",
+                mend="remove the annotation, or list the category",
+            )
+        if "segmentation" not in row:
+            raise _missing("segmentation", f"{where}, image {image_id}", row)
 
 
 def _relative_file(url: str, where: str) -> str:
@@ -226,41 +327,18 @@ def _relative_file(url: str, where: str) -> str:
     return "/".join(parts)
 
 
-def _check_annotations(
-    tree: dict[str, Any], path: Path, images: Mapping[int, ImageEntry], categories: set[int]
-) -> None:
-    seen: set[int] = set()
-    for place, annotation in enumerate(tree["annotations"]):
-        annotation_id = _whole(annotation, "id", f"{path}: annotations[{place}]")
-        where = f"{path}: annotation {annotation_id}"
-        image_id = _whole(annotation, "image_id", where)
-        category_id = _whole(annotation, "category_id", where)
-        if annotation_id in seen:
-            raise DataProblem(
-                "an annotation id is listed twice",
-                where=where,
-                found=f"again at annotations[{place}]",
-                mend=RESTORE,
-            )
-        seen.add(annotation_id)
-        if image_id not in images:
-            raise DataProblem(
-                "an annotation of an unknown image",
-                where=where,
-                found=f"image {image_id}",
-                allowed=f"one of the {len(images)} listed under images",
-                mend="remove the annotation, or list the image",
-            )
-        if category_id not in categories:
-            raise DataProblem(
-                "an annotation of an unknown category",
-                where=f"{where}, image {image_id}",
-                found=f"category {category_id}",
-                allowed=f"one of the {len(categories)} listed under categories",
-                mend="remove the annotation, or list the category",
-            )
-        if "segmentation" not in annotation:
-            raise _missing("segmentation", f"{where}, image {image_id}", annotation)
+def _inside(name: str, where: str) -> str:
+    """A `file_name` that stays in its folder."""
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise DataProblem(
+            "a file_name that names no file in its folder",
+            where=where,
+            found=repr(name),
+            allowed="for example 000000000139.jpg",
+            mend=RESTORE,
+        )
+    return path.as_posix()
 
 
 def _whole(row: Any, key: str, where: str) -> int:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pipeline.data.disk import naming_full_disk
 from pipeline.errors import UsageProblem
 
 
@@ -25,6 +26,7 @@ def atomic_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]
 
     Raises:
         UsageProblem: another run works on it, or what lies there is not ours.
+        Problem: the disk is full.
     """
     partial, aside = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +38,8 @@ def atomic_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]
         _check_replaceable(path, is_ours)
         for leftover in partial.iterdir():
             _remove(leftover)
-        yield partial
+        with naming_full_disk(path, "nothing half made is left, and an earlier output is untouched"):
+            yield partial
         if path.exists():
             path.rename(aside)
         partial.rename(path)

@@ -1,34 +1,38 @@
-"""From a dataset in the official COCO / LVIS layout to masks, splits, statistics and a label space.
+"""From a dataset on disk to masks, splits, statistics and a label space.
 
-The images are those that LVIS lists: its train list gives `train` and `holdout` (a part kept back for
-choosing checkpoints), its val list gives `val`. An image without a single labelled pixel teaches and measures
-nothing: it is left out, by name. The output is the same to the byte whatever the machine and the number of
-workers, and names no path outside the dataset:
+The images are those that the dataset lists, in whatever layout (`pipeline.data.layouts`): its train list
+gives `train` and `holdout` (a part kept back for choosing checkpoints), its val list gives `val`. An image
+without a single labelled pixel teaches and measures nothing: it is left out, by name. The output is the same
+to the byte whatever the machine and the number of workers, and names no path outside the dataset:
 
     label_space.json label_space.csv     the classes
     train-000.arrow ...                  masks, see `pipeline.data.shards`
     class_statistics.csv                 images and pixels of each class in each split
+    statistics.json                      the same, and sums: coverage, sources, frequency groups, never seen
     manifest.json                        how it was made, from what, what is in it and what was left out
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-import numpy as np
+from typing import NamedTuple
 
 from pipeline.data.annotations import ImageEntry
 from pipeline.data.atomic_folder import atomic_folder
 from pipeline.data.label_space import LabelSpace
-from pipeline.data.manifest import SplitCounts, class_statistics, describe, is_bootstrapped
-from pipeline.data.masks import Shape, check_overlap_rule, draw_mask
-from pipeline.data.official_layout import SPLITS, LeftOut, OfficialLayout
+from pipeline.data.layouts import open_layout
+from pipeline.data.manifest import SplitCounts, describe, is_bootstrapped
+from pipeline.data.masks import Shape, check_overlap_rule, draw
+from pipeline.data.masks_layout import StoredMask
 from pipeline.data.parallel import ordered_map, worker_pool
-from pipeline.data.shards import MaskRow, compress_mask, write_shard
+from pipeline.data.shards import ROWS_PER_BATCH, MaskRow, compress_mask, serialize_rows, write_shard
+from pipeline.data.splits import SPLITS, LeftOut
+from pipeline.data.statistics import as_json, class_table, statistics
 from pipeline.errors import DataProblem, UsageProblem
 from pipeline.runtime import Progress, write_text
 
@@ -60,6 +64,7 @@ def bootstrap(
     holdout_seed: int = 0,
     overlap: str = "first",
     keep_classes: Sequence[str | int] | None = None,
+    layout: str = "coco_lvis",
     num_workers: int = 0,
     check_images: bool = True,
     images_per_shard: int = IMAGES_PER_SHARD,
@@ -67,13 +72,14 @@ def bootstrap(
     """Bootstraps a dataset.
 
     Args:
-        root: folder with `train2017/`, `val2017/` and `annotations/`.
+        root: folder with images and `annotations/`.
         out: the folder to make; the output of an earlier run is replaced when the new one is whole.
         holdout_fraction: share of LVIS's train images to keep back, 0 <= fraction < 1. At least one is kept
             back and one left, where there are two.
         holdout_seed: which images are kept back; their ids and the seed alone decide.
         overlap: which annotation keeps a pixel claimed by several, see `pipeline.data.masks`.
         keep_classes: names or class ids of the whole label space to keep; None for all.
+        layout: how the dataset lies on disk, see `pipeline.data.layouts`.
         num_workers: processes that draw; 0 or 1 for this one alone.
         check_images: open each image for its size. Without it only its presence is checked.
         images_per_shard: the most images in one file of masks.
@@ -92,86 +98,140 @@ def bootstrap(
         )
     root, out = Path(root), Path(out)
     with atomic_folder(out, is_bootstrapped) as folder, worker_pool(num_workers) as pool:
-        layout = OfficialLayout(root, keep_classes)
-        splits = layout.splits(holdout_fraction, holdout_seed)
+        dataset = open_layout(layout, root, keep_classes)
+        splits = dataset.splits(holdout_fraction, holdout_seed)
         _check_presence(root, splits.images)
         left_out = list(splits.left_out)
-        counts = {split: SplitCounts.zero(layout.label_space.num_classes) for split in SPLITS}
-        draw = partial(_draw, root=root, overlap=overlap, check_image=check_images)
+        counts = {split: SplitCounts.zero(dataset.label_space.num_classes) for split in SPLITS}
+        draw_some = partial(
+            _draw_batch,
+            root=root,
+            overlap=overlap,
+            check_image=check_images,
+            num_classes=dataset.label_space.num_classes,
+        )
         shards: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
+        batches = list(_batches(splits.images, images_per_shard))
+        work = ([(entry, dataset.content(entry)) for entry in batch.images] for batch in batches)
+        drawn = zip(batches, ordered_map(draw_some, work, pool, chunk=1), strict=True)
         with Progress("draw masks", sum(map(len, splits.images.values()))) as progress:
-            for split, part, images in _parts(splits.images, images_per_shard):
-                drawings = ((entry, list(layout.shapes(entry))) for entry in images)
-                rows = ordered_map(draw, drawings, pool)
-                kept = _Kept(zip(images, rows, strict=True), split, counts[split], left_out, progress.advance)
+            for (split, part), of_shard in itertools.groupby(drawn, lambda pair: pair[0].shard):
+                kept = _Kept(of_shard, counts[split], left_out, progress)
                 name = f"{split}-{part:03d}.arrow"
                 write_shard(folder / name, kept)
                 shards[split].append({"file": name, "images": kept.number})
         _check_any_left(root, counts, left_out)
-        layout.label_space.save(folder / "label_space.json")
-        layout.label_space.save_csv(folder / "label_space.csv")
-        write_text(folder / "class_statistics.csv", class_statistics(layout.label_space, counts))
-        choices = {
+        label_space = dataset.label_space
+        if dataset.counts_frequencies:
+            label_space = label_space.with_frequencies(
+                (counts["train"].images + counts["holdout"].images)[1:].tolist()
+            )
+        label_space.save(folder / "label_space.json")
+        label_space.save_csv(folder / "label_space.csv")
+        write_text(folder / "class_statistics.csv", class_table(label_space, counts))
+        write_text(folder / "statistics.json", as_json(statistics(label_space, counts)))
+        choices: dict[str, object] = {
+            "layout": layout,
             "overlap": overlap,
             "keep_classes": None if keep_classes is None else list(keep_classes),
             "holdout": {"fraction": holdout_fraction, "seed": holdout_seed},
         }
-        manifest = describe(layout.label_space, choices, layout.paths, counts, shards, left_out)
+        if dataset.quarantine:
+            choices["quarantined"] = dataset.quarantine.describe()
+        manifest = describe(label_space, choices, dataset.paths, counts, shards, left_out)
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    return BootstrapResult(out, layout.label_space, counts, left_out)
+    return BootstrapResult(out, label_space, counts, left_out)
 
 
-def _parts(images: Mapping[str, list[ImageEntry]], size: int) -> Iterator[tuple[str, int, list[ImageEntry]]]:
-    """Each split cut into the images of one file of masks: (split, number of the file, images)."""
+class _Batch(NamedTuple):
+    """Images that a worker draws at once and that are stored together, and the file they go to."""
+
+    shard: tuple[str, int]
+    images: list[ImageEntry]
+
+
+@dataclass
+class _Drawn:
+    """A drawn batch: its rows as they are stored, what they hold, and the images without a labelled pixel."""
+
+    rows: bytes
+    counts: SplitCounts
+    empty: list[ImageEntry]
+
+
+def _batches(images: Mapping[str, list[ImageEntry]], images_per_shard: int) -> Iterator[_Batch]:
+    """Each split cut into files, and these into batches."""
     for split, entries in images.items():
-        for part, first in enumerate(range(0, len(entries), size)):
-            yield split, part, entries[first : first + size]
+        for part, start in enumerate(range(0, len(entries), images_per_shard)):
+            end = min(start + images_per_shard, len(entries))
+            for first in range(start, end, ROWS_PER_BATCH):
+                yield _Batch((split, part), entries[first : min(first + ROWS_PER_BATCH, end)])
 
 
 class _Kept:
-    """The drawn rows with at least one labelled pixel, counted as they pass; the others are noted."""
+    """The rows of one file, counted as they pass; images without any labelled pixel are noted."""
 
     def __init__(
         self,
-        drawn: Iterable[tuple[ImageEntry, MaskRow]],
-        split: str,
+        drawn: Iterable[tuple[_Batch, _Drawn]],
         counts: SplitCounts,
         left_out: list[LeftOut],
-        advance: Callable[[], None],
+        progress: Progress,
     ) -> None:
-        self.drawn, self.split, self.counts, self.left_out = drawn, split, counts, left_out
-        self.advance, self.number = advance, 0
+        self.drawn, self.counts, self.left_out, self.progress = drawn, counts, left_out, progress
+        self.number = 0
 
-    def __iter__(self) -> Iterator[MaskRow]:
-        for entry, row in self.drawn:
-            self.advance()
-            if row.class_ids:
-                self.counts.add(row)
-                self.number += 1
-                yield row
-            else:
-                reason = "no labelled pixel"
-                self.left_out.append(LeftOut(entry.image_id, row.file, self.split, reason))
+    def __iter__(self) -> Iterator[bytes]:
+        for batch, drawn in self.drawn:
+            self.counts.merge(drawn.counts)
+            self.number += drawn.counts.num_images
+            split, _ = batch.shard
+            for entry in drawn.empty:
+                self.left_out.append(LeftOut(entry.image_id, entry.file or "", split, "no labelled pixel"))
+            if drawn.rows:
+                yield drawn.rows
+            self.progress.advance(steps=len(batch.images))
 
 
-def _draw(drawing: tuple[ImageEntry, list[Shape]], *, root: Path, overlap: str, check_image: bool) -> MaskRow:
-    """Draws one image; this runs in the workers."""
-    image, shapes = drawing
+def _draw_batch(
+    work: list[tuple[ImageEntry, list[Shape] | StoredMask]],
+    *,
+    root: Path,
+    overlap: str,
+    check_image: bool,
+    num_classes: int,
+) -> _Drawn:
+    """Draws some images; this runs in the workers."""
+    drawn = _Drawn(b"", SplitCounts.zero(num_classes), [])
+    rows = []
+    for image, content in work:
+        row, stuff_pixels = _draw(image, content, root=root, overlap=overlap, check_image=check_image)
+        if row.class_ids:
+            drawn.counts.add(row, stuff_pixels)
+            rows.append(row)
+        else:
+            drawn.empty.append(image)
+    if rows:
+        drawn.rows = serialize_rows(rows)
+    return drawn
+
+
+def _draw(
+    image: ImageEntry, content: list[Shape] | StoredMask, *, root: Path, overlap: str, check_image: bool
+) -> tuple[MaskRow, int]:
+    """The row of an image, and how many of its pixels come from stuff annotations."""
     file = image.file or ""
     if check_image:
         _check_header(root / file, image)
-    mask = draw_mask(shapes, image.height, image.width, overlap=overlap)
-    pixels = np.bincount(mask.ravel())
-    class_ids = np.flatnonzero(pixels[1:]) + 1
-    return MaskRow(
-        image.image_id,
-        file,
-        image.height,
-        image.width,
-        compress_mask(mask),
-        class_ids.tolist(),
-        pixels[class_ids].tolist(),
+    if isinstance(content, StoredMask):
+        drawing = content.read(image.height, image.width)
+    else:
+        drawing = draw(content, image.height, image.width, overlap=overlap)
+    mask = compress_mask(drawing.mask)
+    row = MaskRow(
+        image.image_id, file, image.height, image.width, mask, drawing.class_ids, drawing.pixel_counts
     )
+    return row, drawing.stuff_pixels
 
 
 def _check_header(path: Path, image: ImageEntry) -> None:

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 
 from pipeline.data.label_space import LabelSpace
 from pipeline.data.manifest import read_manifest
-from pipeline.data.official_layout import SPLITS
 from pipeline.data.shards import MaskRow, MaskShards
+from pipeline.data.splits import SPLITS
 from pipeline.errors import DataProblem, UsageProblem
 
 IGNORE_INDEX = -1

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.data.dataset import SegmentationDataset, read_image
-from pipeline.data.official_layout import SPLITS
+from pipeline.data.splits import SPLITS
 from pipeline.errors import UsageProblem
 from pipeline.runtime import Progress, atomic_path
 

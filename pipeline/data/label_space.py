@@ -136,6 +136,18 @@ class LabelSpace:
             {source: tuple(sorted(ids)) for source, ids in unlabelled.items()},
         )
 
+    def with_frequencies(self, images: Sequence[int]) -> LabelSpace:
+        """The same classes, rare, common or frequent as LVIS has it: in up to 10, up to 100 or more images.
+
+        Args:
+            images: of the classes, in the order of the train ids: the images for training that show each.
+        """
+        groups = ("r" if number <= 10 else "c" if number <= 100 else "f" for number in images)
+        entries = zip(self.classes, groups, strict=True)
+        return LabelSpace(
+            tuple(dataclasses.replace(entry, frequency=group) for entry, group in entries), self.unlabelled
+        )
+
     def _find(self, key: str | int) -> int:
         if isinstance(key, str):
             matches = [entry.class_id for entry in self.classes if entry.name == key]
@@ -231,10 +243,11 @@ class LabelSpace:
         """Writes one line a class, with the category ids of each source in a column (several: by blanks)."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        columns = [f"{source}_category_ids" for source in self.sources]
+        sources = self.sources  # found by going through all classes: not to be asked for with each of them
+        columns = [f"{source}_category_ids" for source in sources]
         writer.writerow(["class_id", "name", "source", "frequency", *columns])
         for entry in self.classes:
-            ids = (" ".join(map(str, entry.category_ids.get(source, ()))) for source in self.sources)
+            ids = (" ".join(map(str, entry.category_ids.get(source, ()))) for source in sources)
             writer.writerow([entry.class_id, entry.name, entry.source, entry.frequency, *ids])
         write_text(path, text.getvalue())
 

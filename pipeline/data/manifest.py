@@ -1,10 +1,8 @@
-"""What a bootstrapped folder says of itself: its manifest and the statistics of its classes."""
+"""What a bootstrapped folder says of itself: its manifest, and what is counted for it."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.label_space import LabelSpace
-from pipeline.data.official_layout import SPLITS, LeftOut
 from pipeline.data.shards import MaskRow
+from pipeline.data.splits import SPLITS, LeftOut
 from pipeline.errors import DataProblem
 
 FORMAT = "kiloseg bootstrapped dataset 1"
@@ -23,11 +21,15 @@ FORMAT = "kiloseg bootstrapped dataset 1"
 
 @dataclass
 class SplitCounts:
-    """What a split holds; the arrays are (C + 1,) int64 with a place for each class id, 0 for unlabelled."""
+    """What a split holds; the arrays are (C + 1,) int64 with a place for each class id, 0 for unlabelled.
+
+    `stuff_pixels` are the labelled ones that were drawn from stuff annotations, whatever their class.
+    """
 
     images: np.ndarray
     pixels: np.ndarray
     num_images: int = 0
+    stuff_pixels: int = 0
 
     @classmethod
     def zero(cls, num_classes: int) -> SplitCounts:
@@ -39,12 +41,20 @@ class SplitCounts:
         """Pixels of any class."""
         return int(self.pixels[1:].sum())
 
-    def add(self, row: MaskRow) -> None:
+    def add(self, row: MaskRow, stuff_pixels: int) -> None:
         """Counts one image in."""
         self.num_images += 1
+        self.stuff_pixels += stuff_pixels
         self.images[row.class_ids] += 1
         self.pixels[row.class_ids] += row.pixel_counts
         self.pixels[0] += row.height * row.width - sum(row.pixel_counts)
+
+    def merge(self, other: SplitCounts) -> None:
+        """Counts in what was counted elsewhere."""
+        self.num_images += other.num_images
+        self.stuff_pixels += other.stuff_pixels
+        self.images += other.images
+        self.pixels += other.pixels
 
 
 def is_bootstrapped(folder: Path) -> bool:
@@ -122,17 +132,3 @@ def _fingerprint(path: Path) -> dict[str, object]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
-
-
-def class_statistics(label_space: LabelSpace, counts: Mapping[str, SplitCounts]) -> str:
-    """One CSV line a class: in how many images of each split it is seen, on how many pixels."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    columns = [f"{split}_{unit}" for split in SPLITS for unit in ("images", "pixels")]
-    writer.writerow(["class_id", "name", "source", "frequency", *columns])
-    for entry in label_space.classes:
-        values = (
-            int(array[entry.class_id]) for s in SPLITS for array in (counts[s].images, counts[s].pixels)
-        )
-        writer.writerow([entry.class_id, entry.name, entry.source, entry.frequency, *values])
-    return text.getvalue()

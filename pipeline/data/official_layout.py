@@ -9,42 +9,25 @@ LVIS splits COCO's images anew, so that an image's stuff is looked up by its id 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.annotations import RESTORE, AnnotationFile, ImageEntry, read_lvis, read_stuff
 from pipeline.data.label_space import LVIS, STUFF, merge_categories, official_categories
 from pipeline.data.masks import Shape
+from pipeline.data.quarantine import Quarantine
+from pipeline.data.splits import Splits, divide
 from pipeline.errors import DataProblem
 from pipeline.runtime import Progress
 
 LVIS_FILES = {"train": "lvis_v1_train.json", "val": "lvis_v1_val.json"}
 STUFF_FILES = ("stuff_train2017.json", "stuff_val2017.json")
-SPLITS = ("train", "holdout", "val")
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """An image that got no place in a split, and why."""
-
-    image_id: int
-    file: str
-    split: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The images of each split by ascending id, and those that are left out."""
-
-    images: dict[str, list[ImageEntry]]
-    left_out: list[LeftOut]
 
 
 class OfficialLayout:
     """The four annotation files of a root, read and held against each other.
+
+    The frequency groups are LVIS's own.
 
     Args:
         root: the dataset's folder.
@@ -55,85 +38,69 @@ class OfficialLayout:
         UsageProblem: an unknown class to keep.
     """
 
+    counts_frequencies = False
+
     def __init__(self, root: Path, keep_classes: Sequence[str | int] | None = None) -> None:
-        if not root.is_dir():
-            raise DataProblem(
-                "no such dataset folder",
-                where=root,
-                allowed="a folder with train2017/, val2017/ and annotations/",
-                mend="name the right folder in data.root; data/tiny is made by dvc repro",
-            )
         self.root = root
         folder = root / "annotations"
+        self.quarantine = Quarantine.load(root)
         self.paths = [folder / name for name in (*LVIS_FILES.values(), *STUFF_FILES)]
         with Progress("read annotation files", len(self.paths)) as progress:
             files = []
             for path in self.paths:
-                files.append((read_stuff if path.name in STUFF_FILES else read_lvis)(path))
+                read = read_stuff if path.name in STUFF_FILES else read_lvis
+                files.append(read(path, self.quarantine.rows_of(path)))
                 progress.advance(path.name)
         self.lvis = dict(zip(LVIS_FILES, files, strict=False))
         self.stuff = files[len(LVIS_FILES) :]
-        _check_same_categories(*self.lvis.values())
-        _check_same_categories(*self.stuff)
-        _check_listed_once(*self.lvis.values())
-        _check_listed_once(*self.stuff)
+        for pair in (tuple(self.lvis.values()), tuple(self.stuff)):
+            for problem in category_disagreements(*pair):
+                raise problem
+            for image_id, problem in listed_twice(*pair):
+                if image_id not in self.quarantine.images:
+                    raise problem
         pairs = official_categories().merged_pairs
         whole = merge_categories(files[0].categories, self.stuff[0].categories, pairs)
         self.label_space = whole if keep_classes is None else whole.subset(keep_classes)
         self._class_ids = {source: self.label_space.lookup(source) for source in (LVIS, STUFF)}
 
     def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
-        """Divides the images. What is held out follows from the images' ids and the seed, not their order."""
-        images: dict[str, list[ImageEntry]] = {}
-        left_out = []
-        for split, file in self.lvis.items():
-            images[split] = []
-            for entry in sorted(file.images.values(), key=lambda entry: entry.image_id):
-                shapes = list(self.shapes(entry))
-                if any(shape.class_id for shape in shapes):
-                    images[split].append(entry)
-                else:
-                    reason = "no annotation of a kept class" if shapes else "no annotation"
-                    left_out.append(LeftOut(entry.image_id, entry.file or "", split, reason))
-        held = held_out([entry.image_id for entry in images["train"]], holdout_fraction, holdout_seed)
-        images["holdout"] = [entry for entry in images["train"] if entry.image_id in held]
-        images["train"] = [entry for entry in images["train"] if entry.image_id not in held]
-        return Splits({split: images[split] for split in SPLITS}, left_out)
+        """Divides the images; one in quarantine, or without any annotation of a kept class, is left out."""
 
-    def shapes(self, image: ImageEntry) -> Iterator[Shape]:
+        def unusable(entry: ImageEntry) -> str | None:
+            if entry.image_id in self.quarantine.images:
+                return f"quarantined: {self.quarantine.images[entry.image_id]}"
+            shapes = self.content(entry)
+            if any(shape.class_id for shape in shapes):
+                return None
+            return "no annotation of a kept class" if shapes else "no annotation"
+
+        listed = {split: file.images.values() for split, file in self.lvis.items()}
+        return divide(listed, unusable, holdout_fraction, holdout_seed)
+
+    def content(self, image: ImageEntry) -> list[Shape]:
         """The annotations of an image in drawing order: LVIS first, then stuff, each as in its file."""
+        return list(self._shapes(image))
+
+    def _shapes(self, image: ImageEntry) -> Iterator[Shape]:
         for source, files in ((LVIS, list(self.lvis.values())), (STUFF, self.stuff)):
             class_ids = self._class_ids[source]
             for file in files:
-                _check_same_size(image, file)
+                if problem := size_disagreement(image, file):
+                    raise problem
                 for annotation in file.by_image.get(image.image_id, ()):
                     where = f"{file.name}: image {image.image_id}, annotation {annotation['id']}"
                     class_id = class_ids[annotation["category_id"]]
                     yield Shape(class_id, annotation["segmentation"], where, stuff=source == STUFF)
 
 
-def held_out(image_ids: Sequence[int], fraction: float, seed: int) -> set[int]:
-    """The images to keep back: those with the smallest hashes of seed and id.
-
-    Returns:
-        round(fraction * n) of the n ids; where fraction > 0 and n >= 2, at least one and at most n - 1.
-    """
-    if not fraction or len(image_ids) < 2:
-        return set()
-    number = min(max(round(fraction * len(image_ids)), 1), len(image_ids) - 1)
-
-    def rank(image_id: int) -> bytes:
-        return hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
-
-    return set(sorted(image_ids, key=rank)[:number])
-
-
-def _check_same_categories(first: AnnotationFile, second: AnnotationFile) -> None:
+def category_disagreements(first: AnnotationFile, second: AnnotationFile) -> Iterator[DataProblem]:
+    """What is wrong with each category that is not the same in both files."""
     names = [{category["id"]: category["name"] for category in file.categories} for file in (first, second)]
     for category_id in sorted(names[0].keys() | names[1].keys()):
         found = [repr(by_id[category_id]) if category_id in by_id else "absent" for by_id in names]
         if found[0] != found[1]:
-            raise DataProblem(
+            yield DataProblem(
                 "two files disagree about a category",
                 where=f"{first.name} and {second.name}",
                 found=f"category {category_id}: {found[0]} and {found[1]}",
@@ -142,25 +109,31 @@ def _check_same_categories(first: AnnotationFile, second: AnnotationFile) -> Non
             )
 
 
-def _check_listed_once(first: AnnotationFile, second: AnnotationFile) -> None:
+def listed_twice(first: AnnotationFile, second: AnnotationFile) -> Iterator[tuple[int, DataProblem]]:
+    """Image id and what is wrong, for each image that both files list."""
     for image_id in first.images:
         if image_id in second.images:
-            raise DataProblem(
-                "an image is listed in both halves of a dataset",
-                where=f"{first.name} and {second.name}",
-                found=f"image {image_id}",
-                allowed="each image in one of them",
-                mend=RESTORE,
+            yield (
+                image_id,
+                DataProblem(
+                    "an image is listed in both halves of a dataset",
+                    where=f"{first.name} and {second.name}",
+                    found=f"image {image_id}",
+                    allowed="each image in one of them",
+                    mend=RESTORE,
+                ),
             )
 
 
-def _check_same_size(image: ImageEntry, file: AnnotationFile) -> None:
+def size_disagreement(image: ImageEntry, file: AnnotationFile) -> DataProblem | None:
+    """What is wrong where the file gives the image another size."""
     other = file.images.get(image.image_id)
-    if other is not None and (other.height, other.width) != (image.height, image.width):
-        raise DataProblem(
-            "two files disagree about the size of an image",
-            where=f"{file.name}: image {image.image_id}",
-            found=f"{other.width} x {other.height} (width x height)",
-            allowed=f"{image.width} x {image.height} as in the LVIS file",
-            mend="take both from the same release",
-        )
+    if other is None or (other.height, other.width) == (image.height, image.width):
+        return None
+    return DataProblem(
+        "two files disagree about the size of an image",
+        where=f"{file.name}: image {image.image_id}",
+        found=f"{other.width} x {other.height} (width x height)",
+        allowed=f"{image.width} x {image.height} as in the LVIS file",
+        mend="take both from the same release",
+    )

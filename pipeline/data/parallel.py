@@ -32,6 +32,8 @@ def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor | None]:
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_follow_parent)
+    for _ in range(num_workers):  # the processes start, and import, while this one reads
+        pool.submit(int)
     try:
         yield pool
     finally:
@@ -39,7 +41,11 @@ def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor | None]:
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], pool: ProcessPoolExecutor | None
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    pool: ProcessPoolExecutor | None,
+    *,
+    chunk: int = CHUNK,
 ) -> Iterator[Result]:
     """Yields `function(item)` of each item in order.
 
@@ -49,6 +55,7 @@ def ordered_map(
         function: picklable; what it raises is raised here, at the place of the first such chunk.
         items: picklable.
         pool: of `worker_pool`.
+        chunk: items a worker gets at once.
 
     Raises:
         Problem: a worker died.
@@ -58,8 +65,8 @@ def ordered_map(
         return
     pending: deque[Future[list[Result]]] = deque()
     try:
-        for chunk in _batched(items):
-            pending.append(pool.submit(_map_chunk, function, chunk))
+        for some in _batched(items, chunk):
+            pending.append(pool.submit(_map_chunk, function, some))
             if len(pending) > CHUNKS_AHEAD:
                 yield from pending.popleft().result()
         while pending:
@@ -73,15 +80,15 @@ def ordered_map(
         ) from error
 
 
-def _map_chunk(function: Callable[[Item], Result], chunk: tuple[Item, ...]) -> list[Result]:
-    return [function(item) for item in chunk]
+def _map_chunk(function: Callable[[Item], Result], some: tuple[Item, ...]) -> list[Result]:
+    return [function(item) for item in some]
 
 
-def _batched(items: Iterable[Item]) -> Iterator[tuple[Item, ...]]:
+def _batched(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
     """Chunks of the items, as itertools.batched makes them from Python 3.12 on."""
     iterator = iter(items)
-    while chunk := tuple(itertools.islice(iterator, CHUNK)):
-        yield chunk
+    while some := tuple(itertools.islice(iterator, size)):
+        yield some
 
 
 def _follow_parent() -> None:

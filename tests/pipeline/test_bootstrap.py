@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from pipeline.data.bootstrap import bootstrap
 from pipeline.data.dataset import SegmentationDataset
 from pipeline.data.label_space import LabelSpace
-from pipeline.data.official_layout import held_out
+from pipeline.data.splits import held_out
 from pipeline.data_commands import app
 from pipeline.errors import DataProblem, Problem, UsageProblem
 
@@ -146,6 +146,26 @@ def test_the_statistics_count_images_and_pixels(data: SmallDataset, out: Path) -
     splits = json.loads((out / "manifest.json").read_text())["splits"]
     assert (splits["val"]["pixels"], splits["val"]["labelled_pixels"]) == (128, 64 + 16)
     assert splits["val"]["classes_seen"] == 3
+    told = json.loads((out / "statistics.json").read_text())
+    assert told["splits"]["val"] == {
+        "images": 2,
+        "pixels": 128,
+        "coverage": 80 / 128,
+        "pixels_from": {"things": 16 + 16, "stuff": 48, "nothing": 48},
+        "groups": {
+            "f": {"classes": 1, "seen": 0, "pixels": 0},
+            "c": {"classes": 1, "seen": 1, "pixels": 16},
+            "r": {"classes": 1, "seen": 1, "pixels": 16},
+            "stuff": {"classes": 2, "seen": 1, "pixels": 48},
+        },
+    }
+    assert told["classes_never_seen"] == {
+        "train": ["blanket", "desk-stuff"],
+        "holdout": ["blanket", "desk-stuff"],
+        "val": ["apple", "branch"],
+        "all": [],
+    }
+    assert told["classes"][CUP - 1]["pixels"] == {"train": 36, "holdout": 12, "val": 16}
     dataset = SegmentationDataset(out, root, "train")
     seen = Counter(int(train_id) for ids in dataset.class_presence() for train_id in ids)
     assert seen == {APPLE - 1: 3, CUP - 1: 3, BRANCH - 1: 3}
@@ -365,7 +385,7 @@ def test_the_commands_make_masks_to_look_at(data: SmallDataset, out: Path, tmp_p
         f"{image_id:012d}.png" for image_id in (1, 2, 3, 4, 92)
     ]
     picture = tmp_path / "o.png"
-    shown = runner.invoke(app, ["show", str(out), "92", "--root", str(root), "--to", str(picture)])
+    shown = runner.invoke(app, ["show", str(out), "92", "--root", str(root), "--save", str(picture)])
     assert shown.exit_code == 0, shown.output
     with Image.open(picture) as opened:
         assert opened.size == (8, 8)

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from small_dataset import box, whole
 
-from pipeline.data.masks import OVERLAP_RULES, Shape, decode_counts, draw_mask, foreground_runs
+from pipeline.data import masks, outlines
+from pipeline.data.masks import OVERLAP_RULES, Shape, draw_mask
+from pipeline.data.outlines import decode_counts, foreground_runs
 from pipeline.errors import DataProblem, UsageProblem
 from pipeline.settings import DataSettings
 
@@ -66,7 +68,7 @@ def test_an_8_by_8_drawing_made_by_hand() -> None:
     ]
     mask = draw_mask(shapes, 8, 8)
     assert mask.tolist() == expected
-    assert mask.dtype == np.int32
+    assert mask.dtype == np.uint16
 
 
 @given(overlapping())
@@ -89,6 +91,77 @@ def test_polygons_cover_what_pycocotools_says(seed: int, polygons: int, points: 
     np.testing.assert_array_equal(draw_mask([Shape(1, outline, "")], height, width), expected)
     packed = [array("d", polygon) for polygon in outline]
     np.testing.assert_array_equal(draw_mask([Shape(1, packed, "")], height, width), expected)
+
+
+@st.composite
+def mixed_outlines(draw: st.DrawFn) -> tuple[int, int, list[tuple[int, Any]]]:
+    """Polygons, RLE strings and, seldom, RLE lists on one image that may be wider than a block of columns."""
+    height, width = draw(st.integers(1, 60)), draw(st.sampled_from([1, 7, 127, 128, 129, 300]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    kinds = draw(st.lists(st.sampled_from(["polygon", "polygons", "string", "string", "list"]), max_size=9))
+    if not draw(st.booleans()):
+        kinds = [kind for kind in kinds if kind != "list"]  # without one, all are decoded together
+    shapes: list[tuple[int, Any]] = []
+    for kind in kinds:
+        left, top = rng.integers(-5, width), rng.integers(-5, height)
+        size = rng.integers(1, 40, 2)
+        points = int(rng.integers(3, 9))
+        if kind.startswith("polygon"):
+            outline: Any = [
+                np.clip(
+                    rng.uniform(0, 1, (points, 2)) * size + (left, top),
+                    (-width, -height),
+                    (2 * width, 2 * height),
+                )
+                .ravel()
+                .tolist()
+                for _ in range(1 if kind == "polygon" else 3)
+            ]
+        else:
+            inside = np.zeros((height, width), bool)
+            inside[max(top, 0) : max(top + size[1], 0), max(left, 0) : max(left + size[0], 0)] = True
+            inside &= rng.random((height, width)) < rng.choice([0.3, 0.97, 1.0])
+            outline = encode(inside)
+            if kind == "list":
+                outline = {"size": [height, width], "counts": decode_counts(outline["counts"], "").tolist()}
+        shapes.append((int(rng.integers(0, 65_535)), outline))
+    return height, width, shapes
+
+
+@given(mixed_outlines())
+@settings(max_examples=300, deadline=None)
+def test_drawing_is_pixel_identical_with_whole_mask_arithmetic_and_counts_what_it_drew(case: Any) -> None:
+    height, width, outlines_ = case
+    decoded = []
+    for class_id, outline in outlines_:
+        rle = outline if isinstance(outline, dict) else coco_mask.frPyObjects(outline, height, width)
+        if isinstance(rle, dict) and isinstance(rle["counts"], list):
+            rle = coco_mask.frPyObjects(rle, height, width)
+        merged = coco_mask.merge(rle) if isinstance(rle, list) else rle
+        decoded.append((class_id, coco_mask.decode(merged).astype(bool)))
+    shapes = [Shape(class_id, outline, "") for class_id, outline in outlines_]
+    expected = whole_mask_arithmetic(decoded, height, width)
+    drawing = masks.draw(shapes, height, width)
+    np.testing.assert_array_equal(drawing.mask, expected)
+    ids, counts = np.unique(expected[expected > 0], return_counts=True)
+    assert (drawing.class_ids, drawing.pixel_counts) == (ids.tolist(), counts.tolist())
+
+
+@given(mixed_outlines())
+@settings(max_examples=100, deadline=None)
+def test_outlines_taken_together_are_those_taken_one_by_one(case: Any) -> None:
+    height, width, outlines_ = case
+    segmentations = [outline for _, outline in outlines_]
+    together = outlines.foreground_intervals(segmentations, height, width, [""] * len(segmentations))
+    for owner, segmentation in enumerate(segmentations):
+        alone = np.zeros(height * width, int)
+        for lengths in foreground_runs(segmentation, height, width, ""):
+            alone += np.repeat(np.arange(len(lengths)) & 1, lengths)
+        mine = together.owners == owner
+        drawn = np.zeros(height * width + 1, int)
+        np.add.at(drawn, together.starts[mine], 1)
+        np.add.at(drawn, together.ends[mine], -1)
+        np.testing.assert_array_equal(np.cumsum(drawn)[:-1], alone)
 
 
 @given(overlapping())
@@ -167,6 +240,10 @@ def test_a_broken_outline_is_named(segmentation: Any, words: str) -> None:
     with pytest.raises(DataProblem) as caught:
         draw_mask([Shape(1, segmentation, "file.json: image 3, annotation 4")], 8, 8)
     assert words in str(caught.value)
+    sound = Shape(1, box(0, 0, 2, 2), "sound")
+    with pytest.raises(DataProblem) as among_others:
+        draw_mask([sound, Shape(1, segmentation, "file.json: image 3, annotation 4"), sound], 8, 8)
+    assert str(among_others.value) == str(caught.value)
     assert caught.value.where == "file.json: image 3, annotation 4"
     assert caught.value.mend
 

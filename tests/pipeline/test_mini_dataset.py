@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from pipeline.data.bootstrap import BootstrapResult, bootstrap
+from pipeline.data.check import check
 from pipeline.data.dataset import IGNORE_INDEX, SegmentationDataset
 
 ROOT = Path(__file__).parents[2] / ".." / "shared" / "data" / "coco_lvis_mini"
@@ -184,6 +185,45 @@ def test_the_statistics_are_those_of_the_recomputed_masks(
         assert {i: int(n) for i, n in enumerate(counts.images) if n} == images
 
 
+def test_the_known_numbers_of_the_mini_dataset(result: BootstrapResult) -> None:
+    """Written down on 2026-11-23, each also counted anew below or above by other means."""
+    told = json.loads((result.out / "statistics.json").read_text())
+    splits = told["splits"]
+    assert {name: split["images"] for name, split in splits.items()} == {"train": 73, "holdout": 8, "val": 46}
+    assert {name: split["pixels_from"] for name, split in splits.items()} == {
+        "train": {"things": 3_322_145, "stuff": 1_417_070, "nothing": 14_478_507},
+        "holdout": {"things": 338_499, "stuff": 0, "nothing": 1_733_261},
+        "val": {"things": 2_052_675, "stuff": 952_860, "nothing": 9_573_835},
+    }
+    assert splits["train"]["pixels"] == 19_217_722
+    assert splits["train"]["coverage"] == pytest.approx(0.24661, abs=1e-5)
+    groups = {name: (group["classes"], group["seen"]) for name, group in splits["train"]["groups"].items()}
+    assert groups == {"f": (405, 149), "c": (461, 11), "r": (337, 2), "stuff": (81, 30)}
+    assert len(told["classes_never_seen"]["train"]) == 1284 - 149 - 11 - 2 - 30
+
+
+def test_the_pixels_by_source_are_those_of_the_united_lvis_annotations(
+    result: BootstrapResult, places: dict[int, tuple[SegmentationDataset, int]]
+) -> None:
+    """Things cover stuff, so what LVIS draws is the union of its annotations, whatever their order."""
+    united: Counter[str] = Counter()
+    for name in ("lvis_v1_train", "lvis_v1_val"):
+        tree = annotations(name)
+        sizes = {image["id"]: (image["height"], image["width"]) for image in tree["images"]}
+        outlines: dict[int, list[Any]] = {}
+        for annotation in tree["annotations"]:
+            outline = annotation["segmentation"]
+            if isinstance(outline, list):
+                encoded = coco_mask.frPyObjects(outline, *sizes[annotation["image_id"]])
+            else:
+                encoded = [outline]
+            outlines.setdefault(annotation["image_id"], []).extend(encoded)
+        for image_id, encoded in outlines.items():
+            united[places[image_id][0].split] += int(coco_mask.area(coco_mask.merge(encoded)))
+    told = json.loads((result.out / "statistics.json").read_text())["splits"]
+    assert {name: split["pixels_from"]["things"] for name, split in told.items()} == united
+
+
 def test_polygons_lie_where_pillow_draws_them(
     places: dict[int, tuple[SegmentationDataset, int]],
 ) -> None:
@@ -208,3 +248,13 @@ def test_polygons_lie_where_pillow_draws_them(
         assert (mask[inside] == annotation["category_id"]).all(), image_id
         checked += int(inside.sum() > 100)
     assert checked >= 10
+
+
+def test_checking_finds_no_fault_and_the_images_without_annotations() -> None:
+    result = check(ROOT)
+    assert result.faults == []
+    kinds = Counter(fault.kind for fault in result.found)
+    assert kinds["an image without annotations"] == 5
+    grey = [fault.file for fault in result.found if fault.kind == "an image that is not RGB"]
+    assert f"val2017/{GREY:012d}.jpg" in grey
+    assert {split: counts["images"] for split, counts in result.splits.items()} == {"train": 84, "val": 48}

@@ -112,6 +112,14 @@ class Place:
             seen = [3 if true else 0, true] * 3
             lines.append(",".join(map(str, [index + 1, name, source, frequency, *seen])))
         (self.bootstrapped / "class_statistics.csv").write_text("\n".join(lines) + "\n")
+        groups = {"f": {"pixels": 322}, "c": {"pixels": 161}, "r": {"pixels": 0}, "stuff": {"pixels": 322}}
+        sources = {"things": 483, "stuff": 322, "nothing": 195}
+        of_split = {"pixels": 1000, "pixels_from": sources, "groups": groups}
+        told = {
+            "splits": dict.fromkeys(splits, of_split),
+            "classes_never_seen": {split: ["never there", "<only> predicted"] for split in splits},
+        }
+        (self.bootstrapped / "statistics.json").write_text(json.dumps(told))
 
     def report(self, *names: str) -> Page:
         write_report(
@@ -462,3 +470,14 @@ def test_numbers_have_three_digits(value: float | None, text: str) -> None:
 
 def test_fractions_are_percent() -> None:
     assert (percent(0.12345), percent(1.0), percent(None)) == ("12.35 %", "100.00 %", "–")
+
+
+def test_the_data_section_tells_sources_groups_and_the_classes_never_seen(place: Place) -> None:
+    page = place.report("exact")
+    text = "".join(page.text.split())
+    assert "pixelsfromthings48.30%48.30%48.30%pixelsfromstuff32.20%" in text
+    assert "frequent,ofthelabelledpixels40.00%" in text
+    assert "2classesneverseenintrainneverthere,<only>predicted" in text
+    (place.bootstrapped / "statistics.json").write_text("{}")
+    with pytest.raises(DataProblem, match="damaged"):
+        place.report("exact")

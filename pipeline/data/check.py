@@ -1,0 +1,322 @@
+"""Reading a dataset once, to its last pixel, and naming everything that is wrong with it.
+
+The rules are those of bootstrapping, which stops at the first breach: rows and outlines go through the same
+functions. A fault is something that stops bootstrapping or falsifies its result. A note is odd and harmless:
+grey images, images nobody annotated, outlines that cover no pixel.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.annotations import RESTORE, AnnotationFile, RowChecks, load_tree
+from pipeline.data.categories import official_categories
+from pipeline.data.examine import ORIGINAL, Examined, Outline, Task, examine
+from pipeline.data.official_layout import (
+    LVIS_FILES,
+    STUFF_FILES,
+    category_disagreements,
+    listed_twice,
+    size_disagreement,
+)
+from pipeline.data.parallel import ordered_map, worker_pool
+from pipeline.data.quarantine import Quarantine, digest
+from pipeline.errors import DataProblem
+from pipeline.runtime import Progress, write_text
+
+COLUMNS = ("file", "kind", "detail", "remedy", "weight", "quarantined")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong.
+
+    Args:
+        file: relative to the dataset's root.
+        kind: what is wrong, in words that are the same for all of its kind.
+        detail: where in the file, what was found, what would be right.
+        remedy: what to do.
+        note: odd but harmless.
+        row: list and place of the row to leave out, where that mends it.
+        image_id: of the image to leave out, where that mends it.
+    """
+
+    file: str
+    kind: str
+    detail: str
+    remedy: str
+    note: bool = False
+    row: tuple[str, int] | None = None
+    image_id: int | None = None
+
+
+@dataclass
+class CheckResult:
+    """All faults and notes, and the dataset in numbers.
+
+    Args:
+        root: the dataset.
+        found: in the order of files and images.
+        splits: for train and val: images, images with LVIS annotations, with stuff, with neither; pixels,
+            pixels covered by LVIS and those covered by stuff alone.
+        annotations: number by file.
+        quarantine: what was in quarantine before.
+    """
+
+    root: Path
+    found: list[Fault] = field(default_factory=list)
+    splits: dict[str, Counter[str]] = field(default_factory=dict)
+    annotations: dict[str, int] = field(default_factory=dict)
+    quarantine: Quarantine = field(default_factory=Quarantine)
+
+    @property
+    def faults(self) -> list[Fault]:
+        """What is not in quarantine and not harmless."""
+        return [fault for fault in self.found if not fault.note and not self.is_quarantined(fault)]
+
+    def is_quarantined(self, fault: Fault) -> bool:
+        """Whether bootstrapping passes the fault over already."""
+        name = Path(fault.file).name
+        if fault.row is not None:
+            key, place = fault.row
+            return place in self.quarantine.rows.get(name, {}).get(key, {})
+        return fault.image_id is not None and fault.image_id in self.quarantine.images
+
+    def kinds(self) -> list[tuple[str, str, int]]:
+        """(weight, kind, number), the faults first, the most frequent first."""
+        counts = Counter((self._weight(fault), fault.kind) for fault in self.found)
+        rows = [(weight, kind, number) for (weight, kind), number in counts.items()]
+        return sorted(rows, key=lambda row: (row[0] != "fault", row[0], -row[2], row[1]))
+
+    def _weight(self, fault: Fault) -> str:
+        return "note" if fault.note else "quarantined" if self.is_quarantined(fault) else "fault"
+
+    def table(self) -> str:
+        """CSV with one line for each fault and note."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for fault in self.found:
+            weight, held = "note" if fault.note else "fault", self.is_quarantined(fault)
+            writer.writerow(
+                [fault.file, fault.kind, fault.detail, fault.remedy, weight, "yes" if held else ""]
+            )
+        return text.getvalue()
+
+    def save(self, path: Path) -> None:
+        """Writes the table."""
+        write_text(path, self.table())
+
+    def put_into_quarantine(self) -> Path:
+        """Records all rows and images that can be left out, in the place of what was recorded before."""
+        rows: dict[str, dict[str, dict[int, str]]] = {}
+        images = {}
+        for fault in self.found:
+            if fault.row is not None:
+                key, place = fault.row
+                rows.setdefault(Path(fault.file).name, {}).setdefault(key, {})[place] = fault.kind
+            elif fault.image_id is not None and not fault.note:
+                images[fault.image_id] = fault.kind
+        digests = {name: digest(self.root / "annotations" / name) for name in rows}
+        self.quarantine = Quarantine(digests, rows, images)
+        return self.quarantine.save(self.root)
+
+
+def check(root: Path, *, num_workers: int = 0) -> CheckResult:
+    """Checks a dataset in the official layout.
+
+    Args:
+        root: folder with `train2017/`, `val2017/` and `annotations/`.
+        num_workers: processes that decode images and draw annotations; 0 or 1 for this one alone.
+
+    Raises:
+        DataProblem: there is no such folder.
+    """
+    if not root.is_dir():
+        raise DataProblem(
+            "no such dataset folder", where=root, mend="fetch it: pipeline data fetch coco_lvis ROOT"
+        )
+    result = CheckResult(root)
+    report = _Report(result)
+    files = _read_files(root, report)
+    _check_categories(files, report)
+    _compare_files(files, report)
+    with worker_pool(num_workers) as pool:
+        tasks = list(_tasks(root, files, report))
+        with Progress("check images", len(tasks)) as progress:
+            for (split, task), examined in zip(
+                tasks, ordered_map(examine, (task for _, task in tasks), pool), strict=True
+            ):
+                _report_examined(task, examined, result.splits[split], report)
+                progress.advance()
+    return result
+
+
+class _Report:
+    """Takes in what is wrong."""
+
+    def __init__(self, result: CheckResult) -> None:
+        self.result = result
+        try:
+            stored = Quarantine.load(result.root)
+            rows = {}
+            for name, kept in stored.rows.items():
+                stored.rows_of(result.root / "annotations" / name)
+                rows[name] = kept
+            result.quarantine = Quarantine(stored.digests, rows, stored.images)
+        except DataProblem as problem:
+            self.problem("annotations/quarantine.json", problem)
+
+    def problem(
+        self,
+        file: str,
+        problem: DataProblem,
+        *,
+        row: tuple[str, int] | None = None,
+        image_id: int | None = None,
+    ) -> None:
+        where = (problem.where or "").replace(f"{self.result.root}/", "")
+        parts = [where if where != file else "", problem.found or ""]
+        if problem.allowed:
+            parts.append(f"allowed: {problem.allowed}")
+        detail = "; ".join(part for part in parts if part)
+        self.result.found.append(
+            Fault(file, problem.what, detail, problem.mend or RESTORE, row=row, image_id=image_id)
+        )
+
+    def note(self, file: str, kind: str, detail: str, remedy: str = "none needed") -> None:
+        self.result.found.append(Fault(file, kind, detail, remedy, note=True))
+
+
+@dataclass
+class _File:
+    """One annotation file as far as it can be read: its sound rows."""
+
+    checked: RowChecks
+    index: AnnotationFile
+    by_image: dict[int, list[tuple[int, Any]]]
+
+
+def _read_files(root: Path, report: _Report) -> dict[str, _File]:
+    """The files that can be read, by name."""
+    files = {}
+    names = (*LVIS_FILES.values(), *STUFF_FILES)
+    with Progress("read annotation files", len(names)) as progress:
+        for name in names:
+            path, short = root / "annotations" / name, f"annotations/{name}"
+            try:
+                tree = load_tree(path)
+            except DataProblem as error:
+                report.problem(short, error)
+                continue
+            checked = RowChecks(path, "stuff" if name in STUFF_FILES else "lvis")
+            bad = set()
+            for key, place, problem in checked.problems(tree):
+                bad.add((key, place))
+                # a category left out would change the classes without a word
+                report.problem(short, problem, row=None if key == "categories" else (key, place))
+            by_image = defaultdict(list)
+            for place, row in enumerate(tree["annotations"]):
+                if ("annotations", place) not in bad:
+                    by_image[row["image_id"]].append((place, row))
+            report.result.annotations[name] = len(tree["annotations"])
+            index = AnnotationFile(name, checked.categories(), checked.images, {})
+            files[name] = _File(checked, index, by_image)
+            progress.advance(name)
+    return files
+
+
+def _check_categories(files: dict[str, _File], report: _Report) -> None:
+    """Holds the categories against the official lists."""
+    official = official_categories()
+    for name, file in files.items():
+        rows = official.stuff if name in STUFF_FILES else official.lvis
+        wanted = {row["id"]: row for row in rows}
+        for category_id, row in file.checked.by_category.items():
+            for key in ("name", *(() if name in STUFF_FILES else ("frequency",))):
+                if category_id not in wanted:
+                    what, allowed = "a category that is not an official one", "the published list"
+                elif row[key] != wanted[category_id][key]:
+                    what, allowed = (
+                        f"a category with another {key} than the official one",
+                        wanted[category_id][key],
+                    )
+                else:
+                    continue
+                found = f"category {category_id}: {row[key]!r}"
+                report.problem(f"annotations/{name}", DataProblem(what, found=found, allowed=allowed))
+                break
+        absent = [category_id for category_id in wanted if category_id not in file.checked.by_category]
+        if absent:
+            found = f"{len(absent)} of {len(wanted)}, first {absent[0]} {wanted[absent[0]]['name']!r}"
+            report.problem(f"annotations/{name}", DataProblem("official categories are absent", found=found))
+
+
+def _compare_files(files: dict[str, _File], report: _Report) -> None:
+    """Holds the two LVIS files, and the two stuff files, against each other."""
+    for names in (tuple(LVIS_FILES.values()), STUFF_FILES):
+        if all(name in files for name in names):
+            pair = [files[name].index for name in names]
+            for problem in category_disagreements(*pair):
+                report.problem(f"annotations/{names[1]}", problem)
+            for image_id, problem in listed_twice(*pair):
+                report.problem(f"annotations/{names[1]}", problem, image_id=image_id)
+
+
+def _tasks(root: Path, files: dict[str, _File], report: _Report) -> Iterator[tuple[str, Task]]:
+    """The images of LVIS by split and id, each with all that is drawn on it."""
+    missing, owners = set(), dict[str, int]()
+    for split, name in LVIS_FILES.items():
+        counts = report.result.splits.setdefault(split, Counter())
+        images = files[name].checked.images.values() if name in files else ()
+        for image in sorted(images, key=lambda entry: entry.image_id):
+            path = root / (image.file or "")
+            if not path.parent.is_dir():
+                if path.parent not in missing:
+                    missing.add(path.parent)
+                    problem = DataProblem(
+                        "missing folder of images", found="it does not exist", mend=ORIGINAL
+                    )
+                    report.problem(str(path.parent.relative_to(root)), problem)
+            elif (owner := owners.setdefault(image.file or "", image.image_id)) != image.image_id:
+                twice = DataProblem("two images share a file", found=f"images {owner} and {image.image_id}")
+                report.problem(image.file or "", twice, image_id=image.image_id)
+            outlines = []
+            for file_name, file in files.items():
+                if differing := size_disagreement(image, file.index):
+                    report.problem(f"annotations/{file_name}", differing, image_id=image.image_id)
+                    continue
+                rows = file.by_image.get(image.image_id, ())
+                stuff = file_name in STUFF_FILES
+                outlines += [
+                    Outline(file_name, at, row["id"], row["segmentation"], stuff) for at, row in rows
+                ]
+            counts["images"] += 1
+            counts["pixels"] += image.height * image.width
+            for key, is_stuff in (("with LVIS", False), ("with stuff", True)):
+                counts[key] += any(outline.stuff is is_stuff for outline in outlines)
+            if not outlines:
+                counts["without annotations"] += 1
+                report.note(image.file or "", "an image without annotations", f"image {image.image_id}")
+            yield split, Task(image, path if path.parent.is_dir() else None, outlines)
+
+
+def _report_examined(task: Task, examined: Examined, counts: Counter[str], report: _Report) -> None:
+    file, image_id = task.image.file or "", task.image.image_id
+    if examined.image is not None:
+        report.problem(file, examined.image, image_id=image_id)
+    for kind, detail in examined.notes:
+        report.note(file, kind, detail)
+    for outline, problem in reversed(examined.outlines):
+        report.problem(f"annotations/{outline.file}", problem, row=("annotations", outline.place))
+    for outline in reversed(examined.hollow):
+        detail = f"image {image_id}, annotation {outline.annotation_id}"
+        report.note(f"annotations/{outline.file}", "an annotation that covers no pixel", detail)
+    counts["pixels of LVIS"] += examined.covered[0]
+    counts["pixels of stuff alone"] += examined.covered[1]

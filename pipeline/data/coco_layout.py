@@ -1,0 +1,127 @@
+"""Annotations in COCO's format, of any instances or stuff and any number of categories.
+
+    annotations/*train*.json *val*.json    one file each: instances_train2017.json, stuff_val.json, train.json
+    train*/ val*/                          the images, found by `file_name`: train2017/, val/
+
+The categories of the train file are numbered in the order of their ids. Annotations are drawn in the order of
+the file, crowds like any other. COCO-Stuff's category 183, "other", means unlabelled here as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.data.annotations import ImageEntry, read_coco
+from pipeline.data.label_space import ClassEntry, LabelSpace
+from pipeline.data.masks import Shape
+from pipeline.data.official_layout import category_disagreements, listed_twice
+from pipeline.data.quarantine import Quarantine
+from pipeline.data.splits import Splits, divide
+from pipeline.errors import DataProblem
+from pipeline.runtime import Progress
+
+SOURCE = "coco"
+OTHER = (183, "other")
+
+
+class CocoLayout:
+    """A root in this layout, read and checked.
+
+    Args:
+        root: the dataset's folder.
+        keep_classes: names or class ids of the whole label space to keep; None for all.
+
+    Raises:
+        DataProblem: missing or damaged files, or files that contradict each other.
+        UsageProblem: an unknown class to keep, or more classes than masks can hold.
+    """
+
+    def __init__(self, root: Path, keep_classes: Sequence[str | int] | None = None) -> None:
+        self.root, self.quarantine = root, Quarantine()
+        found = [_one_file(root / "annotations", split) for split in ("train", "val")]
+        self.paths = found
+        self.files = {}
+        with Progress("read annotation files", len(found)) as progress:
+            for split, path in zip(("train", "val"), found, strict=True):
+                self.files[split] = read_coco(path, one_folder(root, split))
+                progress.advance(path.name)
+        pair = self.files["train"], self.files["val"]
+        for problem in category_disagreements(*pair):
+            raise problem
+        for _, problem in listed_twice(*pair):
+            raise problem
+        categories = pair[0].categories
+        self.counts_frequencies = not all(
+            category.get("frequency") in ("r", "c", "f") for category in categories
+        )
+        unlabelled = tuple(c["id"] for c in categories if (c["id"], c["name"]) == OTHER)
+        kept = [category for category in categories if category["id"] not in unlabelled]
+        entries = [
+            ClassEntry(
+                class_id,
+                category["name"],
+                SOURCE,
+                "f" if self.counts_frequencies else category["frequency"],
+                {SOURCE: (category["id"],)},
+            )
+            for class_id, category in enumerate(kept, start=1)
+        ]
+        whole = LabelSpace(tuple(entries), {SOURCE: unlabelled})
+        self.label_space = whole if keep_classes is None else whole.subset(keep_classes)
+        self._class_ids = self.label_space.lookup(SOURCE)
+
+    def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
+        """Divides the images; one without any annotation of a kept class is left out."""
+
+        def unusable(entry: ImageEntry) -> str | None:
+            shapes = self.content(entry)
+            if any(shape.class_id for shape in shapes):
+                return None
+            return "no annotation of a kept class" if shapes else "no annotation"
+
+        listed = {split: file.images.values() for split, file in self.files.items()}
+        return divide(listed, unusable, holdout_fraction, holdout_seed)
+
+    def content(self, image: ImageEntry) -> list[Shape]:
+        """The annotations of an image in the order of the file."""
+        return [
+            Shape(
+                self._class_ids[annotation["category_id"]],
+                annotation["segmentation"],
+                f"{file.name}: image {image.image_id}, annotation {annotation['id']}",
+            )
+            for file in self.files.values()
+            for annotation in file.by_image.get(image.image_id, ())
+        ]
+
+
+def _one_file(folder: Path, split: str) -> Path:
+    found = sorted(path for path in folder.glob("*.json") if split in path.name) if folder.is_dir() else []
+    if len(found) == 1:
+        return found[0]
+    raise DataProblem(
+        f"no annotation file for {split}" if not found else f"several annotation files for {split}",
+        where=folder,
+        found=", ".join(path.name for path in found) or None,
+        allowed=f"one .json with {split!r} in its name, such as instances_{split}2017.json",
+        mend="put it there, or move the others away",
+    )
+
+
+def one_folder(root: Path, split: str) -> str:
+    """The name of the folder with the images of a split.
+
+    Raises:
+        DataProblem: none, or several.
+    """
+    found = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name.startswith(split))
+    if len(found) == 1:
+        return found[0]
+    raise DataProblem(
+        f"no folder with the {split} images" if not found else f"several folders with {split} images",
+        where=root,
+        found=", ".join(found) or None,
+        allowed=f"one folder whose name begins with {split!r}, such as {split}2017",
+        mend="put the images there, or move the others away",
+    )

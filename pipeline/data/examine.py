@@ -1,0 +1,113 @@
+"""One image and its annotations, looked at closely: the work that checking shares among processes."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.annotations import ImageEntry
+from pipeline.data.outlines import foreground_runs
+from pipeline.errors import DataProblem
+
+ORIGINAL = "take the original file from its source again"
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """One annotation: the file and place it comes from, its id and what it draws."""
+
+    file: str
+    place: int
+    annotation_id: int
+    segmentation: Any
+    stuff: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """An image with its annotations in drawing order; `path` is None where only these are looked at."""
+
+    image: ImageEntry
+    path: Path | None
+    outlines: list[Outline]
+
+
+@dataclass
+class Examined:
+    """What was found.
+
+    Args:
+        image: what makes the image unusable, if anything does.
+        notes: kind and detail of what is odd and harmless.
+        outlines: broken annotations and what is wrong with them.
+        hollow: annotations that cover no pixel.
+        covered: pixels drawn from LVIS, and pixels only stuff covers.
+    """
+
+    image: DataProblem | None = None
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    outlines: list[tuple[Outline, DataProblem]] = field(default_factory=list)
+    hollow: list[Outline] = field(default_factory=list)
+    covered: tuple[int, int] = (0, 0)
+
+
+def examine(task: Task) -> Examined:
+    """Decodes the image to its last pixel and draws every annotation."""
+    found = Examined()
+    if task.path is not None:
+        found.image = _examine_image(task.path, task.image, found.notes)
+    height, width = task.image.height, task.image.width
+    columns = np.zeros(height * width, np.uint8)
+    for outline in reversed(task.outlines):
+        where = f"{outline.file}: image {task.image.image_id}, annotation {outline.annotation_id}"
+        try:
+            runs = foreground_runs(outline.segmentation, height, width, where)
+        except DataProblem as problem:
+            found.outlines.append((outline, problem))
+            continue
+        if not any(lengths[1::2].any() for lengths in runs):
+            found.hollow.append(outline)
+        for lengths in runs:
+            inside = np.repeat(np.arange(len(lengths)) & 1 == 1, lengths)
+            columns[inside] = 2 if outline.stuff else 1
+    found.covered = int((columns == 1).sum()), int((columns == 2).sum())
+    return found
+
+
+def _examine_image(path: Path, image: ImageEntry, notes: list[tuple[str, str]]) -> DataProblem | None:
+    from PIL import Image, ImageFile
+
+    def problem(what: str, found: object, allowed: object = None) -> DataProblem:
+        return DataProblem(what, where=path, found=found, allowed=allowed, mend=ORIGINAL)
+
+    if not path.exists():
+        return problem("missing image", "a link to nothing" if path.is_symlink() else "it does not exist")
+    if not path.is_file():
+        return problem("unreadable image", "not a file")
+    if path.stat().st_size == 0:
+        return problem("empty image file", "0 bytes")
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES  # else half an image would pass for a whole one
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's on odd metadata and large images
+            with Image.open(path) as opened:
+                if opened.size != (image.width, image.height):
+                    return problem(
+                        "an image of another size than its annotation",
+                        f"{opened.size[0]} x {opened.size[1]} (width x height)",
+                        f"{image.width} x {image.height}",
+                    )
+                mode, kind = opened.mode, opened.format
+                opened.load()
+    except Exception as error:  # Pillow raises nearly anything on damaged files
+        text = str(error)
+        return problem("truncated image" if "truncated" in text.lower() else "unreadable image", text)
+    if mode != "RGB":
+        notes.append(("an image that is not RGB", f"stored as {mode}; it is converted when read"))
+    if kind != "JPEG":
+        notes.append(("an image that is not JPEG", f"stored as {kind}; it is read all the same"))
+    return None

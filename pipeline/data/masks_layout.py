@@ -1,0 +1,184 @@
+"""Images beside masks that are there already: 8- or 16-bit grey or palette PNGs, and a list of classes.
+
+    train*/ val*/                          the images, in subfolders as you like
+    annotations/train*/ annotations/val*/  a mask for each, under the same name but .png
+    annotations/classes.csv                value,name: what a pixel value means; no name: unlabelled
+
+Class ids follow the order of the list. A pixel value that is not listed is an error: silence about it would
+hide a mask of another dataset. Images have no ids here: they are numbered by name, train first.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.annotations import ImageEntry
+from pipeline.data.coco_layout import one_folder
+from pipeline.data.label_space import ClassEntry, LabelSpace
+from pipeline.data.masks import Drawing
+from pipeline.data.quarantine import Quarantine
+from pipeline.data.splits import Splits, divide
+from pipeline.errors import DataProblem
+
+SOURCE = "masks"
+LARGEST = 65_535
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True)
+class StoredMask:
+    """A mask to read.
+
+    Args:
+        path: a PNG.
+        class_ids: pixel value -> class id, 0 for unlabelled.
+    """
+
+    path: Path
+    class_ids: dict[int, int]
+
+    def read(self, height: int, width: int) -> Drawing:
+        """The mask with class ids for pixel values.
+
+        Raises:
+            DataProblem: unreadable, of another size than its image, in colours, or with an unlisted value.
+        """
+        values = self._values()
+        if values.shape != (height, width):
+            raise DataProblem(
+                "a mask of another size than its image",
+                where=self.path,
+                found=f"{values.shape[1]} x {values.shape[0]} (width x height)",
+                allowed=f"{width} x {height}",
+                mend="export it at the image's size, without resampling",
+            )
+        counts = np.bincount(values.ravel(), minlength=1)
+        table = np.zeros(len(counts), np.uint16)
+        for value in np.flatnonzero(counts).tolist():
+            if value not in self.class_ids:
+                raise DataProblem(
+                    "a pixel value that is not in the list of classes",
+                    where=self.path,
+                    found=f"{value}, on {counts[value]} pixels",
+                    allowed=f"the {len(self.class_ids)} values of annotations/classes.csv",
+                    mend="add it to the list, without a name if it means unlabelled",
+                )
+            table[value] = self.class_ids[value]
+        pixels = np.bincount(table, counts)[1:].astype(np.int64)
+        ids = np.flatnonzero(pixels)
+        return Drawing(table[values], (ids + 1).tolist(), pixels[ids].tolist(), 0)
+
+    def _values(self) -> np.ndarray:
+        from PIL import Image
+
+        try:
+            with Image.open(self.path) as opened:
+                mode, pixels = opened.mode, np.asarray(opened)
+        except Exception as error:  # Pillow raises nearly anything on damaged files
+            raise DataProblem(
+                "unreadable mask" if self.path.is_file() else "missing mask",
+                where=self.path,
+                found=error,
+                mend="every image needs a mask under its own name; make it again",
+            ) from error
+        if mode not in ("L", "P", "I", "1") and not mode.startswith("I;16"):
+            raise DataProblem(
+                "a mask in colours",
+                where=self.path,
+                found=f"mode {mode}",
+                allowed="8- or 16-bit grey, or a palette",
+                mend="write class numbers instead of colours",
+            )
+        values: np.ndarray = pixels.astype(np.int32)  # at once: 16-bit arithmetic wraps
+        if values.size and not 0 <= values.min() <= values.max() <= LARGEST:
+            raise DataProblem(
+                "a pixel value out of range", where=self.path, found=f"{values.min()} to {values.max()}"
+            )
+        return values
+
+
+class MasksLayout:
+    """A root in this layout, looked through.
+
+    Args:
+        root: the dataset's folder.
+        keep_classes: names or class ids of the whole label space to keep; None for all.
+
+    Raises:
+        DataProblem: a missing folder or list, a list that is damaged.
+        UsageProblem: an unknown class to keep.
+    """
+
+    counts_frequencies = True
+
+    def __init__(self, root: Path, keep_classes: Sequence[str | int] | None = None) -> None:
+        self.root, self.quarantine = root, Quarantine()
+        self.paths = [root / "annotations" / "classes.csv"]
+        whole = _read_classes(self.paths[0])
+        self.label_space = whole if keep_classes is None else whole.subset(keep_classes)
+        self._class_ids = self.label_space.lookup(SOURCE)
+        self._images: dict[str, list[ImageEntry]] = {}
+        self._masks: dict[int, Path] = {}
+        for split in ("train", "val"):
+            self._images[split] = self._list(one_folder(root, split), one_folder(root / "annotations", split))
+
+    def _list(self, folder: str, masks: str) -> list[ImageEntry]:
+        """The images of a folder by name; their sizes are read from their headers."""
+        from PIL import Image
+
+        entries, seen = [], set[Path]()
+        for path in sorted(p for p in (self.root / folder).rglob("*") if p.suffix.lower() in ENDINGS):
+            name = path.relative_to(self.root / folder)
+            mask = self.root / "annotations" / masks / name.with_suffix(".png")
+            if mask in seen:
+                raise DataProblem("two images share a mask", where=mask, found=f"{name} is the second")
+            seen.add(mask)
+            try:
+                with Image.open(path) as opened:
+                    width, height = opened.size
+            except Exception as error:  # Pillow raises nearly anything on damaged files
+                mend = "take the file from its source again, or remove it"
+                raise DataProblem("unreadable image", where=path, found=error, mend=mend) from error
+            image_id = len(self._masks) + 1
+            self._masks[image_id] = mask
+            entries.append(ImageEntry(image_id, height, width, f"{folder}/{name.as_posix()}"))
+        if not entries:
+            raise DataProblem("a folder without images", where=self.root / folder, allowed=", ".join(ENDINGS))
+        return entries
+
+    def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
+        """Divides the images; those without a labelled pixel are known only when their masks are read."""
+        return divide(self._images, lambda entry: None, holdout_fraction, holdout_seed)
+
+    def content(self, image: ImageEntry) -> StoredMask:
+        """The mask of an image."""
+        return StoredMask(self._masks[image.image_id], self._class_ids)
+
+
+def _read_classes(path: Path) -> LabelSpace:
+    def problem(what: str, found: object) -> DataProblem:
+        return DataProblem(
+            what, where=path, found=found, allowed="a header value,name and one line a value, 0 to 65,535"
+        )
+
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise problem("no readable list of classes", error) from error
+    entries: list[ClassEntry] = []
+    unlabelled: list[int] = []
+    for line, row in enumerate(rows, start=2):
+        value, name = (row.get("value") or "").strip(), (row.get("name") or "").strip()
+        if not value.isascii() or not value.isdigit() or int(value) > LARGEST:
+            raise problem("a damaged list of classes", f"line {line}: {row}")
+        if name:
+            entries.append(ClassEntry(len(entries) + 1, name, SOURCE, "f", {SOURCE: (int(value),)}))
+        else:
+            unlabelled.append(int(value))
+    return LabelSpace(tuple(entries), {SOURCE: tuple(unlabelled)})

@@ -1,0 +1,125 @@
+"""What `pipeline data check --quarantine` found unusable, and bootstrapping then leaves out by name.
+
+    annotations/quarantine.json
+        files     for each annotation file its digest, and the places of its bad rows with what is wrong
+        images    for each image that cannot be used as a whole: its id and what is wrong
+
+Rows are named by their place, since what is wrong may be the very id. The digest ties the places to one
+version of the file: another version is refused, rather than robbed of rows that are sound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.annotations import NOTHING, Rows
+from pipeline.errors import DataProblem
+from pipeline.runtime import write_text
+
+FORMAT = "kiloseg quarantine 1"
+AGAIN = "check again: pipeline data check ROOT --quarantine"
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """What to leave out.
+
+    Args:
+        digests: file name -> SHA-256 of the annotation file that the places belong to.
+        rows: file name -> list -> place -> what is wrong.
+        images: image id -> what is wrong.
+    """
+
+    digests: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, Mapping[str, Mapping[int, str]]] = field(default_factory=dict)
+    images: Mapping[int, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.images)
+
+    def rows_of(self, path: Path) -> Rows:
+        """The places to leave out of an annotation file.
+
+        Raises:
+            DataProblem: the file is not the one that was checked.
+        """
+        rows = self.rows.get(path.name)
+        if not rows or not path.is_file():
+            return NOTHING
+        if digest(path) != self.digests.get(path.name):
+            raise DataProblem(
+                "a quarantine of another version of the file",
+                where=path,
+                found="its content has changed since it was checked",
+                mend=AGAIN + ", or remove quarantine.json",
+            )
+        return {key: places.keys() for key, places in rows.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest: how many rows of each file are left out, and where their names are."""
+        return {
+            name: {key: len(places) for key, places in rows.items()} for name, rows in self.rows.items()
+        } | {"images": len(self.images)}
+
+    def save(self, root: Path) -> Path:
+        """Writes the file, or removes it where there is nothing to leave out."""
+        path = _path(root)
+        if not self:
+            path.unlink(missing_ok=True)
+            return path
+        files = {
+            name: {"sha256": self.digests[name]}
+            | {
+                key: {str(place): what for place, what in sorted(places.items())}
+                for key, places in rows.items()
+            }
+            for name, rows in self.rows.items()
+        }
+        images = {str(image_id): what for image_id, what in sorted(self.images.items())}
+        tree = {"format": FORMAT, "files": files, "images": images}
+        write_text(path, json.dumps(tree, indent=1, sort_keys=True) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, root: Path) -> Quarantine:
+        """Reads what `save` wrote; an empty one where there is no file.
+
+        Raises:
+            DataProblem: damaged.
+        """
+        path = _path(root)
+        if not path.is_file():
+            return cls()
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+            if tree["format"] != FORMAT:
+                raise ValueError(f"format {tree['format']!r}")
+            files = {str(name): dict(row) for name, row in tree["files"].items()}
+            return cls(
+                {name: str(row.pop("sha256")) for name, row in files.items()},
+                {
+                    name: {
+                        key: {int(place): str(what) for place, what in places.items()}
+                        for key, places in row.items()
+                    }
+                    for name, row in files.items()
+                },
+                {int(image_id): str(what) for image_id, what in tree["images"].items()},
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataProblem("an unreadable quarantine", where=path, found=error, mend=AGAIN) from error
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _path(root: Path) -> Path:
+    return root / "annotations" / "quarantine.json"

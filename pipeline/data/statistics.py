@@ -1,0 +1,92 @@
+"""What is in a bootstrapped dataset, in numbers: a table of the classes, and JSON with the sums over them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.data.label_space import LabelSpace
+from pipeline.data.manifest import SplitCounts
+from pipeline.data.splits import SPLITS
+
+FORMAT = "kiloseg statistics 1"
+
+
+def class_table(label_space: LabelSpace, counts: Mapping[str, SplitCounts]) -> str:
+    """One CSV line a class: in how many images of each split it is seen, on how many pixels."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = [f"{split}_{unit}" for split in SPLITS for unit in ("images", "pixels")]
+    writer.writerow(["class_id", "name", "source", "frequency", *columns])
+    for entry in label_space.classes:
+        values = (
+            int(array[entry.class_id]) for s in SPLITS for array in (counts[s].images, counts[s].pixels)
+        )
+        writer.writerow([entry.class_id, entry.name, entry.source, entry.frequency, *values])
+    return text.getvalue()
+
+
+def statistics(label_space: LabelSpace, counts: Mapping[str, SplitCounts]) -> dict[str, Any]:
+    """The numbers as plain types.
+
+    Returns:
+        splits: for each the images, the pixels, the share of them that is labelled (coverage), the pixels
+            drawn from each kind of annotation, and for each frequency group the classes, those seen, and the
+            pixels;
+        classes_never_seen: names of the classes without a pixel in each split, and in all of them;
+        classes: images and pixels of each class by split.
+    """
+    never = {
+        split: [entry.name for entry in label_space.classes if not counts[split].images[entry.class_id]]
+        for split in SPLITS
+    }
+    everywhere = [
+        entry.name
+        for entry in label_space.classes
+        if not any(counts[split].images[entry.class_id] for split in SPLITS)
+    ]
+    return {
+        "format": FORMAT,
+        "splits": {split: _of_split(label_space, counts[split]) for split in SPLITS},
+        "classes_never_seen": {**never, "all": everywhere},
+        "classes": [
+            {
+                "class_id": entry.class_id,
+                "name": entry.name,
+                "images": {split: int(counts[split].images[entry.class_id]) for split in SPLITS},
+                "pixels": {split: int(counts[split].pixels[entry.class_id]) for split in SPLITS},
+            }
+            for entry in label_space.classes
+        ],
+    }
+
+
+def _of_split(label_space: LabelSpace, counts: SplitCounts) -> dict[str, Any]:
+    groups: dict[str, dict[str, int]] = {}
+    for entry in label_space.classes:
+        group = groups.setdefault(entry.frequency, {"classes": 0, "seen": 0, "pixels": 0})
+        group["classes"] += 1
+        group["seen"] += int(counts.images[entry.class_id] > 0)
+        group["pixels"] += int(counts.pixels[entry.class_id])
+    pixels = int(counts.pixels.sum())
+    return {
+        "images": counts.num_images,
+        "pixels": pixels,
+        "coverage": counts.labelled_pixels / pixels if pixels else None,
+        "pixels_from": {
+            "things": counts.labelled_pixels - counts.stuff_pixels,
+            "stuff": counts.stuff_pixels,
+            "nothing": int(counts.pixels[0]),
+        },
+        "groups": groups,
+    }
+
+
+def as_json(tree: Mapping[str, Any]) -> str:
+    """The statistics with one line a class, to be looked at."""
+    head = json.dumps({key: value for key, value in tree.items() if key != "classes"}, indent=1)
+    classes = ",\n".join(f"  {json.dumps(row)}" for row in tree["classes"])
+    return f'{head.removesuffix("}").rstrip()},\n "classes": [\n{classes}\n ]\n}}\n'

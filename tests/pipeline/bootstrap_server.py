@@ -1,0 +1,64 @@
+"""A process that has everything imported and bootstraps in forked children, each the life of one command.
+
+    python bootstrap_server.py ROOT OUT
+
+For each line on stdin, a number k, it forks a child that bootstraps ROOT into OUT and kills itself at its
+k-th change of a name in the file system, 0 for never. It prints the child's pid, then its status.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lvis import LVIS
+from PIL import JpegImagePlugin
+from pycocotools.coco import COCO
+
+from pipeline.data.bootstrap import bootstrap
+from pipeline.runtime import run
+
+assert LVIS
+assert COCO
+assert JpegImagePlugin
+
+
+def die_at(number: int) -> None:
+    """Kills this process just before its number-th renaming, removal or making of a folder."""
+    left = [number]
+
+    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **options)
+
+        return call
+
+    for name in ("rename", "replace", "unlink", "mkdir"):
+        setattr(Path, name, counted(getattr(Path, name)))
+        if name != "mkdir":
+            setattr(os, name, counted(getattr(os, name)))
+
+
+def main() -> None:
+    os.fsync = lambda descriptor: None  # a kill loses nothing that was written; only a power cut would
+    root, out = Path(sys.argv[1]), Path(sys.argv[2])
+    print("ready", flush=True)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            if int(line):
+                die_at(int(line))
+            os._exit(run(lambda: bootstrap(root, out, images_per_shard=50)))
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
