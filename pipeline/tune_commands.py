@@ -85,7 +85,7 @@ def tune(
             time_budget=seconds,
         )
     except KeyboardInterrupt:
-        print(f"\nstopped; to go on: {resume_command(plan.name)}", file=sys.stderr, flush=True)
+        print(f"\nstopped; to go on: {resume_command(plan.name, address)}", file=sys.stderr, flush=True)
         raise
     _show(sweep)
 

@@ -144,16 +144,17 @@ def test_no_machine_path_or_package_host_is_named() -> None:
 
 def test_pinned_versions_satisfy_the_declared_bounds() -> None:
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     pins = {}
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             name, _, version = line.partition("==")
-            pins[name.lower().replace("_", "-")] = version
+            pins[canonicalize_name(name)] = version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     for text in (*project["project"]["dependencies"], *project["dependency-groups"]["dev"]):
         requirement = Requirement(text)
-        assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
 
 
 def test_test_files_have_unique_names() -> None:

@@ -6,8 +6,6 @@ that lags by seconds, so a resumed sweep starts a fresh Ray Tune run over the sw
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -19,18 +17,11 @@ from typing import Any
 from pipeline.errors import DataProblem, MemoryProblem, Problem, UsageProblem
 from pipeline.runtime import GIB, write_text
 from pipeline.settings import Settings
+from pipeline.tuning.cluster import join
 from pipeline.tuning.space import Space, read_space
 from pipeline.tuning.sweep import Plan, Sweep, TrialRecord, find_sweep, locked, name_in_use
 
 _RESTARTS = 3  # of a trial whose process or machine dies
-_QUIET = {  # before ray is imported
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: runs are ended, the way on is printed
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-}
 
 
 @dataclass(frozen=True)
@@ -118,8 +109,8 @@ def _gpu_gib() -> float | None:
 
 def _check_memory(plan: Plan, space: Space) -> None:
     """Some corner of the space must fit the budget, by prediction; without a budget nothing is predicted."""
-    if plan.memory_budget_gib is None:
-        return
+    if plan.memory_budget_gib is None or plan.base().train.batch_size == "auto":
+        return  # auto: each trial divides its batch on the device it gets
     from pipeline.data.label_space import LabelSpace
     from pipeline.memory import predict_bytes
     from pipeline.tuning.trial import trial_settings
@@ -179,7 +170,7 @@ def run_sweep(
     from pipeline.tuning.mirror import Mirror, check_store
 
     check_store(settings)
-    cluster = _join(address)
+    cluster = join(address)
     try:
         resources = _resources(settings, plan, cluster, max_concurrent, gpus_per_trial)
         with locked(sweep.folder / ".lock", holder="another `pipeline tune`"):
@@ -197,7 +188,8 @@ def run_sweep(
                 _mark_stopped(sweep)
                 if not mirror.close(status, _write_results(sweep)):
                     print(
-                        f"warning: not everything reached MLflow; {resume_command(plan.name)} sends the rest",
+                        "warning: not everything reached MLflow; what sends the rest: "
+                        + resume_command(plan.name, address),
                         file=sys.stderr,
                     )
     finally:
@@ -207,44 +199,9 @@ def run_sweep(
     return sweep
 
 
-def resume_command(name: str) -> str:
+def resume_command(name: str, address: str | None = None) -> str:
     """What goes on with a sweep."""
-    return f"pipeline tune --resume --name {name}"
-
-
-def _join(address: str | None) -> Mapping[str, float]:
-    """Connects to Ray and returns the resources there are."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    import ray
-
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        options |= {"address": "local", "include_dashboard": False}
-    else:
-        options |= {"address": address, "runtime_env": {"py_modules": _own_packages()}}
-    try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise Problem(
-            "the Ray cluster does not answer",
-            where=address or "this machine",
-            found=str(error).splitlines()[0],
-            mend="check the address and that the cluster runs (`ray status`); a cluster with tokens needs "
-            "RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN or token file here too",
-        ) from error
-    return ray.cluster_resources()
-
-
-def _own_packages() -> list[str]:
-    """Folders of our packages: the code travels to the cluster, the data does not."""
-    found = []
-    for name in ("pipeline", "models"):
-        spec = importlib.util.find_spec(name)
-        assert spec is not None
-        assert spec.submodule_search_locations is not None
-        found.append(str(Path(next(iter(spec.submodule_search_locations))).resolve()))
-    return found
+    return f"pipeline tune --resume --name {name}" + (f" --address {address}" if address else "")
 
 
 def _resources(

@@ -139,11 +139,15 @@ def _predict(settings: Settings, place: Path) -> float:
     known = _predicted(place)
     if known is not None:
         return known
+    from pipeline.batch_fit import find_accumulation
     from pipeline.data.label_space import LabelSpace
-    from pipeline.memory import predict_bytes
+    from pipeline.memory import predict_bytes, with_changes
     from pipeline.runtime import GIB, write_text
 
     num_classes = LabelSpace.load(settings.bootstrapped / "label_space.json").num_classes
+    if settings.train.batch_size == "auto":
+        parts = find_accumulation(settings, num_classes, choose_device(settings.runtime.device))
+        settings = with_changes(settings, train={"accumulate": parts})
     value = predict_bytes(settings, num_classes) / GIB
     write_text(place / "predicted.json", json.dumps(value))
     return value

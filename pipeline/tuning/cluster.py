@@ -1,0 +1,93 @@
+"""Joining a Ray cluster, or starting one on this machine for the sweep alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import Problem
+
+_QUIET = {  # before ray is imported
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: runs are ended, the way on is printed
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+}
+_ANSWER_SECONDS = 10.0
+_JOIN_SECONDS = 120.0
+_TRY = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
+
+
+def join(address: str | None) -> Mapping[str, float]:
+    """Connects to Ray.
+
+    Args:
+        address: of a running cluster (HOST:PORT, ray://HOST:PORT or auto); None starts one on this machine.
+
+    Returns:
+        The resources there are, such as CPU and GPU.
+
+    Raises:
+        Problem: nothing answers there, or it does not let us in.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        options |= {"address": "local", "include_dashboard": False}
+    else:
+        _try(address)
+        options |= {"address": address, "runtime_env": {"py_modules": _own_packages()}}
+    import ray
+
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _no_answer(address or "this machine", str(error)) from error
+    return ray.cluster_resources()
+
+
+def _try(address: str) -> None:
+    """Joins from another process first: where Ray cannot, its core may end the process at once."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise _no_answer(address, str(error)) from error
+    command = [sys.executable, "-c", _TRY, address]
+    try:
+        tried = subprocess.run(command, capture_output=True, text=True, timeout=_JOIN_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise _no_answer(address, f"nothing within {_JOIN_SECONDS:.0f} seconds") from error
+    if tried.returncode:
+        raise _no_answer(address, tried.stderr or f"exit code {tried.returncode}")
+
+
+def _no_answer(address: str, said: str) -> Problem:
+    return Problem(
+        "the Ray cluster does not answer",
+        where=address,
+        found=said.strip().splitlines()[-1] if said.strip() else "no reason given",
+        mend="check the address and that the cluster runs (`ray status`); a cluster with tokens needs "
+        "RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN or token file here too",
+    )
+
+
+def _own_packages() -> list[str]:
+    """Folders of our packages: the code travels to the cluster, the data does not."""
+    found = []
+    for name in ("pipeline", "models"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.submodule_search_locations is not None
+        found.append(str(Path(next(iter(spec.submodule_search_locations))).resolve()))
+    return found
