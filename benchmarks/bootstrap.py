@@ -5,8 +5,8 @@
 
 Both make the same masks from annotations in memory and write them, in turns of 64 images, in one process;
 what counts is the processor's time, which others on the machine disturb less than the clock's. The whole
-command is then run with one worker and with two. With --full-size, an LVIS file of 100,000 images and 1.27 million
-annotations is generated, and the memory of all processes of the command is watched.
+command is then run with one worker and with two. With --full-size, an LVIS file of
+100,000 images and 1.27 million annotations is generated, and the memory of all processes is watched.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 For each image: every annotation is decoded to a whole mask and added where the mask is still zero; whether
 the image has stuff is looked up in a list of all images that have; stuff ids are renumbered in the whole
-mask, one entry of the table after the other; what LVIS left free takes the stuff; the result is written as a PNG. Its
-errors (8-bit masks, the previous image's stuff, renumbering in place) are not reproduced but for the last,
-whose cost is part of the procedure.
+mask, one entry of the table after the other; what LVIS left free takes the stuff; the result is written
+as a PNG. Its errors (8-bit masks, the previous image's stuff, renumbering in place) are not reproduced but
+for the last, whose cost is part of the procedure.
 """
 
 from __future__ import annotations

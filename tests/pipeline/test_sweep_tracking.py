@@ -131,7 +131,9 @@ def test_a_person_can_compare_the_trials_in_the_ui(
         chosen = page.get_by_role("combobox")
         for metric in ("best/miou", "peak_memory_gib"):
             chosen.nth(1).click()
-            page.get_by_title(metric, exact=True).last.click()
+            page.keyboard.type(metric)
+            page.get_by_role("option", name=metric, exact=True).first.wait_for(state="attached")
+            page.keyboard.press("Enter")
         page.keyboard.press("Escape")
         plot = page.locator(".js-plotly-plot").first
         plot.get_by_text("peak_memory_gib").first.wait_for()
