@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "error: kiloseg needs Python 3.11 or newer, found $$($(PYTHON) --version); try make PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet -c constraints.txt uv
-	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --group dev --editable .
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --group dev --editable .
 	@touch $@
 
 repro: setup  ## run the whole pipeline on the embedded dataset
