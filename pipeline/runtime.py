@@ -150,11 +150,11 @@ def set_threads(threads: int | str) -> int:
     )
     number = (os.cpu_count() or 1) if number == "auto" else int(number)
     torch.set_num_threads(number)
-    _keep_freed_memory()
+    keep_freed_memory()
     return number
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Lets the C library keep freed blocks up to 1 GiB for reuse, instead of handing them to the kernel.
 
     Otherwise every large tensor of every step is made of fresh pages, whose first touch cost half of a

@@ -14,6 +14,8 @@ to the byte whatever the machine and the number of workers, and names no path ou
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -114,7 +116,8 @@ def bootstrap(
         batches = list(_batches(splits.images, images_per_shard))
         work = ([(entry, dataset.content(entry)) for entry in batch.images] for batch in batches)
         drawn = zip(batches, ordered_map(draw_some, work, pool, chunk=1), strict=True)
-        with Progress("draw masks", sum(map(len, splits.images.values()))) as progress:
+        total = sum(map(len, splits.images.values()))
+        with _left_alone_by_the_collector(), Progress("draw masks", total) as progress:
             for (split, part), of_shard in itertools.groupby(drawn, lambda pair: pair[0].shard):
                 kept = _Kept(of_shard, counts[split], left_out, progress)
                 name = f"{split}-{part:03d}.arrow"
@@ -141,6 +144,16 @@ def bootstrap(
         manifest = describe(label_space, choices, dataset.paths, counts, shards, left_out)
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     return BootstrapResult(out, label_space, counts, left_out)
+
+
+@contextlib.contextmanager
+def _left_alone_by_the_collector() -> Iterator[None]:
+    """The annotations are millions of objects: to look for cycles took longer than to hand them out."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class _Batch(NamedTuple):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.data.annotations import ImageEntry, read_coco
 from pipeline.data.label_space import ClassEntry, LabelSpace
-from pipeline.data.masks import Shape
+from pipeline.data.masks import Shape, Shapes
 from pipeline.data.official_layout import category_disagreements, listed_twice
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.splits import Splits, divide
@@ -83,9 +83,9 @@ class CocoLayout:
         listed = {split: file.images.values() for split, file in self.files.items()}
         return divide(listed, unusable, holdout_fraction, holdout_seed)
 
-    def content(self, image: ImageEntry) -> list[Shape]:
+    def content(self, image: ImageEntry) -> Shapes:
         """The annotations of an image in the order of the file."""
-        return [
+        return Shapes(
             Shape(
                 self._class_ids[annotation["category_id"]],
                 annotation["segmentation"],
@@ -93,7 +93,7 @@ class CocoLayout:
             )
             for file in self.files.values()
             for annotation in file.by_image.get(image.image_id, ())
-        ]
+        )
 
 
 def _one_file(folder: Path, split: str) -> Path:

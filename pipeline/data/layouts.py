@@ -16,7 +16,7 @@ from typing import Literal, Protocol, get_args
 from pipeline.data.annotations import ImageEntry
 from pipeline.data.coco_layout import CocoLayout
 from pipeline.data.label_space import LabelSpace
-from pipeline.data.masks import Shape
+from pipeline.data.masks import Shapes
 from pipeline.data.masks_layout import MasksLayout, StoredMask
 from pipeline.data.official_layout import OfficialLayout
 from pipeline.data.quarantine import Quarantine
@@ -46,7 +46,7 @@ class Layout(Protocol):
     def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
         """Divides the images."""
 
-    def content(self, image: ImageEntry) -> list[Shape] | StoredMask:
+    def content(self, image: ImageEntry) -> Shapes | StoredMask:
         """What is annotated on an image."""
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.data.annotations import RESTORE, AnnotationFile, ImageEntry, read_lvis, read_stuff
 from pipeline.data.label_space import LVIS, STUFF, merge_categories, official_categories
-from pipeline.data.masks import Shape
+from pipeline.data.masks import Shape, Shapes
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.splits import Splits, divide
 from pipeline.errors import DataProblem
@@ -78,9 +78,9 @@ class OfficialLayout:
         listed = {split: file.images.values() for split, file in self.lvis.items()}
         return divide(listed, unusable, holdout_fraction, holdout_seed)
 
-    def content(self, image: ImageEntry) -> list[Shape]:
+    def content(self, image: ImageEntry) -> Shapes:
         """The annotations of an image in drawing order: LVIS first, then stuff, each as in its file."""
-        return list(self._shapes(image))
+        return Shapes(self._shapes(image))
 
     def _shapes(self, image: ImageEntry) -> Iterator[Shape]:
         for source, files in ((LVIS, list(self.lvis.values())), (STUFF, self.stuff)):

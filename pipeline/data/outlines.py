@@ -163,20 +163,34 @@ def _decode_all(strings: list[bytes], pixels: int) -> tuple[np.ndarray, np.ndarr
     return numbers, counts
 
 
-def pack(segmentation: Any) -> Any:
-    """Polygons of packed coordinates as (bytes, number of each); anything else as it is."""
-    if isinstance(segmentation, list) and all(isinstance(polygon, array) for polygon in segmentation):
-        return b"".join(segmentation), [len(polygon) for polygon in segmentation]
-    return segmentation
+Packed = tuple[bytes, list[int], list[int]]
+"""The coordinates of many polygons, how many each polygon has, and how many polygons each outline has."""
 
 
-def unpack(packed: Any) -> Any:
+def pack(segmentations: Sequence[Any]) -> tuple[Packed, list[Any]]:
+    """Outlines as the coordinates of all polygons in one piece, and those that are no packed polygons.
+
+    The latter keep their place by counting -1 polygons.
+    """
+    polygons: list[Any] = []
+    numbers, others = [], []
+    for segmentation in segmentations:
+        if isinstance(segmentation, list) and all(isinstance(polygon, array) for polygon in segmentation):
+            polygons += segmentation
+            numbers.append(len(segmentation))
+        else:
+            others.append(segmentation)
+            numbers.append(-1)
+    return (b"".join(polygons), [len(polygon) for polygon in polygons], numbers), others
+
+
+def unpack(packed: Packed, others: Sequence[Any]) -> list[Any]:
     """What `pack` was given, with arrays of NumPy for those of Python."""
-    if not isinstance(packed, tuple):
-        return packed
-    numbers, sizes = np.frombuffer(packed[0]), packed[1]
-    ends = list(itertools.accumulate(sizes))
-    return [numbers[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    coordinates, sizes, numbers = np.frombuffer(packed[0]), packed[1], packed[2]
+    ends = itertools.accumulate(sizes)
+    polygons = iter([coordinates[end - size : end] for end, size in zip(ends, sizes, strict=True)])
+    rest = iter(others)
+    return [next(rest) if number < 0 else list(itertools.islice(polygons, number)) for number in numbers]
 
 
 def foreground_runs(segmentation: Any, height: int, width: int, where: str) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from pipeline.errors import Problem
+from pipeline.runtime import keep_freed_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,7 +32,7 @@ def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor | None]:
         yield None
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_follow_parent)
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
     for _ in range(num_workers):  # the processes start, and import, while this one reads
         pool.submit(int)
     try:
@@ -89,6 +90,11 @@ def _batched(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
     iterator = iter(items)
     while some := tuple(itertools.islice(iterator, size)):
         yield some
+
+
+def _start_worker() -> None:
+    keep_freed_memory()  # else the arrays of each image are made of fresh pages
+    _follow_parent()
 
 
 def _follow_parent() -> None:
