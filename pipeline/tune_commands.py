@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.errors import UsageProblem
+from pipeline.errors import Problem, UsageProblem
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -88,6 +88,14 @@ def tune(
         print(f"\nstopped; to go on: {resume_command(plan.name, address)}", file=sys.stderr, flush=True)
         raise
     _show(sweep)
+    records = sweep.records()
+    if records and all(record.outcome == "failed" for record in records):
+        raise Problem(
+            "every trial failed",
+            where=sweep.folder,
+            found=records[0].error,
+            mend="mend that (trials/NNN/traceback.txt may say more), and start a sweep under another --name",
+        )
 
 
 @app.command()
@@ -148,6 +156,8 @@ def _describe(plan: Plan, space: Space) -> None:
     typer.echo(f"sweep {plan.name}: {plan.trials} trials from {start}, for {' and '.join(plan.objectives)}")
     for dimension in space.dimensions:
         typer.echo(f"  {dimension}")
+    if plan.trials == space.size:
+        typer.echo(f"  these are all {plan.trials} points of the space")
     if space.grid_size > plan.trials:
         typer.echo(f"  only {plan.trials} of the grid's {space.grid_size} points are tried; raise --trials")
     if plan.memory_budget_gib is not None:

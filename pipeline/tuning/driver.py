@@ -77,7 +77,7 @@ def new_plan(settings: Settings, *, name: str | None = None, trials: int | None 
         settings=settings.model_dump(mode="json"),
         space={key: dict(values) for key, values in tune.space.items()},
         objectives=list(tune.objectives),
-        trials=trials or tune.trials,
+        trials=int(min(trials or tune.trials, space.size)),
         seed=tune.seed,
         memory_kind="cuda_allocator" if on_gpu else "predicted",
         pruning=tune.pruning,
@@ -133,11 +133,21 @@ def _check_memory(plan: Plan, space: Space) -> None:
 
 
 def continue_plan(sweep: Sweep, *, extend: int = 0) -> tuple[Plan, Space]:
-    """The plan of a sweep to go on with, with `extend` trials more; the settings are those of its start."""
+    """The plan of a sweep to go on with, with `extend` trials more; the settings are those of its start.
+
+    Raises:
+        UsageProblem: trials are to be added, and the space has no point left.
+    """
     plan = sweep.plan
-    if extend:
-        plan = replace(plan, trials=plan.trials + extend)
-    return plan, read_space(plan.space, plan.base())
+    space = read_space(plan.space, plan.base())
+    if extend and plan.trials >= space.size:
+        raise UsageProblem(
+            "nothing left to try",
+            where=sweep.folder,
+            found=f"{plan.trials} trials for the {space.size:g} points of the space",
+            mend="start a sweep of a larger space",
+        )
+    return replace(plan, trials=int(min(plan.trials + extend, space.size))), space
 
 
 def run_sweep(
@@ -302,7 +312,8 @@ def _watcher(sweep: Sweep, plan: Plan, cut: set[str]) -> Any:
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             record = sweep.record(trial.config["trial"])
             if not record.done:
-                lost = f"its process or machine died {_RESTARTS + 1} times"
+                told = str(trial.get_error() or "").strip().splitlines()
+                lost = f"its process or machine died {_RESTARTS + 1} times: {told[-1] if told else 'no word'}"
                 record = replace(record, outcome="failed", error=lost)
                 sweep.write(record)
             say(record)

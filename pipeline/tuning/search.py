@@ -8,7 +8,9 @@ so a resumed or extended sweep knows what it knew.
 from __future__ import annotations
 
 import json
+import random
 from collections import deque
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +23,9 @@ from ray.tune.search import Searcher
 from pipeline.tuning.space import Space
 from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
 from pipeline.tuning.trial import read_journal
+
+_ASKS = 10
+_MOST_POINTS = 100_000
 
 
 class SweepSearch(Searcher):
@@ -61,14 +66,35 @@ class SweepSearch(Searcher):
             asked = self._study.ask(self._distributions) if self._distributions else None
         elif self._next < self.plan.trials:
             number, self._next = self._next, self._next + 1
-            asked = self._study.ask(self._distributions) if self._distributions else None
-            drawn = dict(asked.params) if asked is not None else {}
-            values = {**self.space.grid_point(number), **drawn}
+            proposed = self._propose(number)
+            if proposed is None:
+                return Searcher.FINISHED
+            values, asked = proposed
             self.sweep.write(TrialRecord(number, {key: values[key] for key in self.space.keys}))
         else:
             return Searcher.FINISHED
         self._asked[trial_id] = (number, asked)
         return {"trial": number}
+
+    def _propose(self, number: int) -> tuple[dict[str, Any], optuna.Trial | None] | None:
+        """A point not tried before: the same settings and seeds would only give the same result again."""
+        grid, tried = self.space.grid_point(number), {_key(record.values) for record in self.sweep.records()}
+        if not self._distributions:
+            return grid, None
+        for _ in range(_ASKS):
+            asked = self._study.ask(self._distributions)
+            values = {**grid, **asked.params}
+            if _key(values) not in tried:
+                return values, asked
+            self._study.tell(asked, state=TrialState.FAIL)
+        if self.space.size > _MOST_POINTS:
+            return None
+        rest = [point for point in self.space.drawn_points() if _key({**grid, **point}) not in tried]
+        if not rest:
+            return None
+        point = random.Random(self.plan.seed + number).choice(rest)
+        self._study.enqueue_trial(point)
+        return {**grid, **point}, self._study.ask(self._distributions)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -113,6 +139,10 @@ class SweepSearch(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to do: see `save`."""
+
+
+def _key(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, default=str)
 
 
 class Pruning(AsyncHyperBandScheduler):

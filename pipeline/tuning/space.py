@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,18 @@ class Dimension:
             return IntDistribution(low, high, log=log)
         return FloatDistribution(low, high, log=log)
 
+    @property
+    def size(self) -> float:
+        """Number of different values; infinite between two fractions."""
+        if self.kind in ("choice", "grid"):
+            return len(self.values)
+        low, high = self.values
+        return high - low + 1 if isinstance(low, int) and isinstance(high, int) else math.inf
+
+    def candidates(self) -> Sequence[Any]:
+        """All values of a dimension of finite size."""
+        return self.values if self.kind in ("choice", "grid") else range(self.values[0], self.values[1] + 1)
+
     def __str__(self) -> str:
         return f"{self.key}: {self.kind} {', '.join(str(value) for value in self.values)}"
 
@@ -74,6 +86,17 @@ class Space:
     def drawn(self) -> list[Dimension]:
         """The dimensions that are drawn; the others are grids."""
         return [dimension for dimension in self.dimensions if dimension.kind != "grid"]
+
+    @property
+    def size(self) -> float:
+        """Number of different points, grids included; infinite where a dimension is continuous."""
+        return math.prod(dimension.size for dimension in self.dimensions)
+
+    def drawn_points(self) -> Iterator[dict[str, Any]]:
+        """All points of the drawn dimensions, if they are finitely many."""
+        drawn = self.drawn
+        for values in itertools.product(*(dimension.candidates() for dimension in drawn)):
+            yield dict(zip((dimension.key for dimension in drawn), values, strict=True))
 
     @property
     def grid_size(self) -> int:

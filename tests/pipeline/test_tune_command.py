@@ -20,9 +20,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory, bootstrapped_project: Path, empty_store: Path) -> Path:
-    """A project after a sweep of a 2 x 2 grid."""
+    """A project after a sweep of four of the six points of a grid."""
     folder = tmp_path_factory.mktemp("swept") / "project"
-    project = make_project(folder, bootstrapped_project, empty_store)
+    space = {"model.embedding_dim": {"grid": [4, 8]}, "loss.num_negatives": {"grid": [1, 3, 7]}}
+    project = make_project(folder, bootstrapped_project, empty_store, tune={"space": space})
     result = tune(project, "--name", "grid")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "4 finished" in result.stdout
@@ -34,10 +35,10 @@ def store(project: Path) -> str:
     return f"sqlite:///{project / 'mlflow.db'}"
 
 
-def test_every_point_of_the_grid_has_a_finished_trial(swept: Path) -> None:
+def test_each_trial_is_another_point_of_the_grid_and_finished(swept: Path) -> None:
     records = Sweep(swept / "sweeps" / "grid").records()
     assert [record.outcome for record in records] == ["finished"] * 4
-    assert {tuple(record.values.values()) for record in records} == {(4, 1), (4, 3), (8, 1), (8, 3)}
+    assert {tuple(record.values.values()) for record in records} == {(4, 1), (4, 3), (4, 7), (8, 1)}
     with (swept / "sweeps" / "grid" / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["miou"]) for row in rows] == sorted((float(row["miou"]) for row in rows), reverse=True)
@@ -180,6 +181,15 @@ def test_a_silent_tracking_server_ends_it_before_anything_is_started(project: Pa
     assert result.returncode == 1
     assert "the MLflow store does not answer" in result.stderr
     assert not (project / "sweeps").exists()
+
+
+def test_more_trials_than_points_are_the_points(project: Path) -> None:
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["tune"] = {"space": {"model.embedding_dim": {"choice": [4, 8, 16]}}, "trials": 9}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    result = tune(project, "--dry-run")
+    assert result.returncode == 0
+    assert "all 3 points of the space" in result.stdout
 
 
 def test_a_dry_run_checks_and_tells_and_makes_nothing(project: Path) -> None:

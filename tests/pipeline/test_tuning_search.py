@@ -109,6 +109,22 @@ def test_a_pure_grid_needs_no_drawing(project: Path) -> None:
     assert search._study.trials == []
 
 
+def test_a_point_is_never_tried_twice_and_a_finite_space_ends(project: Path) -> None:
+    space = {"model.embedding_dim": {"choice": [4, 8]}, "loss.num_negatives": {"uniform": [1, 3]}}
+    sweep, plan = make_sweep(project, trials=9, space=space)
+    search = searcher(sweep, plan)
+    for number in range(6):
+        assert search.suggest(f"ray-{number}") == {"trial": number}
+        # the more the better, so that a searcher that may would come back to 8 and 3
+        values = sweep.record(number).values
+        score = values["model.embedding_dim"] / 10 + values["loss.num_negatives"] / 100
+        search.on_trial_complete(f"ray-{number}", finish(sweep, number, score))
+    points = {tuple(record.values.values()) for record in sweep.records()}
+    assert points == {(dim, negatives) for dim in (4, 8) for negatives in (1, 2, 3)}
+    assert search.suggest("ray-6") == Searcher.FINISHED
+    assert searcher(sweep, plan).suggest("ray-7") == Searcher.FINISHED
+
+
 @pytest.mark.parametrize(("score", "decision"), [(0.01, "STOP"), (0.9, "CONTINUE")])
 def test_asha_knows_the_validations_of_trials_that_ended_before(
     project: Path, score: float, decision: str

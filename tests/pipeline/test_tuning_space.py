@@ -43,7 +43,7 @@ def test_a_grid_visits_every_point_in_turn_and_then_again(settings: Settings) ->
         {"model.embedding_dim": {"grid": [4, 8]}, "loss.num_negatives": {"grid": [1, 3, 7]}}, settings
     )
     points = [tuple(space.grid_point(number).values()) for number in range(12)]
-    assert space.grid_size == 6
+    assert space.grid_size == space.size == 6
     assert set(points[:6]) == {(dim, count) for dim in (4, 8) for count in (1, 3, 7)}
     assert points[6:] == points[:6]
     assert space.drawn == []
