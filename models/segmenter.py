@@ -19,7 +19,7 @@ from models.heads import EmbeddingHead, SoftmaxHead
 from models.nearest import WORK_BYTES
 
 Decoder = DeepLabV3PlusDecoder | FPNDecoder | UPerNetDecoder | LinearDecoder
-DecoderName = Literal["deeplabv3plus", "fpn", "upernet", "linear"]
+DecoderName = Literal["deeplabv3plus", "deeplabv3plus_separable", "fpn", "upernet", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,5 +218,9 @@ def _decoder(name: DecoderName, backbone: Backbone, channels: int) -> Decoder:
     if name == "linear":
         return LinearDecoder(backbone.channels[-1], channels=channels)
     return DeepLabV3PlusDecoder(
-        backbone.channels[0], backbone.channels[-1], output_stride=backbone.output_stride, channels=channels
+        backbone.channels[0],
+        backbone.channels[-1],
+        output_stride=backbone.output_stride,
+        channels=channels,
+        separable=name == "deeplabv3plus_separable",
     )

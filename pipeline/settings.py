@@ -57,7 +57,7 @@ class ModelSettings(Section):
     pretrained: bool = Field(False, description="download timm's weights for it")
     weights: FilePath | None = Field(None, description="local safetensors file with the backbone's weights")
     output_stride: Literal[8, 16, 32] = 16
-    decoder: Literal["deeplabv3plus", "fpn", "upernet", "linear"] = Field(
+    decoder: Literal["deeplabv3plus", "deeplabv3plus_separable", "fpn", "upernet", "linear"] = Field(
         "deeplabv3plus",
         description="each takes every backbone; linear is meant for plain vision transformers",
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.decoder import ASPP, DeepLabV3PlusDecoder, LinearDecoder
+from models.decoder import ASPP, DeepLabV3PlusDecoder, LinearDecoder, convolution, separable_convolution
 from models.decoder_pyramid import POOLED_SIZES, FPNDecoder, PyramidPooling, UPerNetDecoder
 
 
@@ -22,6 +22,17 @@ def test_layers_have_the_sizes_of_the_reference():
     decoder = DeepLabV3PlusDecoder(24, 320, output_stride=16)
     shapes = [tuple(m.weight.shape) for m in (decoder.low[0], decoder.fuse[0], decoder.aspp.fuse[0][0])]
     assert shapes == [(48, 24, 1, 1), (256, 304, 3, 3), (256, 1280, 1, 1)]
+
+
+def test_separable_convolutions_take_the_place_of_every_3x3_and_equal_them_where_they_can():
+    decoder = DeepLabV3PlusDecoder(24, 320, output_stride=16, separable=True)
+    kernels = [m for m in decoder.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert [(m.groups, m.dilation[0]) for m in kernels] == [(320, 6), (320, 12), (320, 18), (304, 1)]
+    dense, separable = convolution(3, 4, 3, dilation=2), separable_convolution(3, 4, 3, dilation=2)
+    with torch.no_grad():  # a dense kernel that is the product of the two
+        dense[0].weight.copy_(separable[1].weight * separable[0].weight[:, 0])
+    images = torch.rand(2, 3, 9, 8)
+    torch.testing.assert_close(separable.eval()(images), dense.eval()(images))
 
 
 @pytest.mark.parametrize("channels", [256, 16])
