@@ -9,8 +9,8 @@ turns, on one synthetic batch with every pixel labelled: `embedding` is ours wit
 our network with the usual head, `smp` the DeepLabV3Plus of segmentation_models_pytorch with the same timm
 backbone and plain cross-entropy, where installed (`uv pip install segmentation-models-pytorch`). Its decoder
 is made of depthwise separable convolutions; ours, as the paper's, of dense ones by default, and in the rows
-`separable` of such ones too; `smp dense` has a dense ASPP. The fastest of the steps counts. Memory is the most that torch's allocator held, the model, its
-gradients and momentum included.
+`separable` of such ones too; `smp dense` has a dense ASPP. The fastest of the steps counts. Memory is the
+most that torch's allocator held, the model, its gradients and momentum included.
 
 With --root instead: how long a loop whose step takes --step-seconds waits for its batches. The loop sleeps
 meanwhile, as the CPU does while a GPU computes.
