@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -78,6 +79,8 @@ def started(project: Path, *arguments: str, **changes: str) -> Iterator[subproce
             stderr=log,
             text=True,
             start_new_session=True,
+            # a shell's background job ignores Ctrl-C, and so would what it starts
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         yield process
