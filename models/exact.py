@@ -18,9 +18,9 @@ from torch import Tensor
 from models.nearest import compute_dtype, full_precision
 from models.tiles import CosineTiles, DistanceTiles
 
-# Two tiles are held, an eighth of the buffer each: what needs refining may take five more for a moment. With
-# fewer pixels in a tile of all classes than these, moving the class gradient costs the most.
-_FEWEST_ROWS, _ENOUGH_ROWS = 8, 32
+# A tile is an eighth of the buffer. Of distances two are held, and what needs refining may take five more for
+# a moment. With fewer pixels in a tile of all classes than these, moving the class gradient costs the most.
+_FEWEST_ROWS, _ENOUGH_ROWS = 8, 16
 _BLOCK_ROWS = 512  # pixels in a tile of some classes
 
 
@@ -132,8 +132,8 @@ def _tile_shape(num_pixels: int, classes: Tensor, work_bytes: int, similarity: s
     """Return the pixels and classes of a tile, and the elements it may have."""
     num_classes, dim = classes.shape
     most_elements = max(1, work_bytes // 8 // classes.element_size())
-    if similarity == "cosine":  # refines nothing, so that tiles may grow where they would be flat
-        most_elements = min(3 * most_elements, max(most_elements, _ENOUGH_ROWS * num_classes))
+    if similarity == "cosine":  # one tile, and refines nothing: it may grow where it would be flat
+        most_elements = min(6 * most_elements, max(most_elements, _ENOUGH_ROWS * num_classes))
     most_rows = max(1, min(num_pixels, most_elements // (8 * (dim + 2))))  # a chunk takes about 6 D a pixel
     rows, columns = min(most_rows, most_elements // num_classes), num_classes
     if rows < min(most_rows, _FEWEST_ROWS):

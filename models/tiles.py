@@ -2,7 +2,8 @@
 
 Everything here is in coordinates divided by the temperature, e' = e / temperature, so that a logit is
 -|e' - w'| (`DistanceTiles`, the paper's) or e'.w (`CosineTiles`), and no pass over the tile scales it.
-Two buffers of the size of a tile are used again and again; nothing else here grows with pixels x classes.
+Buffers of the size of a tile, two for distances and one for products, are used again and again; nothing else
+here grows with pixels x classes.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class PixelChunk:
 class Tiles:
     """What both similarities share: the buffers and the softmax of one tile.
 
+    `in_place`: the shares overwrite the logits, so that half as much passes through the caches.
+
     Args:
         classes: (C, D), in the dtype to compute in.
         offsets: (C,) added to the logits, zero for every class that is somebody's target; or None.
@@ -55,19 +58,22 @@ class Tiles:
     """
 
     keys: Tensor  # (C, Q)
+    in_place = False
 
     def __init__(
         self, classes: Tensor, offsets: Tensor | None, temperature: float, tile_elements: int
     ) -> None:
         self.offsets, self.temperature = offsets, temperature
-        self._logits, self._shares = classes.new_empty(tile_elements), classes.new_empty(tile_elements)
+        self._logits = classes.new_empty(tile_elements)
+        self._shares = self._logits if self.in_place else classes.new_empty(tile_elements)
 
     def softmax(self, chunk: PixelChunk, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
         """Compare a chunk with classes start..stop-1.
 
         Returns:
-            logits (p, c) without the offsets, shares (p, c): their softmax within the tile, offsets included,
-            and normalisers (p,): the logarithm of its denominator. The first two live in the buffers.
+            logits (p, c) without the offsets (the shares again if `in_place`), shares (p, c): their softmax
+            within the tile, offsets included, and normalisers (p,): the logarithm of its denominator. The
+            first two live in the buffers.
         """
         shape = len(chunk.target), stop - start
         logits = self._logits[: shape[0] * shape[1]].view(shape)
@@ -76,18 +82,23 @@ class Tiles:
         if self.offsets is not None:
             logits += self.offsets[start:stop]
         torch.softmax(logits, dim=1, out=shares)
-        normalisers = self._normalisers(logits, shares, chunk)
-        if self.offsets is not None:
+        normalisers = self._normalisers(logits, shares, chunk, start)
+        if self.offsets is not None and not self.in_place:
             logits -= self.offsets[start:stop]
         return logits, shares, normalisers
 
-    def _normalisers(self, logits: Tensor, shares: Tensor, chunk: PixelChunk) -> Tensor:
+    def _normalisers(self, logits: Tensor, shares: Tensor, chunk: PixelChunk, start: int) -> Tensor:
         """A share is exp(logit - normaliser): read off the targets, off the largest if those underflow."""
         if shares.shape[1] == chunk.num_classes:
             of_targets = shares.gather(1, chunk.target[:, None])[:, 0]
             if bool(of_targets.amin() > _LEAST_SHARE):
                 return chunk.target_logits - of_targets.log_()
-        return logits.amax(dim=1) - shares.amax(dim=1).log_()
+        largest, places = shares.max(dim=1)
+        return self._largest_logits(logits, chunk, start, places) - largest.log_()
+
+    def _largest_logits(self, logits: Tensor, chunk: PixelChunk, start: int, places: Tensor) -> Tensor:
+        """The (p,) logits at these places of the tile, offsets included."""
+        return logits.gather(1, places[:, None])[:, 0]
 
     def _fill(self, logits: Tensor, chunk: PixelChunk, start: int, stop: int) -> None:
         raise NotImplementedError
@@ -95,6 +106,8 @@ class Tiles:
 
 class CosineTiles(Tiles):
     """Logits e'.w: each tile is one matrix product, and so is its share of each gradient."""
+
+    in_place = True  # the gradients need the shares alone
 
     def __init__(
         self,
@@ -119,6 +132,10 @@ class CosineTiles(Tiles):
         rows, columns = chunk.targets_in(start, stop)
         logits[rows, columns] = chunk.target_logits[rows]
 
+    def _largest_logits(self, logits: Tensor, chunk: PixelChunk, start: int, places: Tensor) -> Tensor:
+        formed_again = torch.linalg.vecdot(chunk.scaled, self.keys[start + places])
+        return formed_again if self.offsets is None else formed_again + self.offsets[start + places]
+
     def add_gradients(
         self,
         logits: Tensor,
@@ -133,7 +150,7 @@ class CosineTiles(Tiles):
         """Add what the tile contributes, and overwrite it.
 
         Args:
-            logits: (p, c) from `softmax`.
+            logits: (p, c) from `softmax`; not used.
             shares: (p, c) from `softmax`.
             chunk: the pixels.
             start: first class of the tile.
