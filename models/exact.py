@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from models.nearest import compute_dtype, full_precision
-from models.tiles import CosineTiles, DistanceTiles
+from models.tiles import CosineTiles, DistanceTiles, PixelChunk
 
 # A tile is an eighth of the buffer. Of distances two are held, and what needs refining may take five more for
 # a moment. With fewer pixels in a tile of all classes than these, moving the class gradient costs the most.
 _FEWEST_ROWS, _ENOUGH_ROWS = 8, 16
 _BLOCK_ROWS = 512  # pixels in a tile of some classes
+_CHUNK_ROWS = 1024  # pixels prepared together for tiles of all classes
 
 
 class ExactCrossEntropy(torch.autograd.Function):
@@ -58,19 +59,21 @@ class ExactCrossEntropy(torch.autograd.Function):
         classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
         rows = labelled_rows(target, ignore_index)
         count = len(target) if rows is None else len(rows)
-        size, columns, tile_elements = _tile_shape(count, classes, work_bytes, similarity)
+        tile_rows, chunk_rows, columns = _tile_shape(count, classes, work_bytes, similarity)
         make_tiles = DistanceTiles if similarity == "distance" else CosineTiles
         pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
         total = classes.new_zeros((), dtype=torch.float64)
         with full_precision(pixel_embeddings):
-            tiles = make_tiles(classes, class_offsets, temperature, tile_elements, need_class)
-            for chosen in row_chunks(rows, count, size):
-                losses, gradient = _pixel_chunk(
-                    tiles, pixel_embeddings[chosen], target[chosen], columns, 1 / count, need_pixel
-                )
+            tiles = make_tiles(classes, class_offsets, temperature, tile_rows * columns, need_class)
+            for chosen in row_chunks(rows, count, chunk_rows):
+                chunk = tiles.chunk(pixel_embeddings[chosen].to(classes.dtype), target[chosen])
+                if isinstance(tiles, CosineTiles) and columns == len(classes):
+                    losses, gradient = tiles.add_whole(chunk, tile_rows, 1 / count, need_pixel)
+                else:
+                    losses, gradient = _pixel_chunk(tiles, chunk, columns, 1 / count, need_pixel)
                 total += losses.sum(dtype=torch.float64)
                 if pixel_gradient is not None and gradient is not None:
-                    pixel_gradient[chosen] = gradient.to(pixel_gradient.dtype)
+                    pixel_gradient[chosen] = gradient.div_(temperature).to(pixel_gradient.dtype)
             class_gradient = tiles.class_gradient().to(class_embeddings.dtype) if need_class else None
         ctx.save_for_backward(pixel_gradient, class_gradient)
         return (total / max(count, 1)).to(classes.dtype)
@@ -129,7 +132,7 @@ def row_chunks(rows: Tensor | None, count: int, size: int) -> Iterator[slice | T
 
 
 def _tile_shape(num_pixels: int, classes: Tensor, work_bytes: int, similarity: str) -> tuple[int, int, int]:
-    """Return the pixels and classes of a tile, and the elements it may have."""
+    """Return the pixels of a tile, those that are prepared together, and the classes of a tile."""
     num_classes, dim = classes.shape
     most_elements = max(1, work_bytes // 8 // classes.element_size())
     if similarity == "cosine":  # one tile, and refines nothing: it may grow where it would be flat
@@ -139,26 +142,25 @@ def _tile_shape(num_pixels: int, classes: Tensor, work_bytes: int, similarity: s
     if rows < min(most_rows, _FEWEST_ROWS):
         rows = min(most_rows, _BLOCK_ROWS)
         columns = min(num_classes, max(1, most_elements // rows))
-    return rows, columns, rows * columns
+    whole = similarity == "cosine" and columns == num_classes
+    return rows, max(rows, min(most_rows, _CHUNK_ROWS)) if whole else rows, columns
 
 
 def _pixel_chunk(
     tiles: DistanceTiles | CosineTiles,
-    pixels: Tensor,
-    target: Tensor,
+    chunk: PixelChunk,
     columns: int,
     weight: float,
     need_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compare (p, D) pixels with all classes, `columns` at a time.
+    """Compare p pixels with all classes, `columns` at a time.
 
     Returns:
-        Their (p,) losses and the (p, D) gradient of the loss times `weight`, or None where not needed. The
-        gradient of the classes is added to `tiles.sums`.
+        Their (p,) losses and the (p, D) gradient of the loss for e' times `weight`, or None where not needed.
+        The gradient of the classes is added to `tiles.sums`.
     """
     num_classes = len(tiles.keys)
     blocks = [(start, min(start + columns, num_classes)) for start in range(0, num_classes, columns)]
-    chunk = tiles.chunk(pixels.to(tiles.keys.dtype), target)
     logits, shares, normalisers = tiles.softmax(chunk, *blocks[0])
     for block in blocks[1:]:
         normalisers = torch.logaddexp(normalisers, tiles.softmax(chunk, *block)[2])
@@ -174,4 +176,4 @@ def _pixel_chunk(
             logits, shares, of_tile = tiles.softmax(chunk, *block)
             scale = weight * (of_tile - normalisers).exp_().clamp_min_(1e-30)[:, None]
         tiles.add_gradients(logits, shares, chunk, *block, scale, missing, gradient)
-    return losses, None if gradient is None else gradient.div_(tiles.temperature)
+    return losses, gradient

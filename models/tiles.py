@@ -166,6 +166,57 @@ class CosineTiles(Tiles):
         if self.sums is not None:
             self.sums[start:stop].addmm_(shares.t(), scale * chunk.scaled)
 
+    def add_whole(
+        self, chunk: PixelChunk, rows: int, weight: float, need_gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compare a chunk with all classes, `rows` pixels at a time, and add to the gradient of the classes.
+
+        Where a tile spans all classes its shares are the probabilities, and the gradients need nothing else
+        but a one taken off the target's. What can be done for the whole chunk is done once: with ten thousand
+        classes or more a tile has few pixels, and whatever is done for each of them shows.
+
+        Args:
+            chunk: p pixels.
+            rows: pixels in a tile of all classes.
+            weight: of each pixel in the mean.
+            need_gradient: whether the gradient of the pixels is wanted.
+
+        Returns:
+            The (p,) losses, and the (p, D) gradient of e' or None.
+        """
+        targets, target_logits = chunk.target[:, None], chunk.target_logits[:, None]
+        of_targets = torch.empty_like(target_logits)
+        gradient = torch.empty_like(chunk.scaled) if need_gradient else None
+        weighted = weight * chunk.scaled
+        for first in range(0, len(targets), rows):
+            part = slice(first, first + rows)
+            of_part = targets[part]
+            shares = self._logits[: len(of_part) * chunk.num_classes].view(len(of_part), chunk.num_classes)
+            torch.mm(chunk.scaled[part], self.keys.t(), out=shares)
+            shares.scatter_(1, of_part, target_logits[part])
+            if self.offsets is not None:
+                shares += self.offsets
+            torch.softmax(shares, dim=1, out=shares)
+            of_target = torch.gather(shares, 1, of_part, out=of_targets[part])
+            shares.scatter_(1, of_part, of_target - 1)
+            if gradient is not None:
+                torch.mm(shares, self.keys, out=gradient[part])
+            if self.sums is not None:
+                self.sums.addmm_(shares.t(), weighted[part])
+        losses = of_targets[:, 0].log().neg_()
+        self._lost_targets(losses, of_targets[:, 0], chunk, rows)
+        return losses, None if gradient is None else gradient.mul_(weight)
+
+    def _lost_targets(self, losses: Tensor, of_targets: Tensor, chunk: PixelChunk, rows: int) -> None:
+        """Form the losses anew of those pixels whose target's share underflows."""
+        lost = (of_targets <= _LEAST_SHARE).nonzero()[:, 0]
+        for some in lost.split(rows) if len(lost) else ():
+            part = PixelChunk(
+                chunk.scaled[some], chunk.queries[some], chunk.target[some],
+                chunk.num_classes, chunk.target_logits[some],
+            )  # fmt: skip
+            losses[some] = self.softmax(part, 0, chunk.num_classes)[2] - part.target_logits
+
     def class_gradient(self) -> Tensor:
         """Return the (C, D) gradient of the class embeddings."""
         assert self.sums is not None
