@@ -19,6 +19,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def _as_path(value: object) -> object:
+    if isinstance(value, str) and "://" in value:
+        raise ValueError("must be a path, not a URL: mount the storage and give its path here")
     return Path(value).expanduser() if isinstance(value, str) and value else value
 
 

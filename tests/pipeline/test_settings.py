@@ -75,6 +75,7 @@ def test_settings_are_frozen(tmp_path: Path) -> None:
         ({"train": {"steps": True}}, "train.steps", "integer"),
         ({"train": {"scale_min": 3.0}}, "train", "must not exceed scale_max"),
         ({"model": {"pretrained": True, "weights": "a"}}, "model", "exclude each other"),
+        ({"tune": {"folder": "s3://bucket/sweeps"}}, "tune.folder", "must be a path, not a URL"),
         ({"model": {"output_stride": 12}}, "model.output_stride", "8, 16 or 32"),
         ({"data": {"root": "x", "holdout_fraction": 1.0}}, "data.holdout_fraction", "less than 1"),
         ({"data": {}}, "data.root", "missing"),
