@@ -60,7 +60,7 @@ def nearest_classes(
     if not 1 <= k <= num_classes:
         raise ValueError(f"k is {k}; allowed are 1 to {num_classes}, the number of classes")
     fused = fused_kernels(pixel_embeddings, class_embeddings)
-    if fused is not None:
+    if fused is not None and k <= fused.MAX_NEAREST:
         return fused.fused_nearest_classes(
             to_kernel_dtype(pixel_embeddings), to_kernel_dtype(class_embeddings), k, similarity=similarity
         )

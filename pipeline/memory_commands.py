@@ -118,14 +118,19 @@ def parse_changes(texts: list[str]) -> dict[str, object]:
     """{KEY: value} of "KEY=VALUE", the values as in YAML.
 
     Raises:
-        UsageProblem: no equals sign.
+        UsageProblem: no equals sign, or a value that is not YAML.
     """
     changes: dict[str, object] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageProblem("no value", where="--set", found=text, allowed="KEY=VALUE")
-        changes[key] = yaml.safe_load(value)
+        try:
+            changes[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageProblem(
+                "the value is not YAML", where=f"--set {key}", found=value, allowed="as in params.yaml"
+            ) from error
     return changes
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import fused, fused_launch, fused_loss
+from models import fused, fused_launch, fused_loss, nearest
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
@@ -301,7 +301,7 @@ class TestTheSearch:
     @pytest.mark.parametrize("similarity", ["distance", "cosine"])
     @pytest.mark.parametrize(
         ("dim", "num_classes", "k"),
-        [(4, 2, 1), (6, 37, 1), (16, 130, 7), (33, 70, 1), (64, 37, 3), (17, 9, 9)],
+        [(4, 2, 1), (6, 37, 1), (16, 130, 7), (33, 70, 1), (64, 37, 3), (17, 9, 9), (256, 20, 1), (200, 19, 2)],
     )
     def test_equals_sorting_all_classes(self, dim: int, num_classes: int, k: int, similarity: str) -> None:
         pixels, classes = unit_rows(67, dim, 1), 1.5 * unit_rows(num_classes, dim, 2)
@@ -333,6 +333,16 @@ class TestTheSearch:
         for k in (1, 4):
             found = fused.fused_nearest_classes(pixels, unit_rows(9, 6), k)
             assert ((found >= 0) & (found < 9)).all()
+
+    @pytest.mark.parametrize("k", [fused.MAX_NEAREST, fused.MAX_NEAREST + 1])
+    def test_longer_lists_are_left_to_the_portable_search(
+        self, k: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As on a GPU: `nearest_classes` has the kernels at hand, and is asked for more than they can list."""
+        monkeypatch.setattr(nearest, "fused_kernels", lambda *_: fused)
+        pixels, classes = unit_rows(5, 4, 1), unit_rows(fused.MAX_NEAREST + 6, 4, 2)
+        found = nearest.nearest_classes(pixels, classes, k)
+        assert torch.equal(found, torch.cdist(pixels.double(), classes.double()).sort(1).indices[:, :k])
 
     def test_of_no_pixels_finds_none(self) -> None:
         assert fused.fused_nearest_classes(unit_rows(0, 6), unit_rows(9, 6), 2).shape == (0, 2)

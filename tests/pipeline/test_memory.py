@@ -230,8 +230,9 @@ def test_the_command_answers_for_changed_settings_and_says_into_how_many_parts_a
     arguments = ["memory", "--params", str(params), "--budget", "128MiB", "--set", "train.batch_size=64"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert "64 images a step fit with train.accumulate " in result.output
-    with pytest.raises(UsageProblem, match="KEY=VALUE"):
-        CliRunner().invoke(app, ["memory", "--set", "train.batch_size"], catch_exceptions=False)
+    for change, mend in (("train.batch_size", "KEY=VALUE"), ("model.head=[softmax", "not YAML")):
+        with pytest.raises(UsageProblem, match=mend):
+            CliRunner().invoke(app, ["memory", "--set", change], catch_exceptions=False)
 
 
 def test_the_command_prints_a_row_for_each_number_of_classes(params: Path) -> None:
