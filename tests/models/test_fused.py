@@ -114,6 +114,25 @@ class TestTheLoss:
         assert_same(found, with_gradients(losses.exact_cross_entropy, *inputs, temperature=0.1))
 
     @pytest.mark.parametrize("similarity", ["distance", "cosine"])
+    @pytest.mark.parametrize(
+        ("pixel_dtype", "class_dtype"),
+        [(torch.float16, torch.float16), (torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)],
+    )
+    def test_half_precision_inputs_are_read_as_they_are_and_summed_in_fp32(
+        self, pixel_dtype: torch.dtype, class_dtype: torch.dtype, similarity: str
+    ) -> None:
+        """All but bf16 with bf16, which the interpreter multiplies wrongly."""
+        pixels, classes = unit_rows(90, 12, 1).to(pixel_dtype), unit_rows(70, 12, 2).to(class_dtype)
+        target = labels(90, 70)
+        found = with_gradients(
+            fused.fused_exact_cross_entropy, pixels, classes, target, similarity=similarity
+        )
+        assert [tensor.dtype for tensor in found] == [torch.float32, pixel_dtype, class_dtype]
+        doubled = pixels.double(), classes.double()
+        wanted = with_gradients(plain_loss, *doubled, target, similarity=similarity)
+        assert_same(found, wanted, tolerance=1e-2)  # the gradients are rounded to the inputs' precision
+
+    @pytest.mark.parametrize("similarity", ["distance", "cosine"])
     def test_does_not_need_unit_vectors(self, similarity: str) -> None:
         inputs = 5 * unit_rows(40, 8, 1), 3 * unit_rows(20, 8, 2), labels(40, 20)
         options: dict[str, Any] = {"similarity": similarity, "temperature": 0.7}
@@ -278,6 +297,13 @@ class TestTheUpsampledLoss:
         )
         assert found[1].shape == maps.shape
         assert_same(found, with_gradients(upsampled_plain_loss, *inputs, similarity=similarity))
+
+    @pytest.mark.parametrize("dim", [4, 33, 256])
+    def test_of_any_size_of_embedding(self, dim: int) -> None:
+        maps = unit_rows(6, dim, 1).reshape(1, 2, 3, dim).permute(0, 3, 1, 2)
+        inputs = maps, unit_rows(9, dim, 2), labels(96, 9).reshape(1, 8, 12)
+        found = with_gradients(fused.fused_exact_cross_entropy_upsampled, *inputs)
+        assert_same(found, with_gradients(upsampled_plain_loss, *inputs))
 
     def test_same_input_same_bits_whatever_the_memory_format(self) -> None:
         maps = unit_rows(6, 5, 1).reshape(1, 2, 3, 5).permute(0, 3, 1, 2)
