@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from models.segmenter import SegmenterArguments, build_segmenter
+from pipeline.data.loaders import Batch
+from pipeline.evaluation import evaluate
+from pipeline.memory import allocated_cpu_bytes
 from pipeline.metrics import ClassCounts, summarise
 
 
@@ -72,3 +76,27 @@ def test_memory_is_three_numbers_a_class() -> None:
     counts.update(torch.tensor([999_999]), torch.tensor([999_999]))
     kept = [value for value in vars(counts).values() if isinstance(value, torch.Tensor)]
     assert sum(tensor.numel() for tensor in kept) == 3_000_000
+
+
+@pytest.mark.parametrize("head", ["embedding", "softmax"])
+def test_validation_holds_neither_pixels_by_classes_nor_classes_by_classes(head: str) -> None:
+    """Scores of one image would take 128 x 128 x 5,000 x 4 bytes = 312 MiB, a confusion matrix 190 MiB."""
+    num_classes = 5_000
+    segmenter = build_segmenter(
+        SegmenterArguments(backbone="test_resnet", decoder_channels=8, num_classes=num_classes, head=head)
+    )
+    images = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8)
+    target = torch.randint(-1, num_classes, (2, 128, 128))
+
+    def validate() -> None:
+        evaluate(
+            segmenter,
+            [Batch(images, target, (1, 2))],
+            frequencies=["f"] * num_classes,
+            device=torch.device("cpu"),
+            title="val",
+            total=2,
+        )
+
+    validate()
+    assert allocated_cpu_bytes(validate) < 80 * 2**20
