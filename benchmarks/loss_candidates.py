@@ -1,0 +1,214 @@
+"""What `benchmarks.loss` compares: one problem, our losses, the dense one, and the peers that are installed.
+
+Nothing but torch is needed (and triton on a GPU); a peer that is missing, or cannot run here, stays in the
+table with the reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models import fused
+from models.exact import ExactCrossEntropy
+from models.fused_launch import require
+from models.losses import knn_cross_entropy, sampled_cross_entropy
+
+TEMPERATURE = 0.05
+MOST_PRESENT = 256  # classes present among the targets
+UPSAMPLED_SIDE = 512  # pixels of the square image that the folded upsampling is given
+
+
+@dataclass
+class Inputs:
+    """One problem: unit vectors near their classes, as half-trained ones are, and no ignored pixels.
+
+    At most 256 classes are present, as in a batch of images, whatever the number of classes.
+    """
+
+    pixels: Tensor  # (P, D)
+    classes: Tensor  # (C, D)
+    target: Tensor  # (P,)
+    similarity: str
+
+    @property
+    def bytes(self) -> int:
+        """Size of the three tensors."""
+        return sum(tensor.nbytes for tensor in (self.pixels, self.classes, self.target))
+
+
+@dataclass
+class Candidate:
+    """A loss to measure: what to call, what to differentiate for, and why not if it is left out.
+
+    `predicted_bytes` is asked before anything is allocated, so that what cannot fit is not tried.
+    """
+
+    name: str
+    loss: Callable[[], Tensor]
+    leaves: tuple[Tensor, ...]
+    predicted_bytes: int = 0
+    predicted_steps: float = 0.0  # logits formed, for the time limit
+    seconds: list[float] = field(default_factory=list)
+    extra_bytes: int | None = None
+    left_out: str | None = None
+
+
+def make_inputs(
+    num_pixels: int, num_classes: int, dim: int, similarity: str, dtype: torch.dtype, device: str
+) -> Inputs:
+    generator = torch.Generator(device=device).manual_seed(0)
+
+    def draw(rows: int) -> Tensor:
+        return torch.randn(rows, dim, generator=generator, device=device)
+
+    classes = F.normalize(draw(num_classes), dim=1)
+    present = torch.randperm(num_classes, generator=generator, device=device)[:MOST_PRESENT]
+    target = present[torch.randint(0, len(present), (num_pixels,), generator=generator, device=device)]
+    pixels = F.normalize(classes[target] + 0.2 * draw(num_pixels), dim=1)
+    return Inputs(pixels.to(dtype).requires_grad_(), classes.to(dtype).requires_grad_(), target, similarity)
+
+
+def dense_cross_entropy(inputs: Inputs) -> Tensor:
+    """Cross-entropy on all logits; the distances as a matrix product, which is faster than torch.cdist."""
+    pixels, classes = inputs.pixels.float(), inputs.classes.float()
+    if inputs.similarity == "cosine":
+        logits = pixels @ classes.T / TEMPERATURE
+    else:
+        squares = torch.addmm(classes.square().sum(dim=1), pixels, classes.T, alpha=-2)
+        squares = squares + pixels.square().sum(dim=1, keepdim=True)
+        logits = squares.clamp_min(1e-12).sqrt() / -TEMPERATURE
+    return F.cross_entropy(logits, inputs.target)
+
+
+def exact_in_torch(inputs: Inputs) -> Tensor:
+    """The pure-torch function even where the public one would choose the fused kernels."""
+    return ExactCrossEntropy.apply(
+        inputs.pixels, inputs.classes, inputs.target, None, TEMPERATURE, inputs.similarity, -1, 2**25, True
+    )
+
+
+def make_candidates(inputs: Inputs, num_negatives: int) -> list[Candidate]:
+    both = (inputs.pixels, inputs.classes)
+    logits = len(inputs.pixels) * len(inputs.classes)
+    copies = 4 if inputs.similarity == "distance" else 3  # of all logits, held at once by autograd
+    options = {"temperature": TEMPERATURE, "similarity": inputs.similarity}
+    ours = (inputs.pixels, inputs.classes, inputs.target)
+    candidates = [
+        Candidate("dense", lambda: dense_cross_entropy(inputs), both, 4 * copies * logits, 3 * logits),
+        Candidate("exact (torch)", lambda: exact_in_torch(inputs), both, 0, 3 * logits),
+        Candidate("knn K=7", lambda: knn_cross_entropy(*ours, num_negatives=7, **options), both, 0, logits),
+        Candidate(
+            f"sampled K={num_negatives}",
+            lambda: sampled_cross_entropy(*ours, num_negatives=num_negatives, **options),
+            both,
+            0,
+            3 * len(inputs.pixels) * min(MOST_PRESENT + num_negatives, len(inputs.classes)),
+        ),
+    ]
+    candidates += fused_candidates(inputs, options)
+    if inputs.similarity == "cosine":
+        candidates += peer_candidates(inputs)
+    return candidates
+
+
+def fused_candidates(inputs: Inputs, options: dict[str, Any]) -> list[Candidate]:
+    names = ("exact (fused)", "exact (fused + upsample)")
+    both = (inputs.pixels, inputs.classes)
+    try:
+        require(*both, inputs.similarity)
+    except (RuntimeError, ValueError) as error:
+        missing = str(error).split(";")[0]
+        return [Candidate(name, lambda: torch.zeros(()), both, left_out=missing) for name in names]
+    flat = Candidate(
+        names[0],
+        lambda: fused.fused_exact_cross_entropy(
+            inputs.pixels, inputs.classes, inputs.target, ignore_index=-1, **options
+        ),
+        both,
+    )
+    side, num_images = UPSAMPLED_SIDE, len(inputs.pixels) // UPSAMPLED_SIDE**2
+    if num_images == 0 or len(inputs.pixels) % side**2:
+        reason = f"needs a multiple of {side}x{side} pixels"
+        return [flat, Candidate(names[1], lambda: torch.zeros(()), both, left_out=reason)]
+    # Every fourth row and column of the very pixels above, so that both see like similarities.
+    maps = inputs.pixels.detach().view(num_images, side, side, -1)[:, ::4, ::4]
+    maps = maps.permute(0, 3, 1, 2).contiguous().requires_grad_()
+    images = inputs.target.view(num_images, side, side)
+    folded = Candidate(
+        names[1],
+        lambda: fused.fused_exact_cross_entropy_upsampled(
+            maps, inputs.classes, images, ignore_index=-1, **options
+        ),
+        (maps, inputs.classes),
+    )
+    return [flat, folded]
+
+
+def peer_candidates(inputs: Inputs) -> list[Candidate]:
+    """Other memory-light losses, of inner products only, as far as they are installed."""
+    both = (inputs.pixels, inputs.classes)
+    logits = len(inputs.pixels) * len(inputs.classes)
+
+    def scaled() -> Tensor:
+        return inputs.pixels / TEMPERATURE
+
+    def absent(name: str, reason: str) -> Candidate:
+        return Candidate(name, lambda: torch.zeros(()), both, left_out=reason)
+
+    found = []
+    if hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        chunked = torch.nn.LinearCrossEntropyOptions()
+        found.append(
+            Candidate(
+                "F.linear_cross_entropy, chunked",
+                lambda: F.linear_cross_entropy(scaled(), inputs.classes, inputs.target, options=chunked),
+                both,
+                0,
+                3 * logits,
+            )
+        )
+    else:
+        found.append(absent("F.linear_cross_entropy, chunked", "needs torch 2.13"))
+    try:
+        cut = importlib.import_module("cut_cross_entropy")
+        implementation = "cce" if inputs.pixels.is_cuda else "torch_compile"
+        rounded = implementation == "cce" and inputs.pixels.dtype == torch.float32  # its kernels refuse fp32
+        dtype = torch.bfloat16 if rounded else inputs.pixels.dtype
+        found.append(
+            Candidate(
+                f"cut_cross_entropy {implementation}{', in bf16' if rounded else ''}",
+                lambda: cut.linear_cross_entropy(
+                    scaled().to(dtype), inputs.classes.to(dtype), inputs.target, impl=implementation
+                ),
+                both,
+                0 if inputs.pixels.is_cuda else 4 * 3 * logits,
+                3 * logits,
+            )
+        )
+    except ImportError:
+        found.append(absent("cut_cross_entropy", "not installed"))
+    try:
+        liger = importlib.import_module("liger_kernel.transformers.fused_linear_cross_entropy")
+        if inputs.pixels.is_cuda:
+            fused_linear = liger.LigerFusedLinearCrossEntropyLoss()
+            found.append(
+                Candidate(
+                    "liger_kernel",
+                    lambda: fused_linear(inputs.classes, scaled(), inputs.target),
+                    both,
+                    0,
+                    3 * logits,
+                )
+            )
+        else:
+            found.append(absent("liger_kernel", "needs a GPU"))
+    except ImportError:
+        found.append(absent("liger_kernel", "not installed"))
+    return found
