@@ -38,6 +38,31 @@ class Tile:
         return options if self.registers is None else options | {"maxnreg": self.registers}
 
 
+LARGE_SHARED_MEMORY = 200 * 1024
+SMALL_TILES = {128: Tile(32, 32, 4, 1), 256: Tile(16, 16, 4, 1)}
+"""By padded D, for rows that are not all bf16 on a GPU with less shared memory than that: those of an A100
+(163 KiB) and of consumer cards (99 KiB). By ptxas for sm_80 and sm_89: fits, and spills least."""
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program can have; in the interpreter as on an H100."""
+    if device.type != "cuda":
+        return LARGE_SHARED_MEMORY
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def small_tile(constants: dict[str, Any], device: torch.device) -> Tile | None:
+    """The tile to take instead of the usual one where the device has no room for that; else None.
+
+    Args:
+        constants: from `arithmetic`.
+        device: to launch on.
+    """
+    if constants["ROW_PARTS"] == 1 or shared_memory(device) >= LARGE_SHARED_MEMORY:
+        return None
+    return SMALL_TILES.get(constants["PADDED_DIM"])
+
+
 def supports(pixel_embeddings: torch.Tensor, class_embeddings: torch.Tensor) -> bool:
     """True where the fused functions can take these two tensors.
 

@@ -1,10 +1,11 @@
 """Drives the loss kernels over chunks of pixels and collects the loss and both gradients."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 
-from models.fused_launch import Tile, arithmetic, class_terms, write_squared_lengths
+from models.fused_launch import Tile, arithmetic, class_terms, small_tile, write_squared_lengths
 
 WORK_BYTES = 32 * 2**20
 LOG2_E = 1.4426950408889634
@@ -33,11 +34,11 @@ FORWARD_TILES = {
     (128, False): Tile(128, 32, 8, 2),
     (256, False): Tile(64, 16, 8, 2),
 }
-CLASS_TILES = {
-    key: Tile(tile.classes, tile.pixels, tile.warps, tile.stages, tile.registers)
-    for key, tile in FORWARD_TILES.items()
-}
-"""The same with the roles exchanged: here the classes stay and the pixels pass."""
+
+
+def exchanged(tile: Tile) -> Tile:
+    """The tile of the class gradient: there the classes stay and the pixels pass."""
+    return dataclasses.replace(tile, pixels=tile.classes, classes=tile.pixels)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class LossPass:
         self.constants = arithmetic(pixel_dtype, class_embeddings.dtype, dim)
         self.constants["DISTANCE"] = plan.similarity == "distance"
         key = self.constants["PADDED_DIM"], self.constants["ROW_PARTS"] == 1
-        self.forward_tile, self.class_tile = FORWARD_TILES[key], CLASS_TILES[key]
+        self.forward_tile = small_tile(self.constants, device) or FORWARD_TILES[key]
+        self.class_tile = exchanged(self.forward_tile)
         self.classes = class_embeddings
         self.terms = class_terms(class_embeddings, plan.similarity, FAR_AWAY)
         self.plan = plan

@@ -2,7 +2,7 @@
 
 import torch
 
-from models.fused_launch import Tile, arithmetic, class_terms, on_device_of, require
+from models.fused_launch import Tile, arithmetic, class_terms, on_device_of, require, small_tile
 
 MAX_NEAREST = 64
 """Longest list that still fits a program's registers; ask `models.nearest` for more."""
@@ -52,9 +52,9 @@ def fused_nearest_classes(
     if len(pixels) == 0:
         return found
     constants = arithmetic(pixels.dtype, classes.dtype, dim)
+    tile = small_tile(constants, pixels.device) or SEARCH_TILES[constants["PADDED_DIM"]]
     for name in ("FACTOR_PARTS", "ROW_PARTS", "PART"):
         del constants[name]
-    tile = SEARCH_TILES[constants["PADDED_DIM"]]
     grid = (-(-len(pixels) // tile.pixels),)
     constants |= {"BLOCK_P": tile.pixels, "BLOCK_C": tile.classes, **tile.options()}
     factor = 2.0 if similarity == "distance" else 1.0

@@ -107,6 +107,20 @@ class TestTheLoss:
         )
         assert_same(found, with_gradients(plain_loss, pixels, classes, target, similarity=similarity))
 
+    @pytest.mark.parametrize("dim", [100, 256])
+    def test_equals_it_too_where_a_gpu_has_little_shared_memory(
+        self, dim: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(fused_launch, "shared_memory", lambda device: 99 * 1024)
+        tile = fused_launch.small_tile(fused_launch.arithmetic(torch.float32, torch.float32, dim), DEVICE)
+        assert tile in fused_launch.SMALL_TILES.values()
+        inputs = unit_rows(67, dim, 1), unit_rows(37, dim, 2), labels(67, 37)
+        assert_same(
+            with_gradients(fused.fused_exact_cross_entropy, *inputs), with_gradients(plain_loss, *inputs)
+        )
+        found = fused.fused_nearest_classes(inputs[0], inputs[1], 2)
+        assert torch.equal(found, torch.cdist(inputs[0].double(), inputs[1].double()).sort(1).indices[:, :2])
+
     def test_equals_the_torch_twin(self) -> None:
         losses = pytest.importorskip("models.losses", reason="models/losses.py is not there yet")
         inputs = unit_rows(90, 12, 1), unit_rows(70, 12, 2), labels(90, 70)
@@ -154,7 +168,9 @@ class TestTheLoss:
         monkeypatch.setattr(fused_loss, "CHUNK_PIXELS", 128)
         monkeypatch.setattr(fused_loss, "SLICE_PIXELS", 40)
         assert (
-            fused_loss.number_of_slices(70, 8, 128, fused_loss.WORK_BYTES, fused_loss.CLASS_TILES[16, False])
+            fused_loss.number_of_slices(
+                70, 8, 128, fused_loss.WORK_BYTES, fused_loss.exchanged(fused_loss.FORWARD_TILES[16, False])
+            )
             == 4
         )
         assert_same(with_gradients(fused.fused_exact_cross_entropy, *inputs), wanted)

@@ -1,5 +1,5 @@
-"""The fused kernels compile to machine code for an H100 or H200 (sm_90), which needs Triton and its ptxas, no
-GPU.
+"""The fused kernels compile to machine code for an H100 or H200 (sm_90) and for cards with less shared memory
+(sm_89), which needs Triton and its ptxas, no GPU.
 
 Run as a program, this file calls the public functions on CPU tensors, catches every launch, compiles it with
 its own tiles and constants, and prints one JSON line for each kernel; the test reads those lines. A process
@@ -20,7 +20,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-SHARED_MEMORY_OF_AN_H100 = 227 * 1024
+SHARED_MEMORY = {90: 227 * 1024, 89: 99 * 1024}
 POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
@@ -30,14 +30,14 @@ POINTERS = {
 }
 
 
-def compiled_kernels(*cases: str) -> list[dict[str, Any]]:
-    """What became of each launch of the given cases ("dtype:D:similarity")."""
+def compiled_kernels(architecture: int, case: str) -> list[dict[str, Any]]:
+    """What became of each launch of the given case ("dtype:D:similarity") for sm_`architecture`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
     with tempfile.TemporaryDirectory() as cache:
         environment["TRITON_CACHE_DIR"] = cache
         done = subprocess.run(
-            [sys.executable, __file__, *cases],
+            [sys.executable, __file__, str(architecture), case],
             env=environment,
             cwd=ROOT,
             capture_output=True,
@@ -59,18 +59,21 @@ def bundled(name: str) -> Path | None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(bundled("ptxas") is None, reason="Triton or its ptxas is not installed here")
-@pytest.mark.parametrize("case", ["float32:16:distance", "bfloat16:64:cosine"])
-def test_every_kernel_becomes_sm90_code_within_the_limits_of_the_machine(case: str) -> None:
-    kernels = compiled_kernels(case)
+@pytest.mark.parametrize(
+    ("architecture", "case"),
+    [(90, "float32:16:distance"), (90, "bfloat16:64:cosine"), (89, "float32:256:distance")],
+)
+def test_every_kernel_becomes_code_within_the_limits_of_the_machine(architecture: int, case: str) -> None:
+    kernels = compiled_kernels(architecture, case)
     heavy = {"loss_forward", "class_backward", "nearest_one", "nearest_many"}
     light = {"scale_in_place", "upsample_band", "add_band_gradient"}
     squares = {"squared_lengths"} if case.endswith("distance") else set()
     assert {kernel["name"] for kernel in kernels} == heavy | light | squares
     for kernel in kernels:
         assert kernel["code_bytes"] > 0
-        assert kernel["shared_memory"] <= SHARED_MEMORY_OF_AN_H100
+        assert kernel["shared_memory"] <= SHARED_MEMORY[architecture]
         if kernel["name"] in heavy:
-            assert kernel["matrix_unit"], f"{kernel['name']} does not use the matrix unit of sm_90"
+            assert kernel["matrix_unit"], f"{kernel['name']} does not use the matrix unit"
 
 
 def main() -> None:
@@ -78,8 +81,10 @@ def main() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from models import fused, fused_search_kernels, fused_upsample_kernels
+    from models import fused, fused_launch, fused_search_kernels, fused_upsample_kernels
 
+    architecture = int(sys.argv[1])
+    fused_launch.shared_memory = lambda device: SHARED_MEMORY[architecture]
     assert isinstance(fused_search_kernels.nearest_one, triton.JITFunction)
     assert isinstance(fused_upsample_kernels.upsample_band, triton.JITFunction)
     seen: set[str] = set()
@@ -104,21 +109,21 @@ def main() -> None:
             return
         seen.add(key)
         source = ASTSource(self, signature, fixed, attributes)
-        kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
         report = {
             "name": self.__name__,
             "signature": {name: kind for name, kind in signature.items() if kind.startswith("*")},
             "constants": {name: str(value) for name, value in fixed.items()},
             "shared_memory": kernel.metadata.shared,
             "code_bytes": len(kernel.asm["cubin"]),
-            "matrix_unit": "wgmma" in kernel.asm["ptx"],
+            "matrix_unit": ("wgmma" if architecture == 90 else "mma.sync") in kernel.asm["ptx"],
             **resources(kernel.asm["cubin"]),
         }
         print(json.dumps(report), flush=True)
 
     triton.JITFunction.run = compile_instead
     os.environ["TRITON_INTERPRET"] = "1"  # after the import: lets CPU tensors pass, interprets nothing
-    for case in sys.argv[1:]:
+    for case in sys.argv[2:]:
         dtype_name, dim, similarity = case.split(":")
         dtype = getattr(torch, dtype_name)
         pixels = torch.zeros(200, int(dim), dtype=dtype, requires_grad=True)
