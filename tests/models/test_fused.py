@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from models import fused, fused_launch, fused_loss, nearest
+from tests.interpreter import WHY_NOT
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed here")
+needs_triton = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 
 @pytest.fixture(autouse=True)
