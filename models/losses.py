@@ -24,6 +24,7 @@ from models.nearest import (
     nearest_classes,
     to_kernel_dtype,
 )
+from models.upsampling import full_resolution_rows
 
 
 @torch.compiler.disable
@@ -54,10 +55,11 @@ def exact_cross_entropy(
         Scalar in float32 (float64 for float64 inputs): zero, with zero gradients, if no pixel is labelled.
 
     Raises:
-        ValueError: shapes that do not fit together, a target outside its range, an unknown similarity, a
-            temperature that is not positive.
+        ValueError: shapes that do not fit together, an unknown similarity, a temperature that is not
+            positive; a target outside its range (with the fused CUDA kernels the loss is NaN instead, since
+            looking for it would stall the GPU).
     """
-    _check(pixel_embeddings, class_embeddings, target, temperature, similarity, ignore_index)
+    _check(pixel_embeddings, class_embeddings, target, temperature, similarity)
     fused = fused_kernels(pixel_embeddings, class_embeddings)
     if fused is not None:
         return fused.fused_exact_cross_entropy(
@@ -68,6 +70,7 @@ def exact_cross_entropy(
             similarity=similarity,
             ignore_index=ignore_index,
         )
+    _check_classes(target, len(class_embeddings), ignore_index)
     return ExactCrossEntropy.apply(
         pixel_embeddings,
         class_embeddings,
@@ -78,6 +81,66 @@ def exact_cross_entropy(
         ignore_index,
         work_bytes,
         torch.is_grad_enabled(),
+    )
+
+
+@torch.compiler.disable
+def exact_cross_entropy_of_maps(
+    pixel_embeddings: Tensor,
+    class_embeddings: Tensor,
+    target: Tensor,
+    *,
+    temperature: float = 0.05,
+    similarity: Similarity = "distance",
+    ignore_index: int = -1,
+    work_bytes: int = WORK_BYTES,
+) -> Tensor:
+    """Compute `exact_cross_entropy` at the target's resolution, of embeddings at a lower one.
+
+    They are upsampled bilinearly (not normalised again). On CUDA that is folded into the fused kernels:
+    embeddings at full resolution exist for a band of rows at a time. Elsewhere they are all made.
+
+    Args:
+        pixel_embeddings: (N, D, h, w) float.
+        class_embeddings: (C, D) float.
+        target: (N, H, W) int64, 0..C-1 or `ignore_index`.
+        temperature: divides the similarities.
+        similarity: "distance" or "cosine".
+        ignore_index: target of pixels that take no part.
+        work_bytes: size of the work buffer in bytes.
+
+    Returns:
+        Scalar, as `exact_cross_entropy`.
+
+    Raises:
+        ValueError: as `exact_cross_entropy`.
+    """
+    if pixel_embeddings.dim() != 4 or target.dim() != 3 or len(pixel_embeddings) != len(target):
+        raise ValueError(
+            f"pixel_embeddings has shape {tuple(pixel_embeddings.shape)} and target {tuple(target.shape)}; "
+            "allowed are (N, D, h, w) and (N, H, W)"
+        )
+    some_rows = pixel_embeddings[:0].movedim(1, -1).flatten(0, 2)  # (0, D): what can be checked of the maps
+    _check(some_rows, class_embeddings, target.flatten()[:0], temperature, similarity)
+    fused = fused_kernels(pixel_embeddings, class_embeddings)
+    if fused is not None:
+        return fused.fused_exact_cross_entropy_upsampled(
+            to_kernel_dtype(pixel_embeddings),
+            to_kernel_dtype(class_embeddings),
+            target,
+            temperature=temperature,
+            similarity=similarity,
+            ignore_index=ignore_index,
+            work_bytes=work_bytes,
+        )
+    return exact_cross_entropy(
+        full_resolution_rows(pixel_embeddings, target.shape[-2:]),
+        class_embeddings,
+        target.flatten(),
+        temperature=temperature,
+        similarity=similarity,
+        ignore_index=ignore_index,
+        work_bytes=work_bytes,
     )
 
 
@@ -114,7 +177,8 @@ def knn_cross_entropy(
     Raises:
         ValueError: as `exact_cross_entropy`, and `num_negatives` below 1.
     """
-    _check(pixel_embeddings, class_embeddings, target, temperature, similarity, ignore_index)
+    _check(pixel_embeddings, class_embeddings, target, temperature, similarity)
+    _check_classes(target, len(class_embeddings), ignore_index)
     _check_num_negatives(num_negatives)
     return KnnCrossEntropy.apply(
         pixel_embeddings,
@@ -166,7 +230,8 @@ def sampled_cross_entropy(
     Raises:
         ValueError: as `exact_cross_entropy`, and `num_negatives` below 1.
     """
-    _check(pixel_embeddings, class_embeddings, target, temperature, similarity, ignore_index)
+    _check(pixel_embeddings, class_embeddings, target, temperature, similarity)
+    _check_classes(target, len(class_embeddings), ignore_index)
     _check_num_negatives(num_negatives)
     device, num_classes = class_embeddings.device, len(class_embeddings)
     labelled = target[target != ignore_index]
@@ -237,7 +302,6 @@ def _check(
     target: Tensor,
     temperature: float,
     similarity: str,
-    ignore_index: int,
 ) -> None:
     check_embeddings(pixel_embeddings, class_embeddings)
     check_similarity(similarity)
@@ -250,8 +314,11 @@ def _check(
         )
     if target.device != pixel_embeddings.device:
         raise ValueError(f"target is on {target.device}, the embeddings are on {pixel_embeddings.device}")
-    num_classes = len(class_embeddings)
-    if len(target) == 0:
+
+
+def _check_classes(target: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Looks at every target, for which the host waits: the fused kernels answer with NaN instead."""
+    if target.numel() == 0:
         return
     lowest, highest = target.masked_fill(target == ignore_index, 0).aminmax()
     wrong = int(lowest) if lowest < 0 else int(highest)

@@ -22,13 +22,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from models.heads import EmbeddingHead
 from models.nearest import nearest_classes
 from models.segmenter import Segmenter
-from pipeline.objective import (
-    Losses,
-    draw_pixels,
-    embedding_cross_entropy,
-    full_resolution_rows,
-    segmentation_losses,
-)
+from models.upsampling import full_resolution_rows, rows_of_pixels
+from pipeline.objective import Losses, embedding_cross_entropy, softmax_losses
 from pipeline.settings import LossSettings
 
 _FEW_CLASSES = 64
@@ -125,18 +120,17 @@ def losses_without_values(
         settings: which loss.
         work: from `probe_work_memory`; unused for the softmax head, whose loss needs no values.
     """
-    head = segmenter.head
+    head, size = segmenter.head, target.shape[-2:]
+    if settings.pixel_budget is None:
+        rows, targets = full_resolution_rows(output, size), target.flatten()
+    else:
+        pixels = torch.arange(min(settings.pixel_budget, target.numel()))
+        rows, targets = rows_of_pixels(output, size, pixels), target.flatten().index_select(0, pixels)
     if not isinstance(head, EmbeddingHead):
-        return segmentation_losses(segmenter, output, target, settings)
+        return softmax_losses(rows, targets)
     assert work is not None
-    pixel_embeddings = full_resolution_rows(output, target.shape[-2:])  # (P, D)
-    if settings.pixel_budget is not None:
-        every_pixel = torch.arange(target.numel())
-        pixel_embeddings, _ = draw_pixels(
-            pixel_embeddings, target.flatten(), every_pixel, settings.pixel_budget
-        )
     class_embeddings = head.class_embeddings
-    total = _Allocate.apply(pixel_embeddings, class_embeddings, work.of_cross_entropy(len(pixel_embeddings)))
+    total = _Allocate.apply(rows, class_embeddings, work.of_cross_entropy(len(rows)))
     separation = torch.zeros_like(total)
     if settings.separation_weight > 0 and len(class_embeddings) > 1:
         separation = _Allocate.apply(class_embeddings[:1], class_embeddings, work.separation)

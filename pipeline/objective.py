@@ -2,21 +2,29 @@
 
 The output is upsampled bilinearly to the target's size and handed, as rows, to the embedding losses of
 `models.losses`, which leave out unlabelled pixels. The softmax baseline is left as it is usually built:
-full-resolution logits of every class, since their memory is what is being compared against.
+full-resolution logits of every class, since their memory is what is being compared against. A pixel budget
+holds for both: only the pixels drawn are upsampled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models.heads import EmbeddingHead
-from models.losses import exact_cross_entropy, knn_cross_entropy, sampled_cross_entropy, separation_loss
+from models.losses import (
+    exact_cross_entropy,
+    exact_cross_entropy_of_maps,
+    knn_cross_entropy,
+    sampled_cross_entropy,
+    separation_loss,
+)
 from models.segmenter import Segmenter
+from models.upsampling import full_resolution_rows, rows_of_pixels
 from pipeline.data.dataset import IGNORE_INDEX
 from pipeline.settings import LossSettings
 
@@ -49,15 +57,15 @@ def segmentation_losses(
     Returns:
         The losses; a batch without labelled pixels gives a finite zero cross-entropy.
     """
-    rows, targets = full_resolution_rows(output, target.shape[-2:]), target.flatten()
     head = segmenter.head
     if not isinstance(head, EmbeddingHead):
-        labelled = (targets != IGNORE_INDEX).sum().clamp(min=1)
-        summed = F.cross_entropy(rows, targets, ignore_index=IGNORE_INDEX, reduction="sum")
-        return Losses(summed / labelled, (summed / labelled).detach(), torch.zeros_like(summed).detach())
-    rows, targets = _within_budget(rows, targets, settings.pixel_budget, generator)
+        return softmax_losses(*labelled_rows(output, target, settings.pixel_budget, generator))
     class_embeddings = head.class_embeddings  # (C, D), normalised once for both terms
-    cross_entropy = embedding_cross_entropy(rows, class_embeddings, targets, settings, generator)
+    if settings.name == "exact" and settings.pixel_budget is None:
+        cross_entropy = exact_cross_entropy_of_maps(output, class_embeddings, target, **_common(settings))
+    else:
+        rows, targets = labelled_rows(output, target, settings.pixel_budget, generator)
+        cross_entropy = embedding_cross_entropy(rows, class_embeddings, targets, settings, generator)
     total, separation = cross_entropy, torch.zeros_like(cross_entropy)
     if settings.separation_weight > 0 and len(class_embeddings) > 1:
         separation = separation_loss(
@@ -69,44 +77,44 @@ def segmentation_losses(
     return Losses(total, cross_entropy.detach(), separation.detach())
 
 
-def _within_budget(
-    rows: Tensor, targets: Tensor, budget: int | None, generator: torch.Generator | None
+def softmax_losses(logits: Tensor, targets: Tensor) -> Losses:
+    """The baseline's: mean cross-entropy of (P, C) logits over the labelled of (P,) targets."""
+    labelled = (targets != IGNORE_INDEX).sum().clamp(min=1)
+    mean = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum") / labelled
+    return Losses(mean, mean.detach(), torch.zeros_like(mean).detach())
+
+
+def labelled_rows(
+    output: Tensor, target: Tensor, budget: int | None, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    if budget is None:
-        return rows, targets
-    return draw_pixels(rows, targets, torch.nonzero(targets != IGNORE_INDEX).squeeze(1), budget, generator)
+    """The output at every pixel and the targets; with a budget, at so many labelled pixels at most.
 
-
-def draw_pixels(
-    rows: Tensor, targets: Tensor, labelled: Tensor, budget: int, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """At most `budget` of the labelled rows, each as likely as any other, and their targets.
-
-    The mean over them estimates the mean over all. The loss's arithmetic is proportional to the rows, which
-    is most of a step on a CPU; the network's does not change.
+    Each labelled pixel is as likely as any other to be drawn, so the mean over them estimates the mean over
+    all. The loss's arithmetic is proportional to the rows, which is most of a step on a CPU; the network's
+    does not change.
 
     Args:
-        rows: (P, K).
-        targets: (P,).
-        labelled: (L,) int64, the rows to draw from.
-        budget: how many to keep.
-        generator: on the device of the rows.
+        output: (N, K, h, w).
+        target: (N, H, W) int64.
+        budget: how many pixels to keep; None keeps all, the unlabelled too.
+        generator: on the device of the output.
+
+    Returns:
+        float32 rows (P, K), int64 targets (P,).
     """
-    if len(labelled) > budget:
-        order = torch.randperm(len(labelled), generator=generator, device=labelled.device)
-        labelled = labelled[order[:budget]]
-    return rows.index_select(0, labelled), targets.index_select(0, labelled)
+    size, targets = target.shape[-2:], target.flatten()
+    if budget is None:
+        return full_resolution_rows(output, size), targets
+    pixels = draw_pixels(targets, budget, generator)
+    return rows_of_pixels(output, size, pixels), targets.index_select(0, pixels)
 
 
-def full_resolution_rows(output: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, K, h, w) upsampled bilinearly to `size` (H, W), as float32 rows (N * H * W, K).
-
-    With the channels last in memory the rows are a view of the upsampled map: no copy, and losses of rows are
-    several times faster on the CPU than of maps, and deterministic on the GPU.
-    """
-    channels_last = output.float().contiguous(memory_format=torch.channels_last)
-    upsampled = F.interpolate(channels_last, size=tuple(size), mode="bilinear", align_corners=False)
-    return upsampled.permute(0, 2, 3, 1).reshape(-1, output.shape[1])
+def draw_pixels(targets: Tensor, budget: int, generator: torch.Generator | None = None) -> Tensor:
+    """(B,) int64: which of the (P,) targets to keep, labelled ones all and at most `budget`."""
+    labelled = torch.nonzero(targets != IGNORE_INDEX).squeeze(1)
+    if len(labelled) <= budget:
+        return labelled
+    return labelled[torch.randperm(len(labelled), generator=generator, device=labelled.device)[:budget]]
 
 
 def embedding_cross_entropy(
@@ -117,12 +125,7 @@ def embedding_cross_entropy(
     generator: torch.Generator | None,
 ) -> Tensor:
     """The cross-entropy that the settings name, of rows (P, D) against classes (C, D)."""
-    common = {
-        "temperature": settings.temperature,
-        "similarity": settings.similarity,
-        "ignore_index": IGNORE_INDEX,
-        "work_bytes": settings.work_memory_mib * 2**20,
-    }
+    common = _common(settings)
     if settings.name == "exact":
         return exact_cross_entropy(pixel_embeddings, class_embeddings, target, **common)
     if settings.name == "knn":
@@ -137,3 +140,12 @@ def embedding_cross_entropy(
         generator=generator,
         **common,
     )
+
+
+def _common(settings: LossSettings) -> dict[str, Any]:
+    return {
+        "temperature": settings.temperature,
+        "similarity": settings.similarity,
+        "ignore_index": IGNORE_INDEX,
+        "work_bytes": settings.work_memory_mib * 2**20,
+    }

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import fused, fused_launch, fused_loss, nearest
+from models import fused, fused_launch, fused_loss, losses, nearest
 from tests.interpreter import WHY_NOT
 
 HAS_GPU = torch.cuda.is_available()
@@ -340,6 +340,46 @@ class TestTheUpsampledLoss:
 
 
 @needs_triton
+class TestAsTheLossesOfTensorsOnCuda:
+    """`models.losses` chooses the kernels for CUDA tensors; here it is told that it may, on any device."""
+
+    @pytest.mark.parametrize("similarity", ["distance", "cosine"])
+    def test_the_loss_of_maps_is_that_of_the_torch_twin(
+        self, similarity: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        maps = unit_rows(2 * 3 * 4, 6, 1).reshape(2, 3, 4, 6).permute(0, 3, 1, 2)
+        inputs = maps, unit_rows(37, 6, 2), labels(2 * 9 * 13, 37).reshape(2, 9, 13)
+        wanted = with_gradients(losses.exact_cross_entropy_of_maps, *inputs, similarity=similarity)
+        self._allow(monkeypatch, "fused_exact_cross_entropy_upsampled")
+        found = with_gradients(losses.exact_cross_entropy_of_maps, *inputs, similarity=similarity)
+        assert self.calls == 1
+        assert_same(found, wanted)
+
+    def test_the_loss_of_rows_is_that_of_the_torch_twin(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        inputs = unit_rows(50, 6, 1), unit_rows(37, 6, 2), labels(50, 37)
+        wanted = with_gradients(losses.exact_cross_entropy, *inputs)
+        self._allow(monkeypatch, "fused_exact_cross_entropy")
+        found = with_gradients(losses.exact_cross_entropy, *inputs)
+        assert self.calls == 1
+        assert_same(found, wanted)
+
+    def test_a_target_that_is_no_class_makes_the_loss_nan(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._allow(monkeypatch, "fused_exact_cross_entropy")
+        target = torch.full((5,), 37, device=DEVICE)
+        assert losses.exact_cross_entropy(unit_rows(5, 6, 1), unit_rows(37, 6, 2), target).isnan()
+
+    def _allow(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.calls, function = 0, getattr(fused, name)
+
+        def counting(*arguments: Any, **options: Any) -> torch.Tensor:
+            self.calls += 1
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(fused, name, counting)
+        monkeypatch.setattr(losses, "fused_kernels", lambda pixels, classes: fused)
+
+
+@needs_triton
 class TestTheSearch:
     @pytest.mark.parametrize("similarity", ["distance", "cosine"])
     @pytest.mark.parametrize(
@@ -357,7 +397,7 @@ class TestTheSearch:
     def test_among_equals_the_lower_id_comes_first(self, k: int) -> None:
         """Every class three times, in the same tile of classes and in later ones.
 
-        In sixteenths, so that every product is exact: rounded, it may depend on a class's place in a tile.
+        In sixteenths, so that every product is exact: rounded, it may depend on where a class stands.
         """
         pixels, once = ((unit_rows(count, 6, seed) * 16).round() / 16 for count, seed in ((33, 1), (40, 2)))
         classes = torch.cat([once, once, once])

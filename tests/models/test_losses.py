@@ -12,7 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.losses import exact_cross_entropy, knn_cross_entropy, sampled_cross_entropy, separation_loss
+from models.losses import (
+    exact_cross_entropy,
+    exact_cross_entropy_of_maps,
+    knn_cross_entropy,
+    sampled_cross_entropy,
+    separation_loss,
+)
 
 SIMILARITIES = ["distance", "cosine"]
 
@@ -114,6 +120,35 @@ def test_the_gradients_are_those_of_finite_differences(loss, similarity, work_by
         loss, target=target, similarity=similarity, work_bytes=work_bytes, temperature=0.3
     )
     assert torch.autograd.gradcheck(call, (pixels, classes))
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_the_loss_of_maps_is_that_of_their_upsampled_pixels(similarity):
+    maps = torch.randn(2, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+    classes = torch.randn(11, 3, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(-1, 11, (2, 5, 7), generator=torch.Generator().manual_seed(0))
+    options = {"similarity": similarity, "temperature": 0.3}
+    upsampled = F.interpolate(maps, size=(5, 7), mode="bilinear", align_corners=False)
+    rows = upsampled.movedim(1, -1).reshape(-1, 3)
+    loss = exact_cross_entropy_of_maps(maps, classes, target, **options)
+    torch.testing.assert_close(loss, exact_cross_entropy(rows, classes, target.flatten(), **options))
+    call = functools.partial(exact_cross_entropy_of_maps, target=target, **options)
+    assert torch.autograd.gradcheck(call, (maps, classes))
+
+
+@pytest.mark.parametrize(
+    ("maps", "target", "message"),
+    [
+        ((4, 3), (4,), r"allowed are \(N, D, h, w\) and \(N, H, W\)"),
+        ((2, 3, 2, 2), (1, 4, 4), r"allowed are \(N, D, h, w\) and \(N, H, W\)"),
+        ((2, 5, 2, 2), (2, 4, 4), "same embedding_dim"),
+    ],
+)
+def test_maps_that_do_not_fit_are_refused(maps, target, message):
+    with pytest.raises(ValueError, match=message):
+        exact_cross_entropy_of_maps(
+            torch.zeros(maps), torch.zeros(7, 3), torch.zeros(target, dtype=torch.int64)
+        )
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)

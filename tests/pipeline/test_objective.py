@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from models.segmenter import SegmenterArguments, build_segmenter
-from pipeline.objective import draw_pixels, full_resolution_rows, segmentation_losses
+from pipeline.objective import draw_pixels, labelled_rows, segmentation_losses
 from pipeline.settings import LossSettings
 
 
@@ -83,23 +83,18 @@ def test_separation_is_weighted_and_can_be_left_out(target: torch.Tensor) -> Non
     assert without.separation == 0
 
 
-def test_rows_are_the_upsampled_map_pixel_by_pixel() -> None:
-    output = torch.randn(2, 5, 4, 6)
-    rows = full_resolution_rows(output, (13, 22))
-    upsampled = F.interpolate(output, size=(13, 22), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(rows.view(2, 13, 22, 5), upsampled.permute(0, 2, 3, 1))
-
-
-def test_a_budget_of_all_pixels_is_no_budget(target: torch.Tensor) -> None:
-    segmenter = build("embedding")
+@pytest.mark.parametrize("head", ["embedding", "softmax"])
+def test_a_budget_of_all_pixels_is_no_budget(head: str, target: torch.Tensor) -> None:
+    segmenter = build(head)
     output = segmenter(torch.rand(2, 3, 30, 42))
     whole = segmentation_losses(segmenter, output, target, LossSettings())
     enough = segmentation_losses(segmenter, output, target, LossSettings(pixel_budget=2 * 30 * 42))
     torch.testing.assert_close(enough.cross_entropy, whole.cross_entropy)
 
 
-def test_a_pixel_budget_estimates_the_loss_over_all_labelled_pixels(target: torch.Tensor) -> None:
-    segmenter = build("embedding")
+@pytest.mark.parametrize("head", ["embedding", "softmax"])
+def test_a_pixel_budget_estimates_the_loss_over_all_labelled_pixels(head: str, target: torch.Tensor) -> None:
+    segmenter = build(head)
     output = segmenter(torch.rand(2, 3, 30, 42)).detach()
     whole = float(segmentation_losses(segmenter, output, target, LossSettings()).cross_entropy)
     generator = torch.Generator().manual_seed(3)
@@ -113,16 +108,23 @@ def test_a_pixel_budget_estimates_the_loss_over_all_labelled_pixels(target: torc
     assert abs(sum(draws) / 60 - whole) < 4 * float(spread) / 60**0.5
 
 
-def test_a_budgets_pixels_are_labelled_distinct_and_the_generators() -> None:
-    rows = torch.arange(50.0).unsqueeze(1)
-    labelled = torch.arange(10, 40)
+def test_a_budgets_rows_are_those_of_the_pixels_drawn(target: torch.Tensor) -> None:
+    output = torch.randn(2, 5, 8, 11)
+    every_row, every_target = labelled_rows(output, target, None)
+    rows, targets = labelled_rows(output, target, 40, torch.Generator().manual_seed(0))
+    pixels = draw_pixels(target.flatten(), 40, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rows, every_row[pixels])
+    assert torch.equal(targets, every_target[pixels])
 
-    def draw(seed: int) -> list[float]:
-        generator = torch.Generator().manual_seed(seed)
-        kept, targets = draw_pixels(rows, torch.arange(50), labelled, 7, generator)
-        assert kept.squeeze(1).tolist() == targets.tolist()
-        return kept.squeeze(1).tolist()
+
+def test_a_budgets_pixels_are_labelled_distinct_and_the_generators() -> None:
+    targets = torch.full((50,), -1)
+    targets[10:40] = 3
+
+    def draw(seed: int) -> list[int]:
+        return draw_pixels(targets, 7, torch.Generator().manual_seed(seed)).tolist()
 
     assert len(set(draw(0))) == 7
     assert set(draw(0)) <= set(range(10, 40))
     assert draw(0) == draw(0) != draw(1)
+    assert draw_pixels(targets, 30).tolist() == list(range(10, 40))
