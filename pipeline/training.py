@@ -164,6 +164,8 @@ class _Training:
             progress,
             traced(self.settings.train, self.folder.trace) as step_done,
         ):
+            if self.step == 0:
+                self._save_last()  # killed before the next one, it still goes on in the same tracked run
             self._validate_if_due()  # where it was stopped, or killed, before that was done
             self.early_save.between_steps()
             for batch in self.wait.timed(self._batches()):

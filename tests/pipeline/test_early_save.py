@@ -12,7 +12,7 @@ import pytest
 from test_training import Recorder, same_weights
 
 from pipeline import early_save, train_step
-from pipeline.checkpoint import load_checkpoint
+from pipeline.checkpoint import Checkpoint, load_checkpoint
 from pipeline.run_folder import RunFolder, checkpoint_folder
 from pipeline.runtime import Interrupted
 from pipeline.settings import Settings
@@ -54,7 +54,8 @@ def test_a_signal_in_a_long_step_saves_the_state_before_it(
     undisturbed, first, second = Recorder(), Recorder(), Recorder()
     train(settings, undisturbed, folder=settings.project / "whole")
     last = checkpoint_folder(settings) / "last.safetensors"
-    stop_in_step(monkeypatch, 4, last.exists)
+    both = last, last.with_name("previous.safetensors")  # the one before is that of the start
+    stop_in_step(monkeypatch, 4, lambda: all(path.exists() for path in both))
     with pytest.raises(Interrupted) as caught:
         train(settings, first)
     assert caught.value.exit_code == 143
@@ -72,14 +73,16 @@ def test_a_signal_in_a_long_step_saves_the_state_before_it(
 def test_where_the_early_save_fails_the_step_is_ended_and_the_failure_told(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = []
+    tried, save = [], RunFolder.save_last
 
-    def full(*arguments: object) -> None:
-        tried.append(1)
+    def full(self: RunFolder, checkpoint: Checkpoint) -> None:
+        if checkpoint.step == 0:
+            return save(self, checkpoint)
+        tried.append(checkpoint.step)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(RunFolder, "save_last", full)
     stop_in_step(monkeypatch, 2, lambda: tried)
     with pytest.raises(OSError, match="No space left"):
         train(settings, Recorder())
-    assert len(tried) == 2  # early, and again after the step
+    assert tried == [1, 2]  # early, and again after the step
