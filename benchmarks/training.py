@@ -265,15 +265,15 @@ def main(
     decoder: Annotated[
         str, typer.Option(help="Ours; smp's ASPP is as separable.")
     ] = "deeplabv3plus_separable",
-    crop: Annotated[int, typer.Option(min=32)] = 192,
+    crop: Annotated[int, typer.Option(min=32)] = 256,
     batch: Annotated[int, typer.Option(min=1)] = 2,
     classes: Annotated[list[int] | None, typer.Option(help="Default: 19, 1,284 and 10,000.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each.")] = 3,
     precision: Annotated[str, typer.Option(help="fp32, bf16, or fp16 on a GPU.")] = "fp32",
     channels_last: Annotated[bool, typer.Option("--channels-last")] = False,
     pixel_budget: Annotated[
         int, typer.Option(help="loss.pixel_budget of further rows; 0: none.", min=0)
-    ] = 8_192,
+    ] = 16_384,
     threads: Annotated[int | None, typer.Option(help="Of the CPU; default: all.", min=1)] = None,
     keep: Annotated[bool, typer.Option("--save", help="Write the result to benchmarks/results/.")] = False,
 ) -> None:
