@@ -21,7 +21,7 @@ def describe_machine(device: str) -> str:
         f"device {_device(device)}",
         f"python {platform.python_version()}, torch {torch.__version__}",
     ]
-    for name in ("triton", "cut-cross-entropy", "liger-kernel"):
+    for name in ("timm", "triton", "cut-cross-entropy", "liger-kernel", "segmentation-models-pytorch"):
         try:
             lines.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:

@@ -1,79 +1,82 @@
 """A full training step: images a second and peak memory, for few and for many classes, beside its peers.
 
-    python -m benchmarks.training --crop 128 --batch 2 --threads 2 --save
+    python -m benchmarks.training --threads 2 --save
     python -m benchmarks.training --device cuda --crop 512 --batch 10 --precision bf16 --channels-last --save
-    python -m benchmarks.training --root DATASET --step-seconds 0.4 --batch 10 --crop 512
 
 Every candidate takes the step that `pipeline.training` takes (forward, loss, backward, SGD with momentum), in
 turns, on one synthetic batch with every pixel labelled: `embedding` is ours with the exact loss, `softmax`
 our network with the usual head, `smp` the DeepLabV3Plus of segmentation_models_pytorch with the same timm
-backbone and plain cross-entropy, where installed (`uv pip install segmentation-models-pytorch`). Its decoder
-is made of depthwise separable convolutions; ours, as the paper's, of dense ones by default, and in the rows
-`separable` of such ones too; `smp dense` has a dense ASPP. The fastest of the steps counts. Memory is the
-most that torch's allocator held, the model, its gradients and momentum included.
+backbone and plain cross-entropy of all pixels. Its decoder is made of depthwise separable convolutions, and
+so is ours here unless --decoder says otherwise. The rows that name a number of pixels hand no more than these
+to the loss (`loss.pixel_budget`).
 
-With --root instead: how long a loop whose step takes --step-seconds waits for its batches. The loop sleeps
-meanwhile, as the CPU does while a GPU computes.
+The fastest of the steps counts. The column `loss` is the loss alone, forward and backward from the network's
+output on. Memory is the most that torch's allocator held, the model, its gradients and momentum included. A
+candidate whose logits are predicted not to fit is not tried.
 """
 
 from __future__ import annotations
 
 import gc
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 import typer
 
 from benchmarks.record import describe_machine, save
+from models.heads import EmbeddingHead
 from pipeline.arithmetic import arithmetic, autocast
-from pipeline.data.bootstrap import bootstrap
-from pipeline.data.dataset import SegmentationDataset
-from pipeline.data.loaders import Batch, train_loader
-from pipeline.data.transforms import TrainTransform
-from pipeline.data_wait import DataWait
-from pipeline.memory import allocated_cpu_bytes, with_changes
+from pipeline.batch_fit import USABLE, capacity_bytes
+from pipeline.data.loaders import Batch
+from pipeline.memory import allocated_cpu_bytes, predict_bytes, with_changes
 from pipeline.network import build_network
+from pipeline.objective import segmentation_losses
 from pipeline.runtime import choose_device, is_out_of_memory, run, set_threads
 from pipeline.settings import DataSettings, Settings
-from pipeline.train_state import TrainState
 from pipeline.train_step import Optimisation
+
+try:
+    import segmentation_models_pytorch as smp
+except ImportError:
+    smp = None
 
 MIB = 2**20
 CLASSES = (19, 1_284, 10_000)
+BACKBONES = {"cpu": "mobilenetv2_100", "cuda": "resnet50"}
 Step = Callable[[], object]
 
 
-def candidates(settings: Settings) -> dict[str, Callable[[int, torch.device], Step]]:
-    """By name, what makes a step from the number of classes and the device."""
+@dataclass
+class Row:
+    """One candidate at one number of classes."""
 
-    def ours(head: str, **model: object) -> Callable[[int, torch.device], Step]:
-        changed = with_changes(settings, model={"head": head, **model})
-        return lambda classes, device: own_step(changed, classes, device)
+    name: str
+    classes: int
+    seconds: float = float("inf")
+    loss_seconds: float | None = None
+    peak_bytes: int | None = None
 
-    cheaper = "deeplabv3plus_separable"
-    found = {
-        "embedding": ours("embedding"),
-        "softmax": ours("softmax"),
-        "embedding separable": ours("embedding", decoder=cheaper),
-        "softmax separable": ours("softmax", decoder=cheaper),
-    }
-    try:
-        import segmentation_models_pytorch as smp
-    except ImportError:
-        print("smp is left out: uv pip install segmentation-models-pytorch", file=sys.stderr)
+
+def candidates(settings: Settings, budget: int | None) -> dict[str, Settings | None]:
+    """By name the settings of each of our candidates; None for the peer."""
+    found: dict[str, Settings | None] = {}
+    for pixels in (None, budget) if budget else (None,):
+        for head in ("embedding", "softmax"):
+            changed = with_changes(settings, model={"head": head})
+            loss = settings.loss.model_copy(update={"pixel_budget": pixels})
+            name = head if pixels is None else f"{head}, {pixels:,} px"
+            found[name] = changed.model_copy(update={"loss": loss})
+    if smp is None:
+        print("smp is left out: segmentation-models-pytorch is not installed", file=sys.stderr)
         return found
-
-    def peer(separable: bool) -> Callable[[int, torch.device], Step]:
-        return lambda classes, device: smp_step(smp, settings, classes, device, separable=separable)
-
-    return {**found, "smp": peer(True), "smp dense": peer(False)}
+    return {**found, "smp": None}
 
 
 def synthetic(settings: Settings, classes: int) -> Batch:
@@ -92,15 +95,33 @@ def own_step(settings: Settings, classes: int, device: torch.device) -> Step:
     return lambda: optimisation.step(batch, 0)
 
 
-def smp_step(smp: Any, settings: Settings, classes: int, device: torch.device, *, separable: bool) -> Step:
-    """The peer's network with full-resolution logits; `separable`: the 3x3 convolutions of its ASPP."""
+def own_loss(settings: Settings, classes: int, device: torch.device) -> Step:
+    """What of that step comes after the network's output: upsampling and loss, forward and backward."""
+    segmenter = build_network(settings.model, classes).to(device)
+    batch, generator = synthetic(settings, classes), torch.Generator(device).manual_seed(0)
+    target, channels = batch.target.to(device), classes
+    if isinstance(segmenter.head, EmbeddingHead):
+        channels = settings.model.embedding_dim
+    side = -(-settings.train.crop_size // 4)
+    values = torch.randn(len(target), channels, side, side, generator=generator, device=device)
+    output = F.normalize(values).requires_grad_()
+
+    def step() -> None:
+        losses = segmentation_losses(segmenter, output, target, settings.loss, generator)
+        torch.autograd.grad(losses.total, [output])
+
+    return step
+
+
+def smp_step(settings: Settings, classes: int, device: torch.device) -> Step:
+    """The peer's network with full-resolution logits; its ASPP is as separable as ours."""
     options, model = settings.train, settings.model
     network = smp.DeepLabV3Plus(
         f"tu-{model.backbone}",
         encoder_weights=None,
         encoder_output_stride=model.output_stride,
         decoder_channels=model.decoder_channels,
-        decoder_aspp_separable=separable,
+        decoder_aspp_separable=model.decoder == "deeplabv3plus_separable",
         classes=classes,
     )
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
@@ -120,39 +141,41 @@ def smp_step(smp: Any, settings: Settings, classes: int, device: torch.device, *
     return step
 
 
-@dataclass
-class Row:
-    """One candidate at one number of classes."""
+def measure(
+    settings: Settings, budget: int | None, classes: int, device: torch.device, repeats: int
+) -> list[Row]:
+    """A row for each candidate; all of them take turns."""
+    rows: list[Row] = []
+    steps: list[tuple[Row, Step, Step | None]] = []
+    for name, own in candidates(settings, budget).items():
+        row = Row(name, classes)
+        rows.append(row)
+        dense = with_changes(settings, model={"head": "softmax"})  # as the peer's logits are
+        if predict_bytes(own or dense, classes) > USABLE * capacity_bytes(device):
+            continue
+        make = partial(own_step, own) if own else partial(smp_step, settings)
+        row.peak_bytes = peak_bytes(lambda make=make: make(classes, device), device)
+        if row.peak_bytes is not None:
+            loss = own_loss(own, classes, device) if own else None
+            steps.append((row, make(classes, device), loss))
+    for turn in range(repeats + 1):
+        for row, step, loss in steps:
+            seconds, of_loss = seconds_of(step, device), seconds_of(loss, device) if loss else None
+            if turn == 0:
+                continue  # warms up
+            row.seconds = min(row.seconds, seconds)
+            if of_loss is not None:
+                row.loss_seconds = min(row.loss_seconds or of_loss, of_loss)
+    del steps
+    gc.collect()
+    return rows
 
-    name: str
-    classes: int
-    seconds: float = float("inf")
-    peak_bytes: int | None = None
 
-
-def measure(settings: Settings, counts: list[int], device: torch.device, repeats: int) -> Iterator[list[Row]]:
-    """For each number of classes, a row for each candidate; all of them take turns."""
-    for classes in counts:
-        rows, steps = [], []
-        for name, make in candidates(settings).items():
-            row = Row(name, classes)
-            rows.append(row)
-            row.peak_bytes = peak_bytes(make, classes, device)
-            if row.peak_bytes is not None:
-                steps.append((row, make(classes, device)))
-        for _ in range(repeats + 1):  # the first warms up
-            for row, step in steps:
-                row.seconds = min(row.seconds, seconds_of(step, device))
-        del steps
-        gc.collect()
-        yield rows
-
-
-def peak_bytes(make: Callable[[int, torch.device], Step], classes: int, device: torch.device) -> int | None:
+def peak_bytes(make: Callable[[], Step], device: torch.device) -> int | None:
     """The most that was held in two steps of a new model; None where they do not fit."""
 
     def two_steps() -> None:
-        step = make(classes, device)
+        step = make()
         step()
         step()
 
@@ -182,85 +205,95 @@ def seconds_of(step: Step, device: torch.device) -> float:
 
 def table(groups: list[list[Row]], images: int) -> str:
     """A line a row: its figures, and relative to `embedding` at as many and at the fewest classes."""
-    reference = groups[0][0]
+    fewest = groups[0][0]
     lines = [
-        f"{'':19}{'classes':>8}{'ms/step':>10}{'images/s':>10}{'peak MiB':>10}"
+        f"{'':22}{'classes':>8}{'ms/step':>10}{'loss, ms':>10}{'images/s':>10}{'peak MiB':>10}"
         f"{'time/ours':>11}{'memory/ours':>13}{'time/fewest':>13}{'memory/fewest':>15}"
     ]
     for rows in groups:
         ours = rows[0]
         for row in rows:
-            if row.peak_bytes is None or ours.peak_bytes is None or reference.peak_bytes is None:
-                lines.append(f"{row.name:19}{row.classes:>8,}  does not fit")
+            if row.peak_bytes is None or ours.peak_bytes is None or fewest.peak_bytes is None:
+                lines.append(f"{row.name:22}{row.classes:>8,}  does not fit")
                 continue
+            loss = "" if row.loss_seconds is None else f"{1000 * row.loss_seconds:.0f}"
             lines.append(
-                f"{row.name:19}{row.classes:>8,}{1000 * row.seconds:>10.0f}{images / row.seconds:>10.2f}"
-                f"{row.peak_bytes / MIB:>10.0f}{row.seconds / ours.seconds:>11.2f}"
-                f"{row.peak_bytes / ours.peak_bytes:>13.3f}{row.seconds / reference.seconds:>13.3f}"
-                f"{row.peak_bytes / reference.peak_bytes:>15.3f}"
+                f"{row.name:22}{row.classes:>8,}{1000 * row.seconds:>10.0f}{loss:>10}"
+                f"{images / row.seconds:>10.2f}{row.peak_bytes / MIB:>10.0f}"
+                f"{row.seconds / ours.seconds:>11.2f}{row.peak_bytes / ours.peak_bytes:>13.3f}"
+                f"{row.seconds / fewest.seconds:>13.3f}{row.peak_bytes / fewest.peak_bytes:>15.3f}"
             )
     return "\n".join(lines)
 
 
-def data_wait(settings: Settings, root: Path, *, steps: int, step_seconds: float, workers: int) -> str:
-    """How much of a loop over `root` is waiting, if a step takes `step_seconds`."""
-    options, state = settings.train, TrainState()
-    with tempfile.TemporaryDirectory() as folder:
-        bootstrap(root, Path(folder) / "bootstrapped", holdout_fraction=0.1)
-        data = SegmentationDataset(Path(folder) / "bootstrapped", root, "train")
-        batches = train_loader(
-            data,
-            TrainTransform(options.crop_size),
-            batch_size=options.images_per_step,
-            num_steps=steps,
-            seed=0,
-            num_workers=workers,
+def verdicts(groups: list[list[Row]]) -> Iterator[str]:
+    """What the targets of a step compare, each in a line with the figures that decide it."""
+    fewest = {row.name: row for row in groups[0] if row.peak_bytes is not None}
+    ours = fewest.get("embedding")
+    if ours is not None and "smp" in fewest:
+        later, allowed = ours.seconds - fewest["smp"].seconds, ours.loss_seconds or 0.0
+        yield (
+            f"{ours.classes:,} classes: ours takes {1000 * later:+.0f} ms beside smp's, its loss alone "
+            f"{1000 * allowed:.0f} ms"
         )
-        for _ in DataWait(state).timed(batches):
-            time.sleep(step_seconds)
-    return (
-        f"{steps} steps of {step_seconds:.2f} s on {len(data)} images of {root.name}, "
-        f"{options.images_per_step} crops of {options.crop_size}, {workers} workers: "
-        f"{state.data_wait_share:.1%} of the time spent waiting for data"
-    )
+    for rows in groups[1:]:
+        found = {row.name: row for row in rows if row.peak_bytes is not None}
+        for name, row in found.items():
+            few = fewest.get(name)
+            if not name.startswith("embedding") or few is None:
+                continue
+            yield (
+                f"{row.classes:,} classes: {name}: {_more(row.peak_bytes, few.peak_bytes)} memory and "
+                f"{_more(row.seconds, few.seconds)} time beside {few.classes:,} classes; times faster: "
+                + ", ".join(
+                    f"{found[peer].seconds / row.seconds:.2f} than {peer}" for peer in found if peer != name
+                )
+            )
+
+
+def _more(value: float | None, than: float | None) -> str:
+    assert value is not None
+    assert than is not None
+    return f"{value / than - 1:+.1%}"
 
 
 def main(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    backbone: Annotated[str, typer.Option(help="Name of a timm model.")] = "resnet50",
-    crop: Annotated[int, typer.Option(min=32)] = 128,
+    backbone: Annotated[
+        str | None, typer.Option(help="timm's name; default: mobilenetv2_100 on a CPU, else resnet50.")
+    ] = None,
+    decoder: Annotated[
+        str, typer.Option(help="Ours; smp's ASPP is as separable.")
+    ] = "deeplabv3plus_separable",
+    crop: Annotated[int, typer.Option(min=32)] = 256,
     batch: Annotated[int, typer.Option(min=1)] = 2,
     classes: Annotated[list[int] | None, typer.Option(help="Default: 19, 1,284 and 10,000.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each.")] = 3,
     precision: Annotated[str, typer.Option(help="fp32, bf16, or fp16 on a GPU.")] = "fp32",
     channels_last: Annotated[bool, typer.Option("--channels-last")] = False,
-    pixel_budget: Annotated[int | None, typer.Option(help="loss.pixel_budget of ours.", min=1)] = None,
+    pixel_budget: Annotated[
+        int, typer.Option(help="loss.pixel_budget of further rows; 0: none.", min=0)
+    ] = 16_384,
     threads: Annotated[int | None, typer.Option(help="Of the CPU; default: all.", min=1)] = None,
-    root: Annotated[Path | None, typer.Option(help="Dataset to measure the waiting for data on.")] = None,
-    step_seconds: Annotated[float, typer.Option(help="Time of a step, with --root.", min=0)] = 0.4,
-    steps: Annotated[int, typer.Option(help="Steps, with --root.", min=2)] = 60,
-    workers: Annotated[int, typer.Option(help="Loader processes, with --root.", min=0)] = 2,
     keep: Annotated[bool, typer.Option("--save", help="Write the result to benchmarks/results/.")] = False,
 ) -> None:
-    """Measure steps, or with --root the waiting for data."""
-    settings = Settings(project=Path.cwd(), data=DataSettings(root=root or Path.cwd()))
+    """Measure a training step beside its peers."""
+    used = choose_device(device)
+    settings = Settings(project=Path.cwd(), data=DataSettings(root=Path.cwd()))
     changes: dict[str, object] = {"batch_size": batch, "crop_size": crop, "precision": precision}
     changes["channels_last"] = channels_last
-    settings = with_changes(settings, model={"backbone": backbone}, train=changes)
-    loss = settings.loss.model_copy(update={"pixel_budget": pixel_budget})
-    settings = Settings.model_validate(settings.model_copy(update={"loss": loss}).model_dump())
-    used = choose_device(device)
+    model = {"backbone": backbone or BACKBONES[used.type], "decoder": decoder, "decoder_channels": 256}
+    settings = with_changes(settings, model=model, train=changes)
+    settings = Settings.model_validate(settings.model_dump())
     set_threads(threads or "auto")
-    if root is not None:
-        sections = [data_wait(settings, root, steps=steps, step_seconds=step_seconds, workers=workers)]
-        print(sections[0])
-    else:
-        groups = []
-        with arithmetic(settings.train, used):
-            for rows in measure(settings, classes or list(CLASSES), used, repeats):
-                groups.append(rows)
-                print(table(groups, batch), end="\n\n", flush=True)
-        sections = [f"{backbone}, {batch} crops of {crop} x {crop}, {precision}", table(groups, batch)]
+    groups: list[list[Row]] = []
+    with arithmetic(settings.train, used):
+        for number in classes or list(CLASSES):
+            groups.append(measure(settings, pixel_budget or None, number, used, repeats))
+            print(table(groups, batch), end="\n\n", flush=True)
+    title = f"{model['backbone']}, {decoder}, {batch} crops of {crop} x {crop}, {precision}"
+    sections = [title, table(groups, batch), "\n".join(verdicts(groups))]
+    print(sections[-1])
     if keep:
         command = " ".join(["python -m benchmarks.training", *sys.argv[1:]])
         print(f"saved {save('training', used.type, [describe_machine(used.type), command, *sections])}")

@@ -40,11 +40,13 @@ class Interrupted(KeyboardInterrupt):
 class StopRequest:
     """Turns Ctrl-C and SIGTERM into a request that long work answers between two steps. A context manager.
 
-    The work calls `check` where its state is whole and saved. A second signal does not wait.
+    The work calls `check` where its state is whole and saved. A second signal does not wait. `on_request` is
+    called once, by the first one.
     """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self.on_request: Callable[[], None] | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -62,6 +64,8 @@ class StopRequest:
             raise Interrupted(signal_number)
         self.signal_number = signal_number
         print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        if self.on_request is not None:
+            self.on_request()
 
     def check(self) -> None:
         """Raises `Interrupted` when a stop was asked for."""
@@ -155,15 +159,15 @@ def set_threads(threads: int | str) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep freed blocks up to 1 GiB for reuse, instead of handing them to the kernel.
+    """Lets the C library keep freed blocks below 2 GiB for reuse, instead of handing them to the kernel.
 
     Otherwise every large tensor of every step is made of fresh pages, whose first touch cost half of a
     training step of the softmax baseline (docs/LOG.md, 2026-11-22). Only glibc has these switches.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        for switch in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            mallopt(switch, 2**30)
+        mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD: no block of its own from the kernel below this
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: what is free at the end of the heap is never handed back
 
 
 def choose_device(name: str) -> torch.device:

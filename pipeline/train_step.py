@@ -42,12 +42,21 @@ class Optimisation:
         segmenter: on the device, in training mode.
         settings: the train and loss sections count.
         accumulate: parts into which a batch is divided.
+        before_update: called in each step before the first weight changes; what it raises ends the step.
 
     Raises:
         Problem: `train.compile` where the network cannot be compiled (at the first step).
     """
 
-    def __init__(self, segmenter: Segmenter, settings: Settings, *, accumulate: int) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        settings: Settings,
+        *,
+        accumulate: int,
+        before_update: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.before_update = before_update
         self.segmenter, self.settings, self.accumulate = segmenter, settings, accumulate
         options = settings.train
         self.device = next(segmenter.parameters()).device
@@ -91,6 +100,7 @@ class Optimisation:
             )
         except torch._dynamo.exc.TorchDynamoException as error:
             raise _not_compiled(error) from error
+        self.before_update()
         self._update(options)
         if self.average is not None:
             self.average.update(step)

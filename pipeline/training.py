@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.arithmetic import arithmetic
 from pipeline.batch_fit import find_accumulation
@@ -25,6 +27,7 @@ from pipeline.data.loaders import Batch, evaluation_loader, train_loader
 from pipeline.data.sampling import repeat_factors
 from pipeline.data.transforms import TrainTransform
 from pipeline.data_wait import DataWait
+from pipeline.early_save import EarlySave
 from pipeline.environment import environment
 from pipeline.errors import DataProblem
 from pipeline.evaluation import evaluate
@@ -134,7 +137,13 @@ class _Training:
         self.segmenter = build_network(settings.model, self.label_space.num_classes).to(self.device).train()
         if settings.train.freeze_backbone:
             self.segmenter.freeze_backbone()
-        self.optimisation = Optimisation(self.segmenter, settings, accumulate=self.accumulate)
+        self.early_save = EarlySave(self.segmenter, self._save_last, self.stop)
+        self.optimisation = Optimisation(
+            self.segmenter,
+            settings,
+            accumulate=self.accumulate,
+            before_update=self.early_save.before_update,
+        )
         if checkpoint is None:
             return
         self.segmenter.load_state_dict(checkpoint.model)
@@ -149,8 +158,16 @@ class _Training:
         began, before = time.monotonic(), self.state.seconds
         title = f"train {self.settings.variant or ''}".strip()
         progress = Progress(title, self.last_step, start=self.step)
-        with self.stop, progress, traced(self.settings.train, self.folder.trace) as step_done:
+        with (
+            self.stop,
+            self.early_save,
+            progress,
+            traced(self.settings.train, self.folder.trace) as step_done,
+        ):
+            if self.step == 0:
+                self._save_last()  # killed before the next one, it still goes on in the same tracked run
             self._validate_if_due()  # where it was stopped, or killed, before that was done
+            self.early_save.between_steps()
             for batch in self.wait.timed(self._batches()):
                 losses = self.optimisation.step(batch, self.step)
                 self.step += 1
@@ -162,6 +179,7 @@ class _Training:
                 if self.stop.signal_number is not None:
                     self._save_last()
                     self.stop.check()
+                self.early_save.between_steps()
         self.state.finished = True
         self._save_last()
         seconds = max(time.monotonic() - began, 1e-9)
@@ -289,11 +307,13 @@ class _Training:
         if not self.optimisation.weights_are_finite():
             raise self.losses.not_finite("the weights are no longer finite", self.step, "NaN or infinity")
 
-    def _save_last(self) -> None:
+    def _save_last(self, buffers: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+        """Saves what to resume from; `buffers` are those of the network before the step at hand."""
         self._check_finite()
         self.state.peak_memory_gib = max(self.state.peak_memory_gib, self.memory.gib())
         self.state.scale = self.optimisation.scale_state()
-        self.folder.save_last(self._checkpoint())
+        checkpoint = self._checkpoint()
+        self.folder.save_last(dataclasses.replace(checkpoint, model={**checkpoint.model, **buffers}))
 
     def _checkpoint(self, *, best: bool = False) -> Checkpoint:
         """What to resume from, or the weights alone that are judged."""

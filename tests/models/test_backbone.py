@@ -243,3 +243,16 @@ def test_a_model_that_nobody_trained_cannot_be_asked_for_weights():
     )
     with pytest.raises(ValueError, match="timm has no weights"):
         Backbone(untrained, pretrained=True)
+
+
+def test_a_model_that_gives_no_features_is_refused_with_models_that_do(monkeypatch):
+    """timm has hardly one left, so it is made to refuse here as it does: whatever the arguments."""
+
+    def refuses(*_names: object, **_arguments: object) -> None:
+        raise RuntimeError("features_only not implemented")
+
+    monkeypatch.setattr(timm, "create_model", refuses)
+    with pytest.raises(
+        ValueError, match=r"(?s)'test_vit' gives no features.*not implemented.*allowed:.*convnext"
+    ):
+        Backbone("test_vit")

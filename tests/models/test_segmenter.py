@@ -63,6 +63,22 @@ def test_every_decoder_takes_swin_whose_features_are_channels_last(decoder):
     assert output.shape == (2, 6, 13, 18)
     (output * torch.randn_like(output)).sum().backward()
     assert segmenter.backbone.network.patch_embed.proj.weight.grad.abs().sum() > 0
+    assert [name for name, parameter in segmenter.named_parameters() if parameter.grad is None] == (
+        ["head.class_table"]
+    )
+    again = build(
+        "swin_tiny_patch4_window7_224", decoder=decoder, output_stride=32, num_classes=1284, input_scale=0.5
+    )
+    rebuilt = {name: tensor for name, tensor in segmenter.state_dict().items() if name != "head.class_table"}
+    again.load_state_dict(rebuilt | {"head.class_table": torch.full((1284, 6), -1.0)})
+    images = torch.rand(1, 3, 100, 140)
+    halved = F.interpolate(images, size=(50, 70), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(images), segmenter.eval()(halved))
+        again.head.class_table[1283] = 1.0
+        again.head.projection.weight.zero_()
+        again.head.projection.bias.fill_(1.0)
+    assert (again.predict(images) == 1283).all()
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.run_folder import checkpoint_folder
 from pipeline.runtime import run
@@ -24,7 +25,7 @@ from pipeline.settings_file import load_settings
 from pipeline.tracking import NoTracker
 from pipeline.training import train
 
-OVERRIDES = {
+OVERRIDES: dict[str, Any] = {
     "runtime.num_workers": 2,
     "train.steps": 60,
     "train.checkpoint_every": 7,
@@ -104,10 +105,10 @@ def fill_disk(folder: Path) -> None:
 
 
 def full_disk(project: Path) -> dict[str, object]:
-    """Fills the disk when a first checkpoint is there, then frees it and starts again."""
+    """Fills the disk after the first checkpoint of a step, then frees it and starts again."""
     folder = checkpoint_folder(load_settings(project / "params.yaml", variant="sampled"))
     process = start(project, 1)
-    while not (folder / "last.safetensors").exists():
+    while steps_in(project / "losses" / "1.txt") <= OVERRIDES["train.checkpoint_every"]:
         time.sleep(0.002)
     fill_disk(folder)
     first = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])

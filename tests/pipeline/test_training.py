@@ -126,6 +126,22 @@ train(load_settings(variant="exact"), Recorder(at=7, do=kill))
     assert sorted(resumed.losses) == [7, 8]
 
 
+def test_a_run_killed_before_its_first_step_ended_goes_on_in_the_same_tracked_run(settings: Settings) -> None:
+    class Named(Recorder):
+        @property
+        def run_id(self) -> str:
+            return "the run"
+
+    def crash() -> None:
+        raise MemoryError("as if killed")
+
+    with pytest.raises(MemoryError):
+        train(settings, Named(at=1, do=crash))
+    state = interrupted_state(settings)
+    assert state is not None
+    assert state.run_id == "the run"
+
+
 def test_two_processes_do_not_train_into_one_folder(settings: Settings) -> None:
     code = "import sys, time; from pathlib import Path; from pipeline.run_folder import RunFolder\n"
     code += "with RunFolder(Path(sys.argv[1])).locked(): print('held', flush=True); time.sleep(600)"

@@ -1,0 +1,76 @@
+"""A stop that does not wait for a long step: what the step began with is saved while it still computes.
+
+A scheduler that sends SIGTERM kills soon after, and on a CPU a step can take minutes. Until its update a step
+changes nothing but the statistics of batch norm, so the state before it is still there, but for those: they
+are copied before every step, which costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.runtime import StopRequest
+
+PATIENCE_SECONDS = 4.0
+"""How long a step that is being taken may still end by itself, in which case nothing of it is lost."""
+
+
+class EarlySave:
+    """Saves from a thread when a stop was asked for and the step at hand goes on. A context manager.
+
+    Args:
+        network: whose buffers a step changes before its update.
+        save: writes the state before the step, given the buffers by name.
+        stop: whose first signal counts.
+    """
+
+    def __init__(
+        self, network: nn.Module, save: Callable[[dict[str, Tensor]], None], stop: StopRequest
+    ) -> None:
+        self._save, self._stop = save, stop
+        names = network.state_dict().keys()
+        self._buffers = {name: buffer for name, buffer in network.named_buffers() if name in names}
+        self._copies = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        self._whole, self._saved = False, False
+        self._lock, self._ended = threading.Lock(), threading.Event()
+
+    def __enter__(self) -> EarlySave:
+        self._stop.on_request = lambda: threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.on_request = None
+        self._ended.set()
+
+    @torch.no_grad()
+    def between_steps(self) -> None:
+        """To be called when the state is whole: from here to the next update it may be saved."""
+        torch._foreach_copy_(list(self._copies.values()), list(self._buffers.values()))
+        with self._lock:
+            self._whole = True
+
+    def before_update(self) -> None:
+        """To be called before weights change.
+
+        Raises:
+            Interrupted: the state before this step is saved, so the step is not needed.
+        """
+        with self._lock:
+            self._whole = False
+        if self._saved:
+            self._stop.check()
+
+    def _watch(self) -> None:
+        if self._ended.wait(PATIENCE_SECONDS):
+            return
+        with self._lock:
+            if self._whole:
+                try:
+                    self._save(self._copies)
+                except Exception:  # a full disk, say: the loop meets it again after the step, and tells it
+                    return
+                self._saved = True

@@ -1,0 +1,88 @@
+"""A scheduler's signal in a step that takes minutes: the state before the step is saved at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from test_training import Recorder, same_weights
+
+from pipeline import early_save, train_step
+from pipeline.checkpoint import Checkpoint, load_checkpoint
+from pipeline.run_folder import RunFolder, checkpoint_folder
+from pipeline.runtime import Interrupted
+from pipeline.settings import Settings
+from pipeline.settings_file import load_settings
+from pipeline.training import train
+
+SOON = 60.0
+"""Seconds after which the test gives up."""
+
+
+@pytest.fixture
+def settings(project: Path) -> Settings:
+    """Saves are few, so that what is saved at step 3 was saved for the signal."""
+    return load_settings(variant="exact", overrides={"train.checkpoint_every": 100, "train.ema": 0.9})
+
+
+def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int, until) -> None:
+    """SIGTERM after forward and backward of a step, which then ends only when `until` says so, or never."""
+    real, calls = train_step.accumulate_gradients, []
+
+    def endless(*arguments: object) -> object:
+        found = real(*arguments)  # batch norm's statistics are no longer those before the step
+        calls.append(1)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+            given_up = time.monotonic() + SOON
+            while not until():
+                assert time.monotonic() < given_up, "nothing was saved while the step went on"
+                time.sleep(0.01)
+        return found
+
+    monkeypatch.setattr(train_step, "accumulate_gradients", endless)
+    monkeypatch.setattr(early_save, "PATIENCE_SECONDS", 0.01)
+
+
+def test_a_signal_in_a_long_step_saves_the_state_before_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, first, second = Recorder(), Recorder(), Recorder()
+    train(settings, undisturbed, folder=settings.project / "whole")
+    last = checkpoint_folder(settings) / "last.safetensors"
+    both = last, last.with_name("previous.safetensors")  # the one before is that of the start
+    stop_in_step(monkeypatch, 4, lambda: all(path.exists() for path in both))
+    with pytest.raises(Interrupted) as caught:
+        train(settings, first)
+    assert caught.value.exit_code == 143
+    assert load_checkpoint(last).step == 3
+    monkeypatch.undo()
+    monkeypatch.chdir(settings.project)
+    train(settings, second)
+    assert (sorted(first.losses), sorted(second.losses)) == ([1, 2, 3], [4, 5, 6, 7, 8])
+    assert {**first.losses, **second.losses} == undisturbed.losses
+    for name in ("best", "last"):
+        one, other = settings.project / "whole", checkpoint_folder(settings)
+        assert same_weights(one / f"{name}.safetensors", other / f"{name}.safetensors")
+
+
+def test_where_the_early_save_fails_the_step_is_ended_and_the_failure_told(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried, save = [], RunFolder.save_last
+
+    def full(self: RunFolder, checkpoint: Checkpoint) -> None:
+        if checkpoint.step == 0:
+            return save(self, checkpoint)
+        tried.append(checkpoint.step)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "save_last", full)
+    stop_in_step(monkeypatch, 2, lambda: tried)
+    with pytest.raises(OSError, match="No space left"):
+        train(settings, Recorder())
+    assert tried == [1, 2]  # early, and again after the step
