@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -48,10 +49,12 @@ def join(address: str | None) -> Mapping[str, float]:
         options |= {"address": address, "runtime_env": {"py_modules": _own_packages()}}
     import ray
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _no_answer(address or "this machine", str(error)) from error
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own aborts the process, with its runs open
     return ray.cluster_resources()
 
 
