@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,22 @@ _JOIN_SECONDS = 120.0
 _TRY = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
 
 
-def join(address: str | None) -> Mapping[str, float]:
+@dataclass(frozen=True)
+class Machine:
+    """What a machine of the cluster has for trials."""
+
+    cpus: int
+    gpus: float = 0.0
+
+
+def join(address: str | None) -> list[Machine]:
     """Connects to Ray.
 
     Args:
         address: of a running cluster (HOST:PORT, ray://HOST:PORT or auto); None starts one on this machine.
 
     Returns:
-        The resources there are, such as CPU and GPU.
+        The machines there are at the moment.
 
     Raises:
         Problem: nothing answers there, or it does not let us in.
@@ -55,7 +63,8 @@ def join(address: str | None) -> Mapping[str, float]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _no_answer(address or "this machine", str(error)) from error
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own aborts the process, with its runs open
-    return ray.cluster_resources()
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Machine(int(has.get("CPU", 0)), float(has.get("GPU", 0))) for has in found]
 
 
 def _try(address: str) -> None:

@@ -11,39 +11,21 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import Problem
 from pipeline.runtime import write_text
-from pipeline.settings import Settings
 from pipeline.tuning.cluster import join
 from pipeline.tuning.mortality import LOW_MEMORY, RESTARTS, note_low_memory
+from pipeline.tuning.resources import Resources, share
 from pipeline.tuning.space import Space
 from pipeline.tuning.survivor import driving, survived
 from pipeline.tuning.sweep import Plan, Sweep
 
 if TYPE_CHECKING:
     from pipeline.tuning.mirror import Mirror
-
-
-@dataclass(frozen=True)
-class Resources:
-    """One trial's share of a machine, and how many trials there are at once."""
-
-    cpus: int
-    gpus: float
-    concurrent: int
-
-    def runtime(self, settings: Settings) -> dict[str, object]:
-        """The runtime settings of a trial that keeps to its share."""
-        known = settings.runtime
-        threads = self.cpus if known.threads == "auto" else known.threads
-        workers = max(0, self.cpus - 1) if known.num_workers == "auto" else known.num_workers
-        device = known.device if self.gpus else "cpu"
-        return {"runtime.threads": threads, "runtime.num_workers": workers, "runtime.device": device}
 
 
 def run_sweep(
@@ -76,9 +58,9 @@ def run_sweep(
     from pipeline.tuning.mirror import Mirror, check_store
 
     check_store(settings)
-    cluster = join(address)
+    machines = join(address)
     try:
-        resources = _resources(settings, plan, cluster, max_concurrent, gpus_per_trial)
+        resources = share(plan, machines, max_concurrent=max_concurrent, gpus_per_trial=gpus_per_trial)
         with driving(sweep.folder), survived(sweep.folder) as survivor:
             if (sweep.folder / "sweep.json").exists():
                 sweep.rewrite(plan)
@@ -127,32 +109,6 @@ def _end(sweep: Sweep, mirror: Mirror, status: str) -> bool:
         if record.outcome == "running":
             sweep.write(replace(record, outcome="stopped"))
     return mirror.close(status, _write_results(sweep))
-
-
-def _resources(
-    settings: Settings,
-    plan: Plan,
-    cluster: Mapping[str, float],
-    max_concurrent: int | None,
-    gpus_per_trial: float | None,
-) -> Resources:
-    cpus, available = int(cluster.get("CPU", 1)), float(cluster.get("GPU", 0))
-    gpus = 0.0
-    if plan.memory_kind == "cuda_allocator":
-        wanted = gpus_per_trial if gpus_per_trial is not None else settings.tune.gpus_per_trial
-        gpus = 1.0 if wanted == "auto" else float(wanted)
-        if gpus > available:
-            raise Problem(
-                "too few GPUs",
-                where="gpus_per_trial",
-                found=f"{available:g} in the cluster",
-                allowed=f"at least {gpus:g}, one trial's",
-                mend="lower --gpus-per-trial, start nodes with GPUs, or set runtime.device to cpu",
-            )
-    most = max_concurrent or settings.tune.max_concurrent
-    concurrent = (int(available / gpus) if gpus else cpus) if most == "auto" else int(most)
-    concurrent = max(1, min(concurrent, plan.trials))
-    return Resources(max(1, cpus // concurrent), gpus, concurrent)
 
 
 def _fit_to_the_end(

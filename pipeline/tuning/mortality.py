@@ -22,10 +22,13 @@ LOW_MEMORY = "running low on memory"
 
 
 def last_word(trial: Any) -> str:
-    """What Ray says of the last death of a trial's process or machine: the first line of it."""
+    """What Ray says of the last death of a trial's process or machine, in a line."""
     path = Path(trial.error_file or "")
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return next(iter(text.rpartition("Failure #")[2].splitlines()[1:2]), "its process or machine died.")
+    lines = [line.strip() for line in text.rpartition("Failure #")[2].splitlines()[1:] if line.strip()]
+    if not lines:
+        return "its process or machine died."
+    return lines[-1] if lines[0].startswith("ray::") else lines[0]  # a traceback's reason is its last line
 
 
 def lost(sweep: Sweep, record: TrialRecord, word: str) -> TrialRecord:

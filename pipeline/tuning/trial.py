@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -41,9 +42,18 @@ def run_trial(config: Mapping[str, Any], *, folder: str, runtime: Mapping[str, A
         runtime: changes of the runtime section, by dotted key: this trial's share of its machine.
         report: called with "step", "score" and "peak_memory_gib" at each validation, and with "final": True
             at the end. It may end the trial by raising SystemExit.
+
+    Raises:
+        Problem: the sweep's folder is not on this machine, or another process has the trial.
     """
     sweep, number = Sweep(Path(folder)), int(config["trial"])
     place = sweep.trial_folder(number)
+    if not place.is_dir():
+        raise Problem(
+            "the sweep is not on this machine",
+            where=f"{socket.gethostname()}: {place}",
+            mend="tune.folder and the data must lie on storage that all machines share: docs/cluster.md",
+        )
     with locked(place / ".lock", wait_seconds=_PATIENCE_SECONDS, holder=f"another process of trial {number}"):
         record = sweep.record(number)
         if not record.done:

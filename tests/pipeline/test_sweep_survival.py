@@ -174,6 +174,16 @@ def kill_node(node: psutil.Process) -> None:
                 process.kill()
 
 
+def check_only_code_was_sent(trial: psutil.Process) -> None:
+    """The trial imports the packages that travelled with the sweep, and nothing else travelled."""
+    paths = [Path(path) for path in trial.environ()["PYTHONPATH"].split(os.pathsep)]
+    sent = [path for path in paths if "py_modules_files" in path.parts]
+    assert {found.name for path in sent for found in path.iterdir()} == {"pipeline", "models"}
+    files = [found for path in sent for found in path.rglob("*") if found.is_file()]
+    assert {"train_step.py", "nearest.py"} <= {found.name for found in files}
+    assert sum(found.stat().st_size for found in files) < 10 * 2**20
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="process trees as Linux has them")
 def test_a_machine_of_the_cluster_dies_and_its_trials_go_on_elsewhere(
     long_project: Path, tmp_path_factory: pytest.TempPathFactory
@@ -210,6 +220,7 @@ def test_a_machine_of_the_cluster_dies_and_its_trials_go_on_elsewhere(
             with started(project, "--address", address, "--name", "far", **token) as driver:
                 wait_until(lambda: journal_lines(project, "far").get(0, 0) > 45)
                 trial = int((project / "sweeps" / "far" / "trials" / "000" / ".lock").read_text())
+                check_only_code_was_sent(psutil.Process(trial))
                 mine = {process.pid for process in first.children(recursive=True)}
                 kill_node(first if trial in mine else second)
                 assert driver.wait(280) == 0, (project / "tune.log").read_text()

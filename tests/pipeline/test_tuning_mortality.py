@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.settings_file import load_settings
 from pipeline.tuning import driver
-from pipeline.tuning.driver import Resources
 from pipeline.tuning.mortality import RESTARTS
+from pipeline.tuning.resources import Resources
 from pipeline.tuning.space import read_space
 from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
 

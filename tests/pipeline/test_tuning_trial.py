@@ -137,6 +137,12 @@ def test_a_training_that_diverges_fails_with_its_reason(project: Path) -> None:
     assert reports[-1]["outcome"] == "failed"
 
 
+def test_a_machine_without_the_shared_folder_says_so_and_makes_nothing(sweep: Sweep, tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="not on this machine"):
+        go(Sweep(tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_two_processes_never_work_on_one_trial(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.tuning.trial._PATIENCE_SECONDS", 0.3)
     with (
