@@ -178,6 +178,7 @@ def _describe(plan: Plan, space: Space) -> None:
 
 
 def _show(sweep: Sweep) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -185,7 +186,7 @@ def _show(sweep: Sweep) -> None:
 
     plan, records = sweep.plan, sweep.records()
     front = {record.number for record in pareto_front(records)}
-    table = Table(title=f"sweep {plan.name}: {summary(records)}", pad_edge=False, collapse_padding=True)
+    table = Table(title=f"sweep {plan.name}: {summary(records)}", box=SIMPLE_HEAD, padding=0)
     swept = (key.rpartition(".")[2] for key in plan.space)
     for column in ("trial", *swept, f"{plan.objectives[0]}, %", "memory, GiB"):
         table.add_column(column, justify="right", no_wrap=True)

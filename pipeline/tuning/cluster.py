@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, UsageProblem
 
 _QUIET = {  # before ray is imported
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -39,14 +39,23 @@ def join(address: str | None) -> list[Machine]:
     """Connects to Ray.
 
     Args:
-        address: of a running cluster (HOST:PORT, ray://HOST:PORT or auto); None starts one on this machine.
+        address: of a running cluster (HOST:PORT or auto); None starts one on this machine.
 
     Returns:
         The machines there are at the moment.
 
     Raises:
+        UsageProblem: the address is one of Ray's remote client, which runs no driver.
         Problem: nothing answers there, or it does not let us in.
     """
+    if address is not None and "://" in address:
+        raise UsageProblem(
+            "not an address to join",
+            where="--address",
+            found=address,
+            allowed="HOST:PORT of the head, or auto",
+            mend="run `pipeline tune` on a machine in the cluster's network that has the shared folder",
+        )
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -69,7 +78,7 @@ def join(address: str | None) -> list[Machine]:
 
 def _try(address: str) -> None:
     """Joins from another process first: where Ray cannot, its core may end the process at once."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     if host and port.isdigit():
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, UsageProblem
 from pipeline.settings import Settings
 from pipeline.tuning.cluster import Machine
 from pipeline.tuning.sweep import Plan
@@ -44,10 +44,18 @@ def share(
         gpus_per_trial: GPUs of a trial, where the sweep is one on GPUs.
 
     Raises:
+        UsageProblem: GPUs for a sweep that was planned without.
         Problem: no machine has the GPUs of one trial.
     """
     tune = plan.base().tune
     gpus = 0.0
+    if gpus_per_trial and plan.memory_kind != "cuda_allocator":
+        raise UsageProblem(
+            "GPUs for a sweep that uses none",
+            where="--gpus-per-trial",
+            found=f"{gpus_per_trial:g}, and runtime.device {plan.base().runtime.device}",
+            mend="start a sweep with runtime.device auto or cuda, or leave the option out",
+        )
     if plan.memory_kind == "cuda_allocator":
         wanted = gpus_per_trial if gpus_per_trial is not None else tune.gpus_per_trial
         gpus = 1.0 if wanted == "auto" else float(wanted)

@@ -109,7 +109,7 @@ def test_the_time_is_up_or_sigterm_then_the_printed_command_ends_it(long_project
         assert driver.wait(120) == 0
     command = "pipeline tune --resume --name timed --max-concurrent 1"
     assert f"the time is up; to go on: {command}" in (project / "tune.log").read_text()
-    assert outcomes(project, "timed") == ["stopped"]
+    assert outcomes(project, "timed") in (["stopped"], ["waiting"])  # where it had not yet begun
     plan = Sweep(project / "sweeps" / "timed").plan
     with started(project, *shlex.split(command)[2:]) as driver:
         before = journal_lines(project, "timed").get(0, 0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, UsageProblem
 from pipeline.settings_file import load_settings
 from pipeline.tuning.cluster import Machine
 from pipeline.tuning.resources import Resources, share
@@ -56,6 +56,12 @@ def test_no_machine_has_a_trials_gpus(project: Path) -> None:
     """Four GPUs in two machines are not three for one trial."""
     with pytest.raises(Problem, match="too few GPUs"):
         share(make_plan(on_gpu=True), [Machine(8, 2.0), Machine(8, 2.0)], gpus_per_trial=3)
+
+
+def test_gpus_for_a_sweep_without_any_are_refused(project: Path) -> None:
+    with pytest.raises(UsageProblem, match="uses none"):
+        share(make_plan(on_gpu=False), [Machine(8, 2.0)], gpus_per_trial=1)
+    assert share(make_plan(on_gpu=False), [Machine(8, 2.0)], gpus_per_trial=0).gpus == 0
 
 
 def test_a_trial_keeps_to_its_share_unless_the_settings_say_otherwise(project: Path) -> None:
