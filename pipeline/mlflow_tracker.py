@@ -19,9 +19,11 @@ from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow when it is imported
 
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
 
 from pipeline.errors import Problem
 from pipeline.runtime import git_commit
@@ -122,13 +124,25 @@ def unreachable(settings: Settings, error: BaseException) -> Problem:
 
 
 def open_client(settings: Settings) -> MlflowClient:
-    """A client of the store, which gives up on a silent server in seconds, not minutes."""
+    """A client of the store, which gives up on a silent server in seconds, not minutes.
+
+    Raises:
+        Problem: it is no store, or a database that does not let us in. (Of a server the first call says it.)
+    """
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.utils.uri"):
         logging.getLogger(name).setLevel(logging.WARNING)  # one line per database migration otherwise
     os.environ.setdefault(
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"
     )  # else an unreachable server hangs for minutes
-    return MlflowClient(tracking_uri=tracking_uri(settings))
+    uri = tracking_uri(settings)
+    try:
+        if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
+            engine = sqlalchemy.create_engine(uri)  # once: MLflow itself tries for minutes
+            engine.connect().close()
+            engine.dispose()
+        return MlflowClient(tracking_uri=uri)
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, MlflowException) as error:
+        raise unreachable(settings, error) from error
 
 
 def _existing(client: MlflowClient, run_id: str | None) -> str | None:

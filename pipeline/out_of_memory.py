@@ -22,10 +22,10 @@ def explained_memory(settings: Settings) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        found = str(error).splitlines()[0]
+        found = str(error).partition("\n")[0] or "no word from Python"
     else:
         return
     raise explanation(settings, found)  # outside, so that the failed step's tensors are free again

@@ -96,7 +96,7 @@ def run(function: Callable[[], object]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         return _fail(_disk_full(error))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return _fail(out_of_memory(error))
@@ -122,10 +122,11 @@ def _disk_full(error: OSError) -> Problem:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is torch's report that an allocation failed, on the GPU or on the CPU."""
+    """Whether `error` says that an allocation failed: torch's on the GPU or on the CPU, or Python's own."""
     text = str(error)
     return (
-        type(error).__name__ == "OutOfMemoryError"
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
         or "CUDA out of memory" in text
         or "can't allocate memory" in text  # DefaultCPUAllocator
     )
@@ -135,7 +136,7 @@ def out_of_memory(error: BaseException) -> MemoryProblem:
     """The user's view of an allocation that failed."""
     return MemoryProblem(
         "out of memory",
-        found=str(error).splitlines()[0],
+        found=str(error).partition("\n")[0] or None,
         mend="lower train.batch_size or train.crop_size; `pipeline memory` predicts what fits",
     )
 

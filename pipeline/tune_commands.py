@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,7 +66,8 @@ def tune(
         section = settings.tune.model_copy(update={"gpus_per_trial": gpus_per_trial})
         settings = with_overrides(settings.model_copy(update={"tune": section}), {})
 
-    from pipeline.tuning.driver import continue_plan, new_plan, resume_command, run_sweep
+    from pipeline.tuning.driver import run_sweep
+    from pipeline.tuning.planning import continue_plan, new_plan
     from pipeline.tuning.sweep import find_sweep
 
     if resume or extend:
@@ -75,6 +77,15 @@ def tune(
     _describe(plan, space)
     if dry_run:
         return
+    given = {
+        "--name": plan.name,
+        "--params": params if params != PARAMS else None,
+        "--address": address,
+        "--max-concurrent": max_concurrent,
+        "--gpus-per-trial": gpus_per_trial,
+    }
+    options = [str(part) for option in given.items() if option[1] is not None for part in option]
+    go_on = f"to go on: {shlex.join(['pipeline', 'tune', '--resume', *options])}"
     try:
         sweep = run_sweep(
             plan,
@@ -85,10 +96,12 @@ def tune(
             time_budget=seconds,
         )
     except KeyboardInterrupt:
-        print(f"\nstopped; to go on: {resume_command(plan.name, address)}", file=sys.stderr, flush=True)
+        print(f"\nstopped; {go_on}", file=sys.stderr, flush=True)
         raise
     _show(sweep)
     records = sweep.records()
+    if sum(record.done for record in records) < plan.trials:
+        typer.echo(f"the time is up; {go_on}")
     if records and all(record.outcome == "failed" for record in records):
         raise Problem(
             "every trial failed",
@@ -165,6 +178,7 @@ def _describe(plan: Plan, space: Space) -> None:
 
 
 def _show(sweep: Sweep) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -172,7 +186,7 @@ def _show(sweep: Sweep) -> None:
 
     plan, records = sweep.plan, sweep.records()
     front = {record.number for record in pareto_front(records)}
-    table = Table(title=f"sweep {plan.name}: {summary(records)}")
+    table = Table(title=f"sweep {plan.name}: {summary(records)}", box=SIMPLE_HEAD, padding=0)
     swept = (key.rpartition(".")[2] for key in plan.space)
     for column in ("trial", *swept, f"{plan.objectives[0]}, %", "memory, GiB"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -189,7 +203,8 @@ def _show(sweep: Sweep) -> None:
     typer.echo(f"* on the Pareto front of mIoU and memory ({plan.memory_kind})")
     if any(record.outcome != "finished" for record in records):
         typer.echo("only finished trials compete; the mIoU of the others is the held-out part's so far")
-    typer.echo(f"keep the best: pipeline tune apply --name {plan.name}")
+    if front:
+        typer.echo(f"keep the best: pipeline tune apply --name {plan.name}")
 
 
 def _told(value: object) -> str:

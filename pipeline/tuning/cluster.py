@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, UsageProblem
 
 _QUIET = {  # before ray is imported
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -26,18 +27,35 @@ _JOIN_SECONDS = 120.0
 _TRY = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
 
 
-def join(address: str | None) -> Mapping[str, float]:
+@dataclass(frozen=True)
+class Machine:
+    """What a machine of the cluster has for trials."""
+
+    cpus: int
+    gpus: float = 0.0
+
+
+def join(address: str | None) -> list[Machine]:
     """Connects to Ray.
 
     Args:
-        address: of a running cluster (HOST:PORT, ray://HOST:PORT or auto); None starts one on this machine.
+        address: of a running cluster (HOST:PORT or auto); None starts one on this machine.
 
     Returns:
-        The resources there are, such as CPU and GPU.
+        The machines there are at the moment.
 
     Raises:
+        UsageProblem: the address is one of Ray's remote client, which runs no driver.
         Problem: nothing answers there, or it does not let us in.
     """
+    if address is not None and "://" in address:
+        raise UsageProblem(
+            "not an address to join",
+            where="--address",
+            found=address,
+            allowed="HOST:PORT of the head, or auto",
+            mend="run `pipeline tune` on a machine in the cluster's network that has the shared folder",
+        )
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -48,16 +66,19 @@ def join(address: str | None) -> Mapping[str, float]:
         options |= {"address": address, "runtime_env": {"py_modules": _own_packages()}}
     import ray
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _no_answer(address or "this machine", str(error)) from error
-    return ray.cluster_resources()
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own aborts the process, with its runs open
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Machine(int(has.get("CPU", 0)), float(has.get("GPU", 0))) for has in found]
 
 
 def _try(address: str) -> None:
     """Joins from another process first: where Ray cannot, its core may end the process at once."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     if host and port.isdigit():
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()

@@ -190,7 +190,7 @@ class _Child:
 
     def __init__(self, client: Any, run_id: str, place: Path, *, resumed: bool) -> None:
         self.client, self.run_id, self.place = client, run_id, place
-        self.ended: str | None = None
+        self.state = "unknown"  # then running, or the outcome with which it ended
         self._sent = 0  # events of the journal
         self._doubtful = resumed  # whether something may have arrived that is not counted in _sent
         self._last: dict[str, int] = {}
@@ -215,9 +215,10 @@ class _Child:
             self._send_events(events)
         if record.done:
             self.end(_STATUS[record.outcome], record.outcome, record)
-        elif self.ended is not None or (self._sent == 0 and not events):
+        elif record.outcome == "running" and self.state != "running":
             self.client.update_run(self.run_id, status="RUNNING")
-            self.ended = None
+            self.client.set_tag(self.run_id, "outcome", "running")
+            self.state = "running"
 
     def _send_events(self, events: list[dict[str, Any]]) -> None:
         if self._doubtful:
@@ -243,7 +244,7 @@ class _Child:
 
     def end(self, status: str, outcome: str, record: TrialRecord | None = None) -> None:
         """Ends the run, once."""
-        if self.ended == outcome:
+        if self.state == outcome:
             return
         tags = [RunTag("outcome", outcome)]
         metrics = []
@@ -265,7 +266,7 @@ class _Child:
                 tags.append(RunTag("error", record.error[:5000]))
         self.client.log_batch(self.run_id, metrics=metrics, tags=tags)
         self.client.set_terminated(self.run_id, status)
-        self.ended = outcome
+        self.state = outcome
 
 
 def check_store(settings: Settings) -> None:

@@ -119,15 +119,17 @@ class SweepSearch(Searcher):
         if not self._distributions:
             return
         score, pruned = record.score or 0.0, record.outcome == "pruned" and len(self.plan.objectives) == 1
-        state = TrialState.FAIL if record.outcome == "failed" else TrialState.COMPLETE
+        state, goals = TrialState.COMPLETE, self._goals(score, record.memory_gib or 0.0)
+        if record.outcome == "failed" or (record.outcome == "infeasible" and record.memory_gib is None):
+            state = TrialState.FAIL  # a made-up memory would be an inviting one
+        elif pruned:
+            state = TrialState.PRUNED
         self._study.add_trial(
             create_trial(
                 params={key: record.values[key] for key in self._distributions},
                 distributions=self._distributions,
-                state=TrialState.PRUNED if pruned else state,
-                values=None
-                if pruned or state is TrialState.FAIL
-                else self._goals(score, record.memory_gib or 0.0),
+                state=state,
+                values=goals if state is TrialState.COMPLETE else None,
                 intermediate_values={record.step: score} if pruned else {},
             )
         )

@@ -94,8 +94,8 @@ class TrialRecord:
 
     @property
     def memory_gib(self) -> float | None:
-        """Peak memory of its training, of the sweep's `memory_kind`."""
-        return self.metrics.get("peak_memory_gib")
+        """Peak memory of its training, of the sweep's `memory_kind`; predicted where it did not fit."""
+        return self.metrics.get("peak_memory_gib", self.metrics.get("predicted_memory_gib"))
 
 
 class Sweep:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -41,9 +42,18 @@ def run_trial(config: Mapping[str, Any], *, folder: str, runtime: Mapping[str, A
         runtime: changes of the runtime section, by dotted key: this trial's share of its machine.
         report: called with "step", "score" and "peak_memory_gib" at each validation, and with "final": True
             at the end. It may end the trial by raising SystemExit.
+
+    Raises:
+        Problem: the sweep's folder is not on this machine, or another process has the trial.
     """
     sweep, number = Sweep(Path(folder)), int(config["trial"])
     place = sweep.trial_folder(number)
+    if not place.is_dir():
+        raise Problem(
+            "the sweep is not on this machine",
+            where=f"{socket.gethostname()}: {place}",
+            mend="tune.folder and the data must lie on storage that all machines share: docs/cluster.md",
+        )
     with locked(place / ".lock", wait_seconds=_PATIENCE_SECONDS, holder=f"another process of trial {number}"):
         record = sweep.record(number)
         if not record.done:
@@ -69,7 +79,7 @@ def _attempt(record: TrialRecord, plan: Plan, settings: Settings, place: Path, r
     """Trains and judges; what goes wrong for good becomes the trial's outcome, not a crash of the sweep."""
 
     def ended(outcome: str, error: str | None, score: float | None = None) -> TrialRecord:
-        predicted = _predicted(place)
+        predicted = predicted_gib(place)
         known = {} if predicted is None else {"predicted_memory_gib": predicted}
         return TrialRecord(record.number, record.values, outcome, score, known, tracker.step, error)
 
@@ -89,8 +99,8 @@ def _attempt(record: TrialRecord, plan: Plan, settings: Settings, place: Path, r
     except Problem as problem:
         return ended("failed", str(problem))
     except Exception as error:
-        if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            return ended("infeasible", str(error).splitlines()[0], 0.0)
+        if is_out_of_memory(error):
+            return ended("infeasible", str(error).partition("\n")[0] or "out of memory", 0.0)
         (place / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
         return ended("failed", f"{type(error).__name__}: {error}")
 
@@ -136,7 +146,7 @@ def _judged(settings: Settings, checkpoint: Checkpoint) -> dict[str, float]:
 
 def _predict(settings: Settings, place: Path) -> float:
     """Predicted peak of a training step, GiB; computed once a trial."""
-    known = _predicted(place)
+    known = predicted_gib(place)
     if known is not None:
         return known
     from pipeline.batch_fit import find_accumulation
@@ -153,7 +163,8 @@ def _predict(settings: Settings, place: Path) -> float:
     return value
 
 
-def _predicted(place: Path) -> float | None:
+def predicted_gib(place: Path) -> float | None:
+    """Predicted peak of a training step of the trial whose folder this is, if it came to predicting."""
     path = place / "predicted.json"
     return float(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 

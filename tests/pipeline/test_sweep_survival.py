@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from pipeline.tuning.sweep import Sweep
 from pipeline.tuning.trial import read_journal
@@ -59,6 +61,11 @@ def check_whole(project: Path, name: str, trials: int = 4) -> None:
         assert set(said.values()) == {1}
 
 
+def statuses(store: str, name: str) -> list[str]:
+    """Of the parent run and its children in MLflow."""
+    return [run.info.status for found in runs(store, name) for run in found]
+
+
 def test_ctrl_c_then_kill_9_of_the_driver_then_resume(long_project: Path) -> None:
     project, store = long_project, f"sqlite:///{long_project / 'mlflow.db'}"
     with started(project, "--name", "cut") as driver:
@@ -69,13 +76,15 @@ def test_ctrl_c_then_kill_9_of_the_driver_then_resume(long_project: Path) -> Non
     assert "to go on: pipeline tune --resume --name cut" in log
     assert "Traceback" not in log
     proposed = [record.values for record in Sweep(project / "sweeps" / "cut").records()]
-    parents, children = runs(store, "cut")
-    assert {run.info.status for run in parents + children} <= {"KILLED", "FINISHED"}
+    assert set(statuses(store, "cut")) <= {"KILLED", "FINISHED"}
 
     with started(project, "--resume", "--name", "cut") as driver:
         wait_until(lambda: "finished" in outcomes(project, "cut"))
         wait_until(lambda: outcomes(project, "cut").count("running") > 0)
+        assert "RUNNING" in statuses(store, "cut")
         driver.kill()
+        wait_until(lambda: "RUNNING" not in statuses(store, "cut"), what="what ends the runs")
+    assert "KILLED" in statuses(store, "cut")
     finished = {
         path: path.read_bytes() for path in (project / "sweeps" / "cut" / "trials").glob("*/result.json")
     }
@@ -87,6 +96,39 @@ def test_ctrl_c_then_kill_9_of_the_driver_then_resume(long_project: Path) -> Non
     assert [record.values for record in Sweep(project / "sweeps" / "cut").records()][
         : len(proposed)
     ] == proposed
+
+
+def test_the_time_is_up_or_sigterm_then_the_printed_command_ends_it(long_project: Path) -> None:
+    project = long_project
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["train"]["steps"] = 100_000  # whatever the machine, not done when the time is up
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    with started(
+        project, "--name", "timed", "--trials", "1", "--max-concurrent", "1", "--time-budget", "5s"
+    ) as driver:
+        assert driver.wait(120) == 0
+    command = "pipeline tune --resume --name timed --max-concurrent 1"
+    assert f"the time is up; to go on: {command}" in (project / "tune.log").read_text()
+    assert outcomes(project, "timed") in (["stopped"], ["waiting"])  # where it had not yet begun
+    plan = Sweep(project / "sweeps" / "timed").plan
+    with started(project, *shlex.split(command)[2:]) as driver:
+        before = journal_lines(project, "timed").get(0, 0)
+        wait_until(lambda: journal_lines(project, "timed").get(0, 0) > before)
+        driver.terminate()
+        assert driver.wait(60) != 0
+    assert f"stopped; to go on: {command}" in (project / "tune.log").read_text()
+    assert set(statuses(f"sqlite:///{project / 'mlflow.db'}", "timed")) == {"KILLED"}
+    assert Sweep(project / "sweeps" / "timed").plan == plan
+
+
+def test_a_trial_that_its_machine_has_no_memory_for_is_infeasible(long_project: Path) -> None:
+    """Ray ends whatever it starts, as it does where a machine runs low."""
+    result = tune(long_project, "--name", "low", "--trials", "1", RAY_memory_usage_threshold="0.001")
+    assert result.returncode == 0, result.stderr
+    assert "It goes on from its checkpoint" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert outcomes(long_project, "low") == ["infeasible"]
+    assert statuses(f"sqlite:///{long_project / 'mlflow.db'}", "low") == ["FINISHED"] * 2
 
 
 def test_two_drivers_of_one_sweep_refuse_each_other_and_a_killed_trial_goes_on(long_project: Path) -> None:
@@ -132,6 +174,16 @@ def kill_node(node: psutil.Process) -> None:
                 process.kill()
 
 
+def check_only_code_was_sent(trial: psutil.Process) -> None:
+    """The trial imports the packages that travelled with the sweep, and nothing else travelled."""
+    paths = [Path(path) for path in trial.environ()["PYTHONPATH"].split(os.pathsep)]
+    sent = [path for path in paths if "py_modules_files" in path.parts]
+    assert {found.name for path in sent for found in path.iterdir()} == {"pipeline", "models"}
+    files = [found for path in sent for found in path.rglob("*") if found.is_file()]
+    assert {"train_step.py", "nearest.py"} <= {found.name for found in files}
+    assert sum(found.stat().st_size for found in files) < 10 * 2**20
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="process trees as Linux has them")
 def test_a_machine_of_the_cluster_dies_and_its_trials_go_on_elsewhere(
     long_project: Path, tmp_path_factory: pytest.TempPathFactory
@@ -168,6 +220,7 @@ def test_a_machine_of_the_cluster_dies_and_its_trials_go_on_elsewhere(
             with started(project, "--address", address, "--name", "far", **token) as driver:
                 wait_until(lambda: journal_lines(project, "far").get(0, 0) > 45)
                 trial = int((project / "sweeps" / "far" / "trials" / "000" / ".lock").read_text())
+                check_only_code_was_sent(psutil.Process(trial))
                 mine = {process.pid for process in first.children(recursive=True)}
                 kill_node(first if trial in mine else second)
                 assert driver.wait(280) == 0, (project / "tune.log").read_text()

@@ -102,7 +102,10 @@ def test_nothing_is_lost_while_the_tracking_server_is_down(
 def test_a_person_can_compare_the_trials_in_the_ui(
     tmp_path: Path, bootstrapped_project: Path, empty_store: Path
 ) -> None:
-    """Open the experiment, find the sweep's children, select them, compare; the page names what was swept."""
+    """Open the experiment, find the sweep's children, select them, compare; the page names what was swept.
+
+    `KILOSEG_SCREENSHOTS=docs pytest tests/pipeline/test_sweep_tracking.py -k compare` makes docs/compare.png.
+    """
     from playwright.sync_api import sync_playwright
 
     picture = tmp_path / "compare.png"

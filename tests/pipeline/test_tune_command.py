@@ -157,6 +157,7 @@ def test_trials_that_are_behind_are_pruned_and_say_so(
         ({}, ["--resume"], 3, "no sweep yet"),
         ({}, ["best", "--name", "nobody"], 3, "no such sweep"),
         ({}, ["--address", "127.0.0.1:1"], 1, "the Ray cluster does not answer"),
+        ({}, ["--address", "ray://127.0.0.1:1"], 2, "not an address to join"),
     ],
 )
 def test_a_mistake_ends_before_anything_is_started(
@@ -173,13 +174,15 @@ def test_a_mistake_ends_before_anything_is_started(
     assert not (project / "sweeps").exists()
 
 
-def test_a_silent_tracking_server_ends_it_before_anything_is_started(project: Path) -> None:
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:1", "sqlite:////dev/null/mlflow.db", "htp://typo"])
+def test_a_silent_tracking_server_ends_it_before_anything_is_started(project: Path, uri: str) -> None:
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["tune"] = {"variant": "essnet", "space": {"model.embedding_dim": {"choice": [4]}}}
     (project / "params.yaml").write_text(yaml.safe_dump(params))
-    result = tune(project, MLFLOW_TRACKING_URI="http://127.0.0.1:1", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    result = tune(project, MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
     assert result.returncode == 1
     assert "the MLflow store does not answer" in result.stderr
+    assert "Traceback" not in result.stderr
     assert not (project / "sweeps").exists()
 
 

@@ -98,6 +98,21 @@ def test_two_objectives_make_a_study_of_two_directions(project: Path) -> None:
     assert again._study.trials[0].values == [0.5, 1.0]
 
 
+def test_what_did_not_fit_does_not_look_cheap(project: Path) -> None:
+    sweep, plan = make_sweep(project, trials=4, objectives=("val/miou", "peak_memory_gib"))
+    search = searcher(sweep, plan)
+    for number, metrics in enumerate(({"predicted_memory_gib": 90.0}, {})):
+        search.suggest(f"ray-{number}")
+        record = sweep.record(number)
+        ended = TrialRecord(number, record.values, "infeasible", 0.0, metrics)
+        write_result(sweep.trial_folder(number), ended)
+    again = searcher(sweep, plan)
+    assert [(trial.state.name, trial.values) for trial in again._study.trials] == [
+        ("COMPLETE", [0.0, 90.0]),
+        ("FAIL", None),
+    ]
+
+
 def test_a_pure_grid_needs_no_drawing(project: Path) -> None:
     space = {"model.embedding_dim": {"grid": [4, 8]}, "loss.num_negatives": {"grid": [1, 3]}}
     sweep, plan = make_sweep(project, trials=4, space=space)

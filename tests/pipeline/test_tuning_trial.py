@@ -113,17 +113,19 @@ def test_a_trial_over_the_memory_budget_is_infeasible_and_not_trained(project: P
     assert read_journal(sweep.trial_folder(0) / "metrics.jsonl") == []
 
 
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory. Tried 20 GiB"), MemoryError()])
 def test_running_out_of_memory_is_infeasible_not_a_crash(
-    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def full(*arguments: object, **options: object) -> None:
-        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        raise error
 
     monkeypatch.setattr("pipeline.tuning.trial.train", full)
-    go(sweep)
+    reports = go(sweep)
     record = sweep.record(0)
     assert (record.outcome, record.score) == ("infeasible", 0.0)
-    assert "CUDA out of memory" in str(record.error)
+    assert "out of memory" in str(record.error)
+    assert reports[-1]["peak_memory_gib"] == record.metrics["predicted_memory_gib"] > 0
 
 
 def test_a_training_that_diverges_fails_with_its_reason(project: Path) -> None:
@@ -133,6 +135,12 @@ def test_a_training_that_diverges_fails_with_its_reason(project: Path) -> None:
     assert record.outcome == "failed"
     assert "no longer finite" in str(record.error)
     assert reports[-1]["outcome"] == "failed"
+
+
+def test_a_machine_without_the_shared_folder_says_so_and_makes_nothing(sweep: Sweep, tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="not on this machine"):
+        go(Sweep(tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_two_processes_never_work_on_one_trial(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,124 @@
+"""What a sweep is to do, decided and checked before anything is started.
+
+A mistake ends here, with files read and nothing made: see `pipeline.tuning.driver` for what runs the plan.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from pipeline.errors import DataProblem, MemoryProblem, UsageProblem
+from pipeline.runtime import GIB
+from pipeline.settings import Settings
+from pipeline.tuning.space import Space, read_space
+from pipeline.tuning.sweep import Plan, Sweep, name_in_use
+
+
+def new_plan(settings: Settings, *, name: str | None = None, trials: int | None = None) -> tuple[Plan, Space]:
+    """The plan of a new sweep; reads files, starts nothing.
+
+    Args:
+        settings: of the variant to sweep; its tune section counts.
+        name: of the sweep; by default the date and time.
+        trials: instead of tune.trials.
+
+    Raises:
+        UsageProblem: a space that is empty or wrong, a name in use or not fit for a folder.
+        DataProblem: nothing bootstrapped.
+        MemoryProblem: no point of the space fits the memory budget.
+    """
+    from pipeline.settings_file import with_overrides
+
+    tune = settings.tune
+    settings = with_overrides(settings, tune.fixed, where="tune.fixed")
+    space = read_space(tune.space, settings)
+    double = sorted(set(tune.fixed) & set(space.keys))
+    if double:
+        raise UsageProblem("a setting is both fixed and swept", where="tune", found=", ".join(double))
+    name = name or time.strftime("sweep-%Y%m%d-%H%M%S")
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+        raise UsageProblem("not a name", where="--name", found=name, allowed="letters, digits, - _ .")
+    if (tune.folder / name).exists():
+        raise name_in_use(tune.folder / name)
+    if not (settings.bootstrapped / "manifest.json").is_file():
+        raise DataProblem(
+            "no bootstrapped data", where=settings.bootstrapped, mend="make it: dvc repro bootstrap"
+        )
+    on_gpu = _uses_gpu(settings)
+    plan = Plan(
+        name=name,
+        settings=settings.model_dump(mode="json"),
+        space={key: dict(values) for key, values in tune.space.items()},
+        objectives=list(tune.objectives),
+        trials=int(min(trials or tune.trials, space.size)),
+        seed=tune.seed,
+        memory_kind="cuda_allocator" if on_gpu else "predicted",
+        pruning=tune.pruning,
+        reduction_factor=tune.reduction_factor,
+        memory_budget_gib=tune.memory_budget_gib or (_gpu_gib() if on_gpu else None),
+    )
+    _check_memory(plan, space)
+    return plan, space
+
+
+def _uses_gpu(settings: Settings) -> bool:
+    wanted = settings.tune.gpus_per_trial
+    if settings.runtime.device == "cpu" or wanted == 0:
+        return False
+    if wanted != "auto" or settings.runtime.device.startswith("cuda"):
+        return True
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _gpu_gib() -> float | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None  # the GPUs are the cluster's
+    return torch.cuda.get_device_properties(0).total_memory / GIB
+
+
+def _check_memory(plan: Plan, space: Space) -> None:
+    """Some corner of the space must fit the budget, by prediction; without a budget nothing is predicted."""
+    if plan.memory_budget_gib is None or plan.base().train.batch_size == "auto":
+        return  # auto: each trial divides its batch on the device it gets
+    from pipeline.data.label_space import LabelSpace
+    from pipeline.memory import predict_bytes
+    from pipeline.tuning.trial import trial_settings
+
+    num_classes = LabelSpace.load(plan.base().bootstrapped / "label_space.json").num_classes
+    least, point = float("inf"), {}
+    for corner in space.corners():
+        need = predict_bytes(trial_settings(plan, corner), num_classes) / GIB
+        if need < least:
+            least, point = need, corner
+        if need <= plan.memory_budget_gib:
+            return
+    raise MemoryProblem(
+        "no point of the space fits the memory budget",
+        where=", ".join(f"{key}={value}" for key, value in point.items()),
+        found=f"{least:.2f} GiB predicted for one training step, the least of the space's corners",
+        allowed=f"{plan.memory_budget_gib:.2f} GiB (tune.memory_budget_gib, or the GPU's)",
+        mend="lower train.batch_size or train.crop_size, or sweep smaller values",
+    )
+
+
+def continue_plan(sweep: Sweep, *, extend: int = 0) -> tuple[Plan, Space]:
+    """The plan of a sweep to go on with, with `extend` trials more; the settings are those of its start.
+
+    Raises:
+        UsageProblem: trials are to be added, and the space has no point left.
+    """
+    plan = sweep.plan
+    space = read_space(plan.space, plan.base())
+    if extend and plan.trials >= space.size:
+        raise UsageProblem(
+            "nothing left to try",
+            where=sweep.folder,
+            found=f"{plan.trials} trials for the {space.size:g} points of the space",
+            mend="start a sweep of a larger space",
+        )
+    return replace(plan, trials=int(min(plan.trials + extend, space.size))), space
