@@ -3,10 +3,11 @@
     python -m benchmarks.bootstrap ../shared/data/coco_lvis_mini --save
     python -m benchmarks.bootstrap ../shared/data/coco_lvis_mini --full-size --save
 
-Both make the same masks from annotations in memory and write them, in turns of 64 images, in one process;
-what counts is the processor's time, which others on the machine disturb less than the clock's. The whole
-command is then run with one worker and with two. With --full-size, an LVIS file of
-100,000 images and 1.27 million annotations is generated, and the memory of all processes is watched.
+Both make the same masks and write them, in turns of some images, in one process: the reference's procedure
+from annotations in memory, ours from their places in the files. What counts is the processor's time, which
+others on the machine disturb less than the clock's. The whole command is then run with one worker and with
+two. With --full-size, an LVIS file of 100,000 images and 1.27 million annotations is generated, and the
+memory of all processes is watched.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import defaultdict
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +37,7 @@ from pipeline.data.export import export_masks
 from pipeline.data.label_space import STUFF
 from pipeline.data.masks import Shape
 from pipeline.data.official_layout import OfficialLayout
+from pipeline.data.rows import RowReader
 from pipeline.data.shards import ROWS_PER_BATCH, write_shard
 from pipeline.runtime import GIB, run
 
@@ -78,7 +81,8 @@ def beside_the_reference(root: Path) -> str:
     out.mkdir()
     for first in range(0, len(entries), ROWS_PER_BATCH):
         work = [(entry, layout.content(entry)) for entry in entries[first : first + ROWS_PER_BATCH]]
-        contents = [_content(layout, entry) for entry, _ in work]
+        with RowReader() as reader:
+            contents = [_content(layout, entry, reader) for entry, _ in work]
         began = time.process_time()
         _ours(work, root, layout.label_space.num_classes, out / "shard.arrow")
         spent["ours"] += time.process_time() - began
@@ -100,10 +104,10 @@ def _ours(work: list[tuple[ImageEntry, list[Shape]]], root: Path, num_classes: i
     write_shard(path, [drawn.rows])
 
 
-def _content(layout: OfficialLayout, entry: ImageEntry) -> Content:
+def _content(layout: OfficialLayout, entry: ImageEntry, reader: RowReader) -> Content:
     def rows(files: list[object]) -> list[tuple[int, object]]:
         return [
-            (row["category_id"], row["segmentation"])
+            (row["category_id"], reader.read(row["segmentation"], file.name))  # type: ignore[attr-defined]
             for file in files
             for row in file.by_image.get(entry.image_id, ())  # type: ignore[attr-defined]
         ]
@@ -112,51 +116,75 @@ def _content(layout: OfficialLayout, entry: ImageEntry) -> Content:
     return Content(entry.image_id, entry.height, entry.width, things, stuff)
 
 
+COMMAND = """
+from pipeline.cli import main
+if __name__ == '__main__':
+    main()
+"""
+READING = """
+import sys
+from pathlib import Path
+from pipeline.data.parallel import worker_pool
+if __name__ == '__main__':
+    with worker_pool(int(sys.argv[2]), 'pipeline.data.bootstrap') as pool:
+        from pipeline.data.layouts import open_layout
+        open_layout('coco_lvis', Path(sys.argv[1]), pool=pool).splits(0.1, 0)
+"""
+
+
 def whole_command(root: Path, number: int) -> str:
-    """The command from start to end, with one worker and with two, the fastest of some rounds each."""
-    reading_alone = min(
-        _timed(
-            "import sys; from pathlib import Path; from pipeline.data.layouts import open_layout\n"
-            "open_layout('coco_lvis', Path(sys.argv[1])).splits(0.1, 0)",
-            str(root),
-        )[0]
-        for _ in range(ROUNDS)
-    )
-    best: dict[int, tuple[float, float]] = {}
+    """The command from start to end, with one worker and with two, the fastest of some rounds each.
+
+    What is not drawing is timed by itself, with as many workers. Two commands of one worker each, at once,
+    tell what the machine's second core is worth to work that shares nothing.
+    """
+    times: dict[str, list[tuple[float, float]]] = defaultdict(list)
     outputs = set()
     for _ in range(ROUNDS):
+        commands = []
         for workers in (1, 2):
-            out = root.parent / "out"
-            code = "from pipeline.cli import main\nif __name__ == '__main__': main()"
-            arguments = ["data", "bootstrap", str(root), str(out), "--workers", str(workers)]
-            best[workers] = min(best.get(workers, (1e9, 0.0)), _timed(code, *arguments))
+            out = root.parent / ("out" if workers == 1 else "out-of-two")
+            arguments = ["data", "bootstrap", str(root), str(out), "--workers"]
+            commands.append([COMMAND, *arguments, "1"])
+            times[f"command {workers}"].append(_timed([COMMAND, *arguments, str(workers)]))
+            times[f"reading {workers}"].append(_timed([READING, str(root), str(workers)]))
             outputs.add(tuple(path.read_bytes() for path in sorted(out.iterdir())))
+        times["two commands"].append(_timed(*commands))
     assert len(outputs) == 1, "the number of workers changed the result"
-    (one, cpu_one), (two, cpu_two) = best[1], best[2]
+    best = {what: min(rounds) for what, rounds in times.items()}
+    lines = [f"pipeline data bootstrap, {number} images, seconds (fastest of {ROUNDS}, taking turns)"]
+    for what, key in (("", "command"), (", start and reading", "reading")):
+        for workers in ("1", "2"):
+            elapsed, processor = best[f"{key} {workers}"]
+            lines.append(f"  workers: {workers}{what:20}{elapsed:8.2f} elapsed {processor:8.2f} processor")
+    command, reading = ([best[f"{key} {workers}"][0] for workers in (1, 2)] for key in ("command", "reading"))
+    drawing = (command[0] - reading[0]) / (command[1] - reading[1])
+    twice = best["two commands"]
     return "\n".join(
         [
-            f"pipeline data bootstrap, {number} images, seconds (fastest of {ROUNDS}, taking turns)",
-            f"  one worker   {one:8.2f} elapsed {cpu_one:8.2f} processor",
-            f"  two workers  {two:8.2f} elapsed {cpu_two:8.2f} processor",
-            f"  starting and reading the annotations, in both {reading_alone:8.2f}",
-            f"  the whole command {one / two:.2f} x, drawing and writing "
-            f"{(one - reading_alone) / (two - reading_alone):.2f} x",
+            *lines,
+            f"  two commands of one worker at once{twice[0]:5.2f} elapsed {twice[1]:8.2f} processor",
+            f"  two workers do drawing and writing {drawing:.2f} x as fast as one, start and reading "
+            f"{reading[0] / reading[1]:.2f} x, all {command[0] / command[1]:.2f} x",
+            f"  two commands at once, which share nothing, take {2 * command[0] / twice[0]:.2f} x less than "
+            "one after the other",
         ]
     )
 
 
-def _timed(code: str, *arguments: str) -> tuple[float, float]:
-    """Seconds elapsed, and of processor time of the process and its children."""
+def _timed(*commands: list[str]) -> tuple[float, float]:
+    """Seconds elapsed, and of processor time, of Python programs at once: each its code and its arguments."""
     before, began = os.times(), time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    after = os.times()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for command in commands
+    ]
+    assert all([process.wait() == 0 for process in processes])  # noqa: C419  all are waited for
+    elapsed, after = time.perf_counter() - began, os.times()
     processor = after.children_user - before.children_user + after.children_system - before.children_system
-    return time.perf_counter() - began, processor
+    return elapsed, processor
 
 
 def reading(root: Path) -> str:

@@ -96,23 +96,26 @@ def bootstrap(
     layout: Annotated[
         str, typer.Option(help="How the dataset lies on disk: coco_lvis, coco or masks.")
     ] = "coco_lvis",
-    workers: Annotated[int, typer.Option(help="Processes that draw.", min=0)] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that read and draw.", min=0)] = 0,
     check_images: Annotated[bool, typer.Option(help="Open every image and compare its size.")] = True,
 ) -> None:
     """Turn the annotations under ROOT into class-id masks, splits and a label space in OUT."""
-    from pipeline.data.bootstrap import bootstrap as make
+    from pipeline.data.parallel import worker_pool
 
-    result = make(
-        root,
-        out,
-        holdout_fraction=holdout_fraction,
-        holdout_seed=holdout_seed,
-        overlap=overlap,
-        keep_classes=[int(key) if key.isdigit() else key for key in keep] if keep else None,
-        layout=layout,
-        num_workers=workers,
-        check_images=check_images,
-    )
+    with worker_pool(workers, "pipeline.data.bootstrap") as pool:
+        from pipeline.data.bootstrap import bootstrap as make  # while the workers start
+
+        result = make(
+            root,
+            out,
+            holdout_fraction=holdout_fraction,
+            holdout_seed=holdout_seed,
+            overlap=overlap,
+            keep_classes=[int(key) if key.isdigit() else key for key in keep] if keep else None,
+            layout=layout,
+            pool=pool,
+            check_images=check_images,
+        )
     typer.echo(f"{out}: {result.label_space.num_classes} classes")
     for split, counts in result.counts.items():
         share = counts.labelled_pixels / max(int(counts.pixels.sum()), 1)

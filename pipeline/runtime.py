@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import gc
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import INTERRUPTED, MemoryProblem, Problem
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 GIB = 1024**3
+_MOST_WORKERS = 8
 _REFRESH_SECONDS = 0.5  # of the note beside a progress bar
 
 
@@ -159,6 +161,14 @@ def set_threads(threads: int | str) -> int:
     return number
 
 
+def resolve_num_workers(num_workers: int | Literal["auto"]) -> int:
+    """The number itself, or for "auto" the cores this process may use less one, at most 8."""
+    if num_workers != "auto":
+        return num_workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(cores - 1, _MOST_WORKERS))
+
+
 def keep_freed_memory() -> None:
     """Lets the C library keep freed blocks below 2 GiB for reuse, instead of handing them to the kernel.
 
@@ -169,6 +179,18 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD: no block of its own from the kernel below this
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: what is free at the end of the heap is never handed back
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """For making millions of objects, none of them garbage, which it would go through again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def choose_device(name: str) -> torch.device:

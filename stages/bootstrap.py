@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from pipeline.data.bootstrap import bootstrap
-from pipeline.data.loaders import resolve_num_workers
-from pipeline.runtime import run
+from pipeline.data.parallel import worker_pool
+from pipeline.runtime import resolve_num_workers, run
 from pipeline.settings_file import load_settings
 
 
@@ -14,16 +14,19 @@ def main() -> None:
     """Bootstraps with the settings of the data section."""
     settings = load_settings()
     data = settings.data
-    bootstrap(
-        data.root,
-        settings.bootstrapped,
-        holdout_fraction=data.holdout_fraction,
-        holdout_seed=data.holdout_seed,
-        overlap=data.overlap,
-        keep_classes=data.keep_classes,
-        layout=data.layout,
-        num_workers=resolve_num_workers(settings.runtime.num_workers),
-    )
+    # the loaders' number is of processes beside the one that trains
+    num_workers = resolve_num_workers(settings.runtime.num_workers) + 1
+    with worker_pool(num_workers, "pipeline.data.bootstrap") as pool:
+        bootstrap(
+            data.root,
+            settings.bootstrapped,
+            holdout_fraction=data.holdout_fraction,
+            holdout_seed=data.holdout_seed,
+            overlap=data.overlap,
+            keep_classes=data.keep_classes,
+            layout=data.layout,
+            pool=pool,
+        )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """Reading annotation files in LVIS's and COCO's form, and refusing the ones that cannot be trusted.
 
-The files are indexed by the `lvis` and `pycocotools` libraries, after everything these take for granted was
-checked: keys, types, ids that point to something. The outlines themselves are checked where they are drawn
-(`pipeline.data.masks`), which the workers share.
+A file is read here in one piece and indexed by the `lvis` and `pycocotools` libraries, after everything these
+take for granted was checked: keys, types, ids that point to something. `pipeline.data.reading` does the same
+piece by piece. The outlines themselves are checked where they are drawn (`pipeline.data.masks`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import json
 import logging
@@ -20,7 +19,9 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pipeline.data.label_space import UNLABELLED_STUFF
+from pipeline.data.rows import IndexedRows
 from pipeline.errors import DataProblem, Problem
+from pipeline.runtime import without_collector
 
 MAX_SIDE = 65_500
 """Pixels; JPEG's limit. Beyond it pycocotools' 32-bit pixel numbers could overflow."""
@@ -30,6 +31,8 @@ RESTORE = "take the file from its source again"
 Rows = Mapping[str, Set[int]]
 """Places of rows by the list they are in: images, annotations, categories."""
 NOTHING: Rows = {}
+
+Form = Literal["lvis", "stuff", "coco"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,16 @@ class AnnotationFile:
     categories: list[dict[str, Any]]
     images: Mapping[int, ImageEntry]
     by_image: Mapping[int, list[dict[str, Any]]]
+
+    def showing(self, category_ids: Set[int]) -> set[int]:
+        """The images with an annotation of one of the categories."""
+        if isinstance(self.by_image, IndexedRows):
+            return self.by_image.showing(category_ids)
+        return {
+            image_id
+            for image_id, rows in self.by_image.items()
+            if any(row["category_id"] in category_ids for row in rows)
+        }
 
 
 def read_lvis(path: Path, without: Rows = NOTHING) -> AnnotationFile:
@@ -164,10 +177,9 @@ def load_tree(path: Path, without: Rows = NOTHING) -> dict[str, Any]:
             "lvis_v1_val.json, stuff_train2017.json, stuff_val2017.json",
             mend="put it there, or name another root",
         )
-    collecting = gc.isenabled()
-    gc.disable()  # it would look through millions of new objects again and again, and free none
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"), object_hook=_compact)
+        with without_collector():
+            tree = json.loads(path.read_text(encoding="utf-8"), object_hook=_compact)
     except json.JSONDecodeError as error:
         raise DataProblem(
             "malformed JSON",
@@ -177,9 +189,6 @@ def load_tree(path: Path, without: Rows = NOTHING) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataProblem("unreadable annotation file", where=path, found=error, mend=RESTORE) from error
-    finally:
-        if collecting:
-            gc.enable()
     if not isinstance(tree, dict):
         raise DataProblem("not an annotation file", where=path, found=_kind(tree), allowed="a JSON object")
     for key in ("images", "annotations", "categories"):
@@ -191,9 +200,15 @@ def load_tree(path: Path, without: Rows = NOTHING) -> dict[str, Any]:
                 allowed="lists under images, annotations and categories",
                 mend=RESTORE,
             )
-    for key, places in without.items():
-        tree[key] = [row for place, row in enumerate(tree[key]) if place not in places]
-    return tree
+    return without_rows(tree, without)
+
+
+def without_rows(tree: dict[str, Any], without: Rows) -> dict[str, Any]:
+    """The file less these rows."""
+    return tree | {
+        key: [row for place, row in enumerate(tree[key]) if place not in places]
+        for key, places in without.items()
+    }
 
 
 def _compact(tree: dict[str, Any]) -> dict[str, Any]:
@@ -215,11 +230,11 @@ class RowChecks:
         folder: of the images, with "coco".
     """
 
-    def __init__(self, path: Path, form: Literal["lvis", "stuff", "coco"], folder: str = "") -> None:
+    def __init__(self, path: Path, form: Form, folder: str = "") -> None:
         self.path, self.form, self.folder = path, form, folder
         self.by_category: dict[int, dict[str, Any]] = {}
         self.images: dict[int, ImageEntry] = {}
-        self._known: set[int] = set(UNLABELLED_STUFF) if form == "stuff" else set()
+        self.known: set[int] = set(UNLABELLED_STUFF) if form == "stuff" else set()
         self._seen: set[int] = set()
 
     def categories(self) -> list[dict[str, Any]]:
@@ -257,7 +272,7 @@ class RowChecks:
         if category_id in self.by_category:
             raise DataProblem("a category id is listed twice", where=where, found=category_id, mend=RESTORE)
         self.by_category[category_id] = row
-        self._known.add(category_id)
+        self.known.add(category_id)
 
     def _image(self, place: int, row: Any) -> None:
         image_id = _whole(row, "id", f"{self.path}: images[{place}]")
@@ -298,12 +313,12 @@ class RowChecks:
                 allowed=f"one of the {len(self.images)} listed under images",
                 mend="remove the annotation, or list the image",
             )
-        if category_id not in self._known:
+        if category_id not in self.known:
             raise DataProblem(
                 "an annotation of an unknown category",
                 where=f"{where}, image {image_id}",
                 found=f"category {category_id}",
-                allowed=f"one of the {len(self._known)} listed under categories",
+                allowed=f"one of the {len(self.known)} listed under categories",
                 mend="remove the annotation, or list the category",
             )
         if "segmentation" not in row:

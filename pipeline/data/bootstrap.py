@@ -14,8 +14,6 @@ to the byte whatever the machine and the number of workers, and names no path ou
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +29,8 @@ from pipeline.data.layouts import open_layout
 from pipeline.data.manifest import SplitCounts, describe, is_bootstrapped
 from pipeline.data.masks import Shape, check_overlap_rule, draw
 from pipeline.data.masks_layout import StoredMask
-from pipeline.data.parallel import ordered_map, worker_pool
+from pipeline.data.parallel import WorkerPool, ordered_map
+from pipeline.data.rows import RowReader
 from pipeline.data.shards import ROWS_PER_BATCH, MaskRow, compress_mask, serialize_rows, write_shard
 from pipeline.data.splits import SPLITS, LeftOut
 from pipeline.data.statistics import as_json, class_table, statistics
@@ -67,7 +66,7 @@ def bootstrap(
     overlap: str = "first",
     keep_classes: Sequence[str | int] | None = None,
     layout: str = "coco_lvis",
-    num_workers: int = 0,
+    pool: WorkerPool | None = None,
     check_images: bool = True,
     images_per_shard: int = IMAGES_PER_SHARD,
 ) -> BootstrapResult:
@@ -82,7 +81,7 @@ def bootstrap(
         overlap: which annotation keeps a pixel claimed by several, see `pipeline.data.masks`.
         keep_classes: names or class ids of the whole label space to keep; None for all.
         layout: how the dataset lies on disk, see `pipeline.data.layouts`.
-        num_workers: processes that draw; 0 or 1 for this one alone.
+        pool: processes that read and draw beside this one, see `pipeline.data.parallel.worker_pool`.
         check_images: open each image for its size. Without it only its presence is checked.
         images_per_shard: the most images in one file of masks.
 
@@ -99,8 +98,8 @@ def bootstrap(
             allowed="0 <= fraction < 1",
         )
     root, out = Path(root), Path(out)
-    with atomic_folder(out, is_bootstrapped) as folder, worker_pool(num_workers) as pool:
-        dataset = open_layout(layout, root, keep_classes)
+    with atomic_folder(out, is_bootstrapped) as folder:
+        dataset = open_layout(layout, root, keep_classes, pool)
         splits = dataset.splits(holdout_fraction, holdout_seed)
         _check_presence(root, splits.images)
         left_out = list(splits.left_out)
@@ -117,7 +116,7 @@ def bootstrap(
         work = ([(entry, dataset.content(entry)) for entry in batch.images] for batch in batches)
         drawn = zip(batches, ordered_map(draw_some, work, pool, chunk=1), strict=True)
         total = sum(map(len, splits.images.values()))
-        with _left_alone_by_the_collector(), Progress("draw masks", total) as progress:
+        with Progress("draw masks", total) as progress:
             for (split, part), of_shard in itertools.groupby(drawn, lambda pair: pair[0].shard):
                 kept = _Kept(of_shard, counts[split], left_out, progress)
                 name = f"{split}-{part:03d}.arrow"
@@ -144,16 +143,6 @@ def bootstrap(
         manifest = describe(label_space, choices, dataset.paths, counts, shards, left_out)
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     return BootstrapResult(out, label_space, counts, left_out)
-
-
-@contextlib.contextmanager
-def _left_alone_by_the_collector() -> Iterator[None]:
-    """The annotations are millions of objects: to look for cycles took longer than to hand them out."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 class _Batch(NamedTuple):
@@ -217,13 +206,19 @@ def _draw_batch(
     """Draws some images; this runs in the workers."""
     drawn = _Drawn(b"", SplitCounts.zero(num_classes), [])
     rows = []
-    for image, content in work:
-        row, stuff_pixels = _draw(image, content, root=root, overlap=overlap, check_image=check_image)
-        if row.class_ids:
-            drawn.counts.add(row, stuff_pixels)
-            rows.append(row)
-        else:
-            drawn.empty.append(image)
+    with RowReader() as reader:
+        for image, content in work:
+            if not isinstance(content, StoredMask):
+                content = [
+                    shape._replace(segmentation=reader.read(shape.segmentation, shape.where))
+                    for shape in content
+                ]
+            row, stuff_pixels = _draw(image, content, root=root, overlap=overlap, check_image=check_image)
+            if row.class_ids:
+                drawn.counts.add(row, stuff_pixels)
+                rows.append(row)
+            else:
+                drawn.empty.append(image)
     if rows:
         drawn.rows = serialize_rows(rows)
     return drawn

@@ -133,7 +133,7 @@ def check(root: Path, *, num_workers: int = 0) -> CheckResult:
 
     Args:
         root: folder with `train2017/`, `val2017/` and `annotations/`.
-        num_workers: processes that decode images and draw annotations; 0 or 1 for this one alone.
+        num_workers: processes that decode images and draw annotations, this one among them.
 
     Raises:
         DataProblem: there is no such folder.
@@ -147,7 +147,7 @@ def check(root: Path, *, num_workers: int = 0) -> CheckResult:
     files = _read_files(root, report)
     _check_categories(files, report)
     _compare_files(files, report)
-    with worker_pool(num_workers) as pool:
+    with worker_pool(num_workers, "pipeline.data.examine") as pool:
         tasks = list(_tasks(root, files, report))
         with Progress("check images", len(tasks)) as progress:
             for (split, task), examined in zip(

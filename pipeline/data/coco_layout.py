@@ -12,14 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.data.annotations import ImageEntry, read_coco
+from pipeline.data.annotations import ImageEntry
 from pipeline.data.label_space import ClassEntry, LabelSpace
-from pipeline.data.masks import Shape, Shapes
+from pipeline.data.masks import Shape
 from pipeline.data.official_layout import category_disagreements, listed_twice
+from pipeline.data.parallel import WorkerPool
 from pipeline.data.quarantine import Quarantine
+from pipeline.data.reading import Source, read_files
 from pipeline.data.splits import Splits, divide
 from pipeline.errors import DataProblem
-from pipeline.runtime import Progress
 
 SOURCE = "coco"
 OTHER = (183, "other")
@@ -31,21 +32,26 @@ class CocoLayout:
     Args:
         root: the dataset's folder.
         keep_classes: names or class ids of the whole label space to keep; None for all.
+        pool: processes that share the reading, see `pipeline.data.parallel`.
 
     Raises:
         DataProblem: missing or damaged files, or files that contradict each other.
         UsageProblem: an unknown class to keep, or more classes than masks can hold.
     """
 
-    def __init__(self, root: Path, keep_classes: Sequence[str | int] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        keep_classes: Sequence[str | int] | None = None,
+        pool: WorkerPool | None = None,
+    ) -> None:
         self.root, self.quarantine = root, Quarantine()
-        found = [_one_file(root / "annotations", split) for split in ("train", "val")]
-        self.paths = found
-        self.files = {}
-        with Progress("read annotation files", len(found)) as progress:
-            for split, path in zip(("train", "val"), found, strict=True):
-                self.files[split] = read_coco(path, one_folder(root, split))
-                progress.advance(path.name)
+        self.paths = [_one_file(root / "annotations", split) for split in ("train", "val")]
+        sources = [
+            Source(path, "coco", one_folder(root, split))
+            for split, path in zip(("train", "val"), self.paths, strict=True)
+        ]
+        self.files = dict(zip(("train", "val"), read_files(sources, pool), strict=True))
         pair = self.files["train"], self.files["val"]
         for problem in category_disagreements(*pair):
             raise problem
@@ -73,19 +79,21 @@ class CocoLayout:
 
     def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
         """Divides the images; one without any annotation of a kept class is left out."""
+        kept = {category for category, class_id in self._class_ids.items() if class_id}
+        shown = set[int]().union(*(file.showing(kept) for file in self.files.values()))
 
         def unusable(entry: ImageEntry) -> str | None:
-            shapes = self.content(entry)
-            if any(shape.class_id for shape in shapes):
+            if entry.image_id in shown:
                 return None
-            return "no annotation of a kept class" if shapes else "no annotation"
+            annotated = any(entry.image_id in file.by_image for file in self.files.values())
+            return "no annotation of a kept class" if annotated else "no annotation"
 
         listed = {split: file.images.values() for split, file in self.files.items()}
         return divide(listed, unusable, holdout_fraction, holdout_seed)
 
-    def content(self, image: ImageEntry) -> Shapes:
+    def content(self, image: ImageEntry) -> list[Shape]:
         """The annotations of an image in the order of the file."""
-        return Shapes(
+        return [
             Shape(
                 self._class_ids[annotation["category_id"]],
                 annotation["segmentation"],
@@ -93,7 +101,7 @@ class CocoLayout:
             )
             for file in self.files.values()
             for annotation in file.by_image.get(image.image_id, ())
-        )
+        ]
 
 
 def _one_file(folder: Path, split: str) -> Path:

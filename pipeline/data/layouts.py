@@ -16,9 +16,10 @@ from typing import Literal, Protocol, get_args
 from pipeline.data.annotations import ImageEntry
 from pipeline.data.coco_layout import CocoLayout
 from pipeline.data.label_space import LabelSpace
-from pipeline.data.masks import Shapes
+from pipeline.data.masks import Shape
 from pipeline.data.masks_layout import MasksLayout, StoredMask
 from pipeline.data.official_layout import OfficialLayout
+from pipeline.data.parallel import WorkerPool
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.splits import Splits
 from pipeline.errors import DataProblem, UsageProblem
@@ -46,17 +47,23 @@ class Layout(Protocol):
     def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
         """Divides the images."""
 
-    def content(self, image: ImageEntry) -> Shapes | StoredMask:
-        """What is annotated on an image."""
+    def content(self, image: ImageEntry) -> list[Shape] | StoredMask:
+        """What is annotated on an image; segmentations may still have to be read by `RowReader`."""
 
 
-def open_layout(name: str, root: Path, keep_classes: Sequence[str | int] | None = None) -> Layout:
+def open_layout(
+    name: str,
+    root: Path,
+    keep_classes: Sequence[str | int] | None = None,
+    pool: WorkerPool | None = None,
+) -> Layout:
     """Reads a dataset's annotations.
 
     Args:
         name: coco_lvis, coco or masks.
         root: the dataset's folder.
         keep_classes: names or class ids of the whole label space to keep; None for all.
+        pool: processes that share the reading, see `pipeline.data.parallel`.
 
     Raises:
         DataProblem: missing or damaged files, or files that contradict each other.
@@ -74,7 +81,7 @@ def open_layout(name: str, root: Path, keep_classes: Sequence[str | int] | None 
             mend="name the right folder in data.root; data/tiny is made by dvc repro",
         )
     if name == "coco":
-        return CocoLayout(root, keep_classes)
+        return CocoLayout(root, keep_classes, pool)
     if name == "masks":
         return MasksLayout(root, keep_classes)
-    return OfficialLayout(root, keep_classes)
+    return OfficialLayout(root, keep_classes, pool)

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.data.dataset import Sample
 from pipeline.data.sampling import Draw, ShuffledBatches, sample_seed
 from pipeline.errors import DataProblem, Problem
-
-_MOST_WORKERS = 8
+from pipeline.runtime import resolve_num_workers
 
 
 @dataclass(frozen=True)
@@ -105,14 +104,6 @@ def evaluation_loader(
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     return _fetch(_Plain(dataset), [[Draw(0, index)] for index in range(count)], num_workers)
-
-
-def resolve_num_workers(num_workers: int | Literal["auto"]) -> int:
-    """The number itself, or for "auto" the cores this process may use less one, at most 8."""
-    if num_workers != "auto":
-        return num_workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(cores - 1, _MOST_WORKERS))
 
 
 class _Plain(Dataset[Sample | Problem]):

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from pipeline.data.outlines import Intervals, Packed, foreground_intervals, pack, unpack
+from pipeline.data.outlines import Intervals, foreground_intervals
 from pipeline.errors import UsageProblem
 
 OverlapRule = Literal["first", "smallest"]
@@ -45,20 +45,6 @@ class Shape(NamedTuple):
     segmentation: Any
     where: str
     stuff: bool = False
-
-
-class Shapes(list[Shape]):
-    """The annotations of an image; pickled with all coordinates in one piece, which a worker reads faster."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        packed, others = pack([shape.segmentation for shape in self])
-        rest = [(shape.class_id, shape.where, shape.stuff) for shape in self]
-        return _unpickle, (rest, packed, others)
-
-
-def _unpickle(rest: list[tuple[int, str, bool]], packed: Packed, others: list[Any]) -> Shapes:
-    segmentations = unpack(packed, others)
-    return Shapes(Shape(row[0], one, row[1], row[2]) for row, one in zip(rest, segmentations, strict=True))
 
 
 @dataclass(frozen=True)

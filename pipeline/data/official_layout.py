@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.data.annotations import RESTORE, AnnotationFile, ImageEntry, read_lvis, read_stuff
+from pipeline.data.annotations import RESTORE, AnnotationFile, ImageEntry
 from pipeline.data.label_space import LVIS, STUFF, merge_categories, official_categories
-from pipeline.data.masks import Shape, Shapes
+from pipeline.data.masks import Shape
+from pipeline.data.parallel import WorkerPool
 from pipeline.data.quarantine import Quarantine
+from pipeline.data.reading import Source, read_files
 from pipeline.data.splits import Splits, divide
 from pipeline.errors import DataProblem
-from pipeline.runtime import Progress
 
 LVIS_FILES = {"train": "lvis_v1_train.json", "val": "lvis_v1_val.json"}
 STUFF_FILES = ("stuff_train2017.json", "stuff_val2017.json")
@@ -32,6 +33,7 @@ class OfficialLayout:
     Args:
         root: the dataset's folder.
         keep_classes: names or class ids of the whole label space to keep; None for all.
+        pool: processes that share the reading, see `pipeline.data.parallel`.
 
     Raises:
         DataProblem: missing or damaged files, or files that contradict each other.
@@ -40,17 +42,25 @@ class OfficialLayout:
 
     counts_frequencies = False
 
-    def __init__(self, root: Path, keep_classes: Sequence[str | int] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        keep_classes: Sequence[str | int] | None = None,
+        pool: WorkerPool | None = None,
+    ) -> None:
         self.root = root
         folder = root / "annotations"
         self.quarantine = Quarantine.load(root)
         self.paths = [folder / name for name in (*LVIS_FILES.values(), *STUFF_FILES)]
-        with Progress("read annotation files", len(self.paths)) as progress:
-            files = []
-            for path in self.paths:
-                read = read_stuff if path.name in STUFF_FILES else read_lvis
-                files.append(read(path, self.quarantine.rows_of(path)))
-                progress.advance(path.name)
+        sources = [
+            Source(
+                path,
+                "stuff" if path.name in STUFF_FILES else "lvis",
+                without=self.quarantine.rows_of(path),
+            )
+            for path in self.paths
+        ]
+        files = read_files(sources, pool)
         self.lvis = dict(zip(LVIS_FILES, files, strict=False))
         self.stuff = files[len(LVIS_FILES) :]
         for pair in (tuple(self.lvis.values()), tuple(self.stuff)):
@@ -66,28 +76,35 @@ class OfficialLayout:
 
     def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
         """Divides the images; one in quarantine, or without any annotation of a kept class, is left out."""
+        sources = ((LVIS, list(self.lvis.values())), (STUFF, self.stuff))
+        shown = set[int]()
+        for source, files in sources:
+            kept = {category for category, class_id in self._class_ids[source].items() if class_id}
+            shown.update(*(file.showing(kept) for file in files))
 
         def unusable(entry: ImageEntry) -> str | None:
             if entry.image_id in self.quarantine.images:
                 return f"quarantined: {self.quarantine.images[entry.image_id]}"
-            shapes = self.content(entry)
-            if any(shape.class_id for shape in shapes):
+            for _, files in sources:
+                for file in files:
+                    if problem := size_disagreement(entry, file):
+                        raise problem
+            if entry.image_id in shown:
                 return None
-            return "no annotation of a kept class" if shapes else "no annotation"
+            annotated = any(entry.image_id in file.by_image for _, files in sources for file in files)
+            return "no annotation of a kept class" if annotated else "no annotation"
 
         listed = {split: file.images.values() for split, file in self.lvis.items()}
         return divide(listed, unusable, holdout_fraction, holdout_seed)
 
-    def content(self, image: ImageEntry) -> Shapes:
+    def content(self, image: ImageEntry) -> list[Shape]:
         """The annotations of an image in drawing order: LVIS first, then stuff, each as in its file."""
-        return Shapes(self._shapes(image))
+        return list(self._shapes(image))
 
     def _shapes(self, image: ImageEntry) -> Iterator[Shape]:
         for source, files in ((LVIS, list(self.lvis.values())), (STUFF, self.stuff)):
             class_ids = self._class_ids[source]
             for file in files:
-                if problem := size_disagreement(image, file):
-                    raise problem
                 for annotation in file.by_image.get(image.image_id, ()):
                     where = f"{file.name}: image {image.image_id}, annotation {annotation['id']}"
                     class_id = class_ids[annotation["category_id"]]

@@ -8,8 +8,6 @@ names it.
 
 from __future__ import annotations
 
-import itertools
-from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -161,36 +159,6 @@ def _decode_all(strings: list[bytes], pixels: int) -> tuple[np.ndarray, np.ndarr
     if numbers.min() < 0 or (np.add.reduceat(numbers, first) != pixels).any():
         return None
     return numbers, counts
-
-
-Packed = tuple[bytes, list[int], list[int]]
-"""The coordinates of many polygons, how many each polygon has, and how many polygons each outline has."""
-
-
-def pack(segmentations: Sequence[Any]) -> tuple[Packed, list[Any]]:
-    """Outlines as the coordinates of all polygons in one piece, and those that are no packed polygons.
-
-    The latter keep their place by counting -1 polygons.
-    """
-    polygons: list[Any] = []
-    numbers, others = [], []
-    for segmentation in segmentations:
-        if isinstance(segmentation, list) and all(isinstance(polygon, array) for polygon in segmentation):
-            polygons += segmentation
-            numbers.append(len(segmentation))
-        else:
-            others.append(segmentation)
-            numbers.append(-1)
-    return (b"".join(polygons), [len(polygon) for polygon in polygons], numbers), others
-
-
-def unpack(packed: Packed, others: Sequence[Any]) -> list[Any]:
-    """What `pack` was given, with arrays of NumPy for those of Python."""
-    coordinates, sizes, numbers = np.frombuffer(packed[0]), packed[1], packed[2]
-    ends = itertools.accumulate(sizes)
-    polygons = iter([coordinates[end - size : end] for end, size in zip(ends, sizes, strict=True)])
-    rest = iter(others)
-    return [next(rest) if number < 0 else list(itertools.islice(polygons, number)) for number in numbers]
 
 
 def foreground_runs(segmentation: Any, height: int, width: int, where: str) -> list[np.ndarray]:

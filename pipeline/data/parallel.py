@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import multiprocessing
 import os
@@ -12,7 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from pipeline.errors import Problem
 from pipeline.runtime import keep_freed_memory
@@ -23,28 +25,45 @@ Result = TypeVar("Result")
 CHUNK = 32
 """Items a worker gets at once: enough that handing them over does not count."""
 CHUNKS_AHEAD = 32
+CHUNKS_IN_HAND = 2
+"""Of each worker: the one it works on, and the next, so that it never waits."""
+
+
+@dataclass(frozen=True)
+class WorkerPool:
+    """Processes that work beside this one, and how many they are."""
+
+    executor: ProcessPoolExecutor
+    number: int
 
 
 @contextlib.contextmanager
-def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes for `ordered_map`, ended with the block; none for 0 or 1, which work in this process."""
+def worker_pool(num_workers: int, module: str) -> Iterator[WorkerPool | None]:
+    """Processes for `ordered_map`, ended with the block; none for 0 or 1, which work in this process alone.
+
+    Args:
+        num_workers: how many work. This process is one of them: it works too where it would wait.
+        module: what the others import at once, while this process does the same.
+    """
+    keep_freed_memory()  # else the arrays of each image are made of fresh pages
     if num_workers <= 1:
         yield None
         return
+    others = num_workers - 1
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
-    for _ in range(num_workers):  # the processes start, and import, while this one reads
-        pool.submit(int)
+    executor = ProcessPoolExecutor(others, mp_context=context, initializer=_start_worker)
+    for _ in range(others):
+        executor.submit(_import, module)
     try:
-        yield pool
+        yield WorkerPool(executor, others)
     finally:
-        pool.shutdown(cancel_futures=True)
+        executor.shutdown(cancel_futures=True)
 
 
 def ordered_map(
     function: Callable[[Item], Result],
     items: Iterable[Item],
-    pool: ProcessPoolExecutor | None,
+    pool: WorkerPool | None,
     *,
     chunk: int = CHUNK,
 ) -> Iterator[Result]:
@@ -64,14 +83,14 @@ def ordered_map(
     if pool is None:
         yield from map(function, items)
         return
-    pending: deque[Future[list[Result]]] = deque()
+    pending: deque[_Chunk[Item, Result]] = deque()
     try:
         for some in _batched(items, chunk):
-            pending.append(pool.submit(_map_chunk, function, some))
+            pending.append(_Chunk(some))
             if len(pending) > CHUNKS_AHEAD:
-                yield from pending.popleft().result()
+                yield from _first(pending, function, pool)
         while pending:
-            yield from pending.popleft().result()
+            yield from _first(pending, function, pool)
     except BrokenProcessPool as error:
         raise Problem(
             "a worker process died",
@@ -79,6 +98,37 @@ def ordered_map(
             mend="if the memory ran out, use fewer workers, or 0 to work in one process; a script of yours "
             "must start its work under `if __name__ == '__main__':`",
         ) from error
+
+
+@dataclass
+class _Chunk(Generic[Item, Result]):
+    """Items that are handed over together, and what comes of them once somebody has begun."""
+
+    items: tuple[Item, ...]
+    future: Future[list[Result]] | None = None
+
+
+def _first(
+    pending: deque[_Chunk[Item, Result]], function: Callable[[Item], Result], pool: WorkerPool
+) -> list[Result]:
+    """The results of the first chunk; until they are there this process works on the chunks to come."""
+    while True:
+        in_hand = sum(one.future is not None and not one.future.done() for one in pending)
+        left = [one for one in pending if one.future is None]
+        hand_out = max(pool.number * CHUNKS_IN_HAND - in_hand, 0)
+        for one in left[:hand_out]:
+            one.future = pool.executor.submit(_map_chunk, function, one.items)
+        own = next(iter(left[hand_out:]), None)
+        first = pending[0].future
+        if first is not None and (own is None or first.done()):
+            pending.popleft()
+            return first.result()
+        assert own is not None  # the first, or one that comes while another process has the first
+        own.future = Future()
+        try:
+            own.future.set_result(_map_chunk(function, own.items))
+        except Exception as error:  # raised at its place, as if it came from another process
+            own.future.set_exception(error)
 
 
 def _map_chunk(function: Callable[[Item], Result], some: tuple[Item, ...]) -> list[Result]:
@@ -92,8 +142,12 @@ def _batched(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
         yield some
 
 
+def _import(module: str) -> None:
+    importlib.import_module(module)
+
+
 def _start_worker() -> None:
-    keep_freed_memory()  # else the arrays of each image are made of fresh pages
+    keep_freed_memory()
     _follow_parent()
 
 

@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
         ("pixel_counts", pa.list_(pa.int64())),
     ]
 )
-ROWS_PER_BATCH = 64
+ROWS_PER_BATCH = 32
 """At most: images without a label get no row."""
 REMAKE = "make it again: pipeline data bootstrap ROOT OUT"
 

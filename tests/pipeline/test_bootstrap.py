@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from pipeline.data.bootstrap import bootstrap
 from pipeline.data.dataset import SegmentationDataset
 from pipeline.data.label_space import LabelSpace
+from pipeline.data.parallel import worker_pool
 from pipeline.data.splits import held_out
 from pipeline.data_commands import app
 from pipeline.errors import DataProblem, Problem, UsageProblem
@@ -118,7 +119,8 @@ def test_the_bytes_depend_on_neither_runs_nor_workers_nor_the_order_in_the_files
     data = typical(tmp_path / "root", num_train=70)
     root = data.write()
     bootstrap(root, tmp_path / "a", images_per_shard=40)
-    bootstrap(root, tmp_path / "b", images_per_shard=40, num_workers=2)
+    with worker_pool(2, "pipeline.data.bootstrap") as pool:
+        bootstrap(root, tmp_path / "b", images_per_shard=40, pool=pool)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     data.files["lvis_v1_train"]["images"].reverse()
     data.write()
@@ -271,8 +273,8 @@ def test_damage_is_one_error_and_leaves_the_old_output_alone(
 def test_a_worker_hands_the_first_error_on(data: SmallDataset, out: Path) -> None:
     root = data.write()
     break_outline(data)
-    with pytest.raises(DataProblem, match="3 coordinates"):
-        bootstrap(root, out, num_workers=2)
+    with worker_pool(2, "pipeline.data.bootstrap") as pool, pytest.raises(DataProblem, match="3 coordinates"):
+        bootstrap(root, out, pool=pool)
     assert list(out.parent.iterdir()) == []
 
 

@@ -154,8 +154,10 @@ def test_workers_end_with_a_command_that_is_killed(
 ) -> None:
     code = (
         "import sys; from pathlib import Path; from pipeline.data.bootstrap import bootstrap\n"
+        "from pipeline.data.parallel import worker_pool\n"
         "if __name__ == '__main__':\n"
-        "    bootstrap(Path(sys.argv[1]), Path(sys.argv[2]), images_per_shard=50, num_workers=2)\n"
+        "    with worker_pool(3, 'pipeline.data.bootstrap') as pool:\n"
+        "        bootstrap(Path(sys.argv[1]), Path(sys.argv[2]), images_per_shard=50, pool=pool)\n"
     )
     script = out.parent / "command.py"
     script.parent.mkdir(parents=True)
@@ -180,7 +182,7 @@ def test_workers_end_with_a_command_that_is_killed(
         time.sleep(0.02)
     assert not left
     script.unlink()
-    bootstrap(root, out, images_per_shard=50, num_workers=2)
+    bootstrap(root, out, images_per_shard=50)
     assert contents(out) == undisturbed
 
 

@@ -20,6 +20,7 @@ from pipeline.data.dataset import IGNORE_INDEX, SegmentationDataset
 from pipeline.data.export import export_masks
 from pipeline.data.label_space import MAX_CLASSES, LabelSpace
 from pipeline.data.layouts import LAYOUTS, open_layout
+from pipeline.data.parallel import worker_pool
 from pipeline.data_commands import app
 from pipeline.errors import DataProblem, UsageProblem
 from pipeline.settings import DataSettings
@@ -262,7 +263,8 @@ def stored(tmp_path: Path) -> Masks:
 
 
 def test_16_bit_masks_are_looked_up_in_the_list_of_classes(stored: Masks, tmp_path: Path) -> None:
-    result = bootstrap(stored.root, tmp_path / "out", layout="masks", num_workers=2)
+    with worker_pool(2, "pipeline.data.bootstrap") as pool:
+        result = bootstrap(stored.root, tmp_path / "out", layout="masks", pool=pool)
     assert result.label_space.names == ["grass", "path", "fence"]
     expected = np.zeros((4, 6), int)
     expected[:, 1:3], expected[:, 3], expected[3, 5] = 1, 2, 3

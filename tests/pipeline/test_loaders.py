@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from pipeline.data.dataset import Sample
-from pipeline.data.loaders import evaluation_loader, resolve_num_workers, train_loader
+from pipeline.data.loaders import evaluation_loader, train_loader
 from pipeline.data.sampling import Draw, ShuffledBatches, sample_seed
 from pipeline.data.transforms import TrainTransform
 from pipeline.errors import DataProblem
+from pipeline.runtime import resolve_num_workers
 
 
 @dataclass
