@@ -137,7 +137,7 @@ def _tile_shape(num_pixels: int, classes: Tensor, work_bytes: int, similarity: s
     most_elements = max(1, work_bytes // 8 // classes.element_size())
     if similarity == "cosine":  # one tile, and refines nothing: it may grow where it would be flat
         most_elements = min(6 * most_elements, max(most_elements, _ENOUGH_ROWS * num_classes))
-    most_rows = max(1, min(num_pixels, most_elements // (8 * (dim + 2))))  # a chunk takes about 6 D a pixel
+    most_rows = max(1, min(num_pixels, most_elements // (4 * (dim + 2))))  # a chunk takes about 6 D a pixel
     rows, columns = min(most_rows, most_elements // num_classes), num_classes
     if rows < min(most_rows, _FEWEST_ROWS):
         rows = min(most_rows, _BLOCK_ROWS)

@@ -26,7 +26,7 @@ from models.upsampling import full_resolution_rows, rows_of_pixels
 from pipeline.objective import Losses, embedding_cross_entropy, softmax_losses
 from pipeline.settings import LossSettings
 
-_FEW_CLASSES = 64
+_FEW_CLASSES = 512  # as large a tile as any number of classes has, and pixels prepared for no more than that
 _MANY_PIXELS = 2**16
 _FEW_PIXELS = 2**8
 
@@ -61,22 +61,27 @@ class WorkMemory:
 
 
 @functools.cache
-def probe_work_memory(settings: LossSettings, num_classes: int, embedding_dim: int) -> WorkMemory:
+def probe_work_memory(
+    settings: LossSettings, num_classes: int, embedding_dim: int, num_pixels: int
+) -> WorkMemory:
     """Runs the loss on a small real input and counts.
 
     Few pixels by all classes show the tables of the classes and full tiles; many pixels by few classes show
-    full chunks of pixels, and, by doubling them, what grows with the pixels.
+    full chunks of pixels, and, by doubling them, what grows with the pixels. Neither takes more than the
+    `num_pixels` of the step, which may be too few for a full chunk.
     """
     budget = settings.work_memory_mib * 2**20
-    few_pixels = max(_FEW_PIXELS, min(_MANY_PIXELS, budget // 4 // num_classes))
+    many_pixels = min(_MANY_PIXELS, num_pixels)
+    few_pixels = min(many_pixels, max(_FEW_PIXELS, budget // 4 // num_classes))
 
-    def bytes_of(num_pixels: int, classes: int) -> int:
-        return _cross_entropy_bytes(settings, num_pixels, classes, embedding_dim)
+    def bytes_of(pixels: int, classes: int) -> int:
+        return _cross_entropy_bytes(settings, pixels, classes, embedding_dim)
 
     few_classes = min(_FEW_CLASSES, num_classes)
     once, twice = (bytes_of(pixels, few_classes) for pixels in (_MANY_PIXELS, 2 * _MANY_PIXELS))
     per_pixel = max(0.0, (twice - once) / _MANY_PIXELS)
-    fixed = max(once - per_pixel * _MANY_PIXELS, bytes_of(few_pixels, num_classes) - per_pixel * few_pixels)
+    sizes = (many_pixels, few_classes), (few_pixels, num_classes)
+    fixed = max(bytes_of(pixels, classes) - per_pixel * pixels for pixels, classes in sizes)
     separation = 0
     if settings.separation_weight > 0 and num_classes > 1:
         classes = _unit_vectors(num_classes, embedding_dim)

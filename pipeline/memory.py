@@ -130,7 +130,9 @@ def predict_bytes(settings: Settings, num_classes: int) -> int:
     work = None
     if settings.model.head == "embedding":
         loss = settings.loss
-        work = probe_work_memory(loss, num_classes, settings.model.embedding_dim)
+        pixels = settings.train.images_at_a_time * settings.train.crop_size**2
+        pixels = min(pixels, loss.pixel_budget or pixels)
+        work = probe_work_memory(loss, num_classes, settings.model.embedding_dim, pixels)
     mode, tracker = FakeTensorMode(), PeakTracker()
     segmenter = _build(settings, num_classes)
     _replace_tensors(segmenter, mode)
