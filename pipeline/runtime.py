@@ -31,8 +31,11 @@ _MOST_WORKERS = 8
 _REFRESH_SECONDS = 0.5  # of the note beside a progress bar
 
 
-class Interrupted(KeyboardInterrupt):
-    """A polite request to stop: Ctrl-C or a scheduler's SIGTERM. Carries the shell's exit code."""
+class Interrupted(BaseException):
+    """A polite request to stop: Ctrl-C or a scheduler's SIGTERM. Carries the shell's exit code.
+
+    No KeyboardInterrupt: typer ends those itself, with code 130 and without a word.
+    """
 
     def __init__(self, signal_number: int) -> None:
         self.exit_code = 128 + signal_number

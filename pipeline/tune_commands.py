@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import Problem, UsageProblem
+from pipeline.runtime import Interrupted
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -95,7 +96,7 @@ def tune(
             gpus_per_trial=gpus_per_trial,
             time_budget=seconds,
         )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         print(f"\nstopped; {go_on}", file=sys.stderr, flush=True)
         raise
     _show(sweep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mlflow.entities import ViewType
 
 from pipeline.errors import Problem
 from pipeline.mlflow_tracker import log_to_finished_run, open_run
+from pipeline.runtime import Interrupted
 from pipeline.settings import Settings
 from pipeline.settings_file import load_settings
 from pipeline.tracking import tracking_uri
@@ -77,7 +79,12 @@ def test_one_run_holds_what_training_and_evaluation_say(
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(RuntimeError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (Problem("no"), "FAILED")],
+    [
+        (RuntimeError("broken"), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (Interrupted(signal.SIGTERM), "KILLED"),
+        (Problem("no"), "FAILED"),
+    ],
 )
 def test_a_run_that_does_not_finish_says_so(
     settings: Settings, client: MlflowClient, error: BaseException, status: str

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import pickle
 import signal
 import stat
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 from pipeline.errors import DataProblem, MemoryProblem, Problem, UsageProblem
 from pipeline.runtime import (
@@ -58,6 +61,28 @@ def test_each_failure_has_its_code_and_one_message_without_traceback(
     stderr = capsys.readouterr().err
     assert said in stderr
     assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_command_ended_by_a_signal_has_its_code(number: signal.Signals, code: int) -> None:
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    def wait() -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the suite is a background job
+    try:
+        try:
+            found = run(functools.partial(app, args=[]))
+        except SystemExit as exit_:  # typer's own
+            found = int(str(exit_.code))
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert found == code
 
 
 def test_success_is_0_and_a_defect_keeps_its_traceback() -> None:
