@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 
 from pipeline.errors import Problem
-from pipeline.runtime import Interrupted, git_commit
+from pipeline.runtime import git_commit
 from pipeline.settings import Settings
 from pipeline.tracking import tracking_uri
 
@@ -106,7 +106,7 @@ def open_run(settings: Settings, *, run_id: str | None = None) -> Iterator[Mlflo
     try:
         yield MlflowTracker(client, run_id)
         status = "FINISHED"
-    except (KeyboardInterrupt, Interrupted):
+    except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:

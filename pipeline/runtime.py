@@ -31,11 +31,8 @@ _MOST_WORKERS = 8
 _REFRESH_SECONDS = 0.5  # of the note beside a progress bar
 
 
-class Interrupted(BaseException):
-    """A polite request to stop: Ctrl-C or a scheduler's SIGTERM. Carries the shell's exit code.
-
-    No KeyboardInterrupt: typer ends those itself, with code 130 and without a word.
-    """
+class Interrupted(KeyboardInterrupt):
+    """A polite request to stop: Ctrl-C or a scheduler's SIGTERM. Carries the shell's exit code."""
 
     def __init__(self, signal_number: int) -> None:
         self.exit_code = 128 + signal_number
@@ -85,16 +82,25 @@ def run(function: Callable[[], object]) -> int:
         0 when it returns, else the code of the error: see `pipeline.errors`. A defect of ours keeps its
         traceback (code 1): hiding it would only make it harder to report.
     """
+    terminated: list[Interrupted] = []  # typer and Ray make of it a KeyboardInterrupt or exit of their own
+
+    def raise_interrupted(signal_number: int, frame: object) -> None:
+        terminated.append(Interrupted(signal_number))
+        raise terminated[0]
+
     with contextlib.suppress(ValueError):  # raised outside the main thread, where signals cannot be set
-        signal.signal(signal.SIGTERM, _raise_interrupted)
+        signal.signal(signal.SIGTERM, raise_interrupted)
     try:
         function()
     except Problem as problem:
         return _fail(problem)
-    except Interrupted as interruption:
-        print(f"\nstopped by {interruption}", file=sys.stderr)
-        return interruption.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ending:
+        interruption = ending if isinstance(ending, Interrupted) else next(iter(terminated), None)
+        if interruption is not None:
+            print(f"\nstopped by {interruption}", file=sys.stderr)
+            return interruption.exit_code
+        if isinstance(ending, SystemExit):
+            raise
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
@@ -106,10 +112,6 @@ def run(function: Callable[[], object]) -> int:
             raise
         return _fail(out_of_memory(error))
     return 0
-
-
-def _raise_interrupted(signal_number: int, frame: object) -> None:
-    raise Interrupted(signal_number)
 
 
 def _fail(problem: Problem) -> int:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import Problem, UsageProblem
-from pipeline.runtime import Interrupted
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -96,7 +95,7 @@ def tune(
             gpus_per_trial=gpus_per_trial,
             time_budget=seconds,
         )
-    except (KeyboardInterrupt, Interrupted):
+    except KeyboardInterrupt:
         print(f"\nstopped; {go_on}", file=sys.stderr, flush=True)
         raise
     _show(sweep)
