@@ -52,12 +52,30 @@ def worker_pool(num_workers: int, module: str) -> Iterator[WorkerPool | None]:
     others = num_workers - 1
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(others, mp_context=context, initializer=_start_worker)
-    for _ in range(others):
-        executor.submit(_import, module)
+    with _one_thread_for_products():
+        for _ in range(others):
+            executor.submit(_import, module)
+        try:
+            yield WorkerPool(executor, others)
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _one_thread_for_products() -> Iterator[None]:
+    """NumPy imported meanwhile, here or in a process that starts, makes no threads for matrix products.
+
+    There are none to compute, and each process would spend a tenth of a second of processor time on starting
+    them.
+    """
+    name = "OPENBLAS_NUM_THREADS"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "1")
     try:
-        yield WorkerPool(executor, others)
+        yield
     finally:
-        executor.shutdown(cancel_futures=True)
+        if before is None:
+            os.environ.pop(name, None)
 
 
 def ordered_map(
