@@ -9,13 +9,15 @@ thousand classes) it spans some, and each tile is formed twice: for the normalis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.nearest import compute_dtype, full_precision
+from models.threads import ELEMENTS_WORTH_A_THREAD, for_each, num_workers
 from models.tiles import CosineTiles, DistanceTiles, PixelChunk
 
 # A tile is an eighth of the buffer. Of distances two are held, and what needs refining may take five more for
@@ -59,24 +61,26 @@ class ExactCrossEntropy(torch.autograd.Function):
         classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
         rows = labelled_rows(target, ignore_index)
         count = len(target) if rows is None else len(rows)
-        tile_rows, chunk_rows, columns = _tile_shape(count, classes, work_bytes, similarity)
-        make_tiles = DistanceTiles if similarity == "distance" else CosineTiles
+        workers, size = share_out(count, classes, work_bytes, similarity)
         pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
-        total = classes.new_zeros((), dtype=torch.float64)
         with full_precision(pixel_embeddings):
-            tiles = make_tiles(classes, class_offsets, temperature, tile_rows * columns, need_class)
-            for chosen in row_chunks(rows, count, chunk_rows):
-                chunk = tiles.chunk(pixel_embeddings[chosen].to(classes.dtype), target[chosen])
-                if isinstance(tiles, CosineTiles) and columns == len(classes):
-                    losses, gradient = tiles.add_whole(chunk, tile_rows, 1 / count, need_pixel)
-                else:
-                    losses, gradient = _pixel_chunk(tiles, chunk, columns, 1 / count, need_pixel)
-                total += losses.sum(dtype=torch.float64)
+            first = make_tiles(classes, class_offsets, temperature, similarity, size, need_class)
+            tiles = [first, *(first.another() for _ in range(workers - 1))]
+            totals = classes.new_zeros(workers, dtype=torch.float64)
+
+            def work(worker: int, chosen: slice | Tensor) -> None:
+                own = tiles[worker]
+                scaled = pixel_embeddings[chosen].to(classes.dtype) / temperature
+                chunk = own.chunk(scaled, target[chosen])
+                losses, gradient = compare(own, chunk, size, 1 / count, need_pixel)
+                totals[worker] += losses.sum(dtype=torch.float64)
                 if pixel_gradient is not None and gradient is not None:
                     pixel_gradient[chosen] = gradient.div_(temperature).to(pixel_gradient.dtype)
-            class_gradient = tiles.class_gradient().to(class_embeddings.dtype) if need_class else None
+
+            for_each(list(row_chunks(rows, count, size.chunk_rows)), work, workers)
+            class_gradient = summed_class_gradients(tiles).to(class_embeddings.dtype) if need_class else None
         ctx.save_for_backward(pixel_gradient, class_gradient)
-        return (total / max(count, 1)).to(classes.dtype)
+        return (totals.sum() / max(count, 1)).to(classes.dtype)
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: Tensor) -> Any:
@@ -131,8 +135,25 @@ def row_chunks(rows: Tensor | None, count: int, size: int) -> Iterator[slice | T
         yield slice(first, last) if rows is None else rows[first:last]
 
 
-def _tile_shape(num_pixels: int, classes: Tensor, work_bytes: int, similarity: str) -> tuple[int, int, int]:
-    """Return the pixels of a tile, those that are prepared together, and the classes of a tile."""
+@dataclass(frozen=True)
+class TileSize:
+    """Pixels of a tile, pixels that are prepared together, and classes of a tile."""
+
+    rows: int
+    chunk_rows: int
+    columns: int
+
+
+def share_out(num_pixels: int, classes: Tensor, work_bytes: int, similarity: str) -> tuple[int, TileSize]:
+    """Tell how many threads work, and on tiles of which size each, within one buffer for all."""
+    pieces = -(-num_pixels * len(classes) // ELEMENTS_WORTH_A_THREAD)
+    of_gradients = classes.nbytes * (classes.shape[1] + 1) // classes.shape[1]
+    workers = num_workers(classes.device, pieces, work_bytes, of_gradients)
+    size = _tile_size(-(-num_pixels // workers), classes, work_bytes // workers, similarity)
+    return workers, size
+
+
+def _tile_size(num_pixels: int, classes: Tensor, work_bytes: int, similarity: str) -> TileSize:
     num_classes, dim = classes.shape
     most_elements = max(1, work_bytes // 8 // classes.element_size())
     if similarity == "cosine":  # one tile, and refines nothing: it may grow where it would be flat
@@ -143,37 +164,62 @@ def _tile_shape(num_pixels: int, classes: Tensor, work_bytes: int, similarity: s
         rows = min(most_rows, _BLOCK_ROWS)
         columns = min(num_classes, max(1, most_elements // rows))
     whole = similarity == "cosine" and columns == num_classes
-    return rows, max(rows, min(most_rows, _CHUNK_ROWS)) if whole else rows, columns
+    return TileSize(rows, max(rows, min(most_rows, _CHUNK_ROWS)) if whole else rows, columns)
 
 
-def _pixel_chunk(
-    tiles: DistanceTiles | CosineTiles,
-    chunk: PixelChunk,
-    columns: int,
-    weight: float,
-    need_gradient: bool,
+def make_tiles(
+    classes: Tensor,
+    offsets: Tensor | None,
+    temperature: float,
+    similarity: str,
+    size: TileSize,
+    need_class_gradient: bool,
+) -> DistanceTiles | CosineTiles:
+    """The tiles of a similarity."""
+    kind = DistanceTiles if similarity == "distance" else CosineTiles
+    return kind(classes, offsets, temperature, size.rows * size.columns, need_class_gradient)
+
+
+def summed_class_gradients(tiles: Sequence[DistanceTiles | CosineTiles]) -> Tensor:
+    """(C, D), what all threads found."""
+    total = tiles[0].class_gradient()
+    for others in tiles[1:]:
+        total = total + others.class_gradient()
+    return total
+
+
+def compare(
+    tiles: DistanceTiles | CosineTiles, chunk: PixelChunk, size: TileSize, weight: float, need_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Compare p pixels with all classes, `columns` at a time.
+    """Compare p pixels with all classes.
 
     Returns:
-        Their (p,) losses and the (p, D) gradient of the loss for e' times `weight`, or None where not needed.
-        The gradient of the classes is added to `tiles.sums`.
+        Their (p, 1) losses, zero where unlabelled, and the (q, D) gradient of the loss for the given e' times
+        `weight`, or None where not needed. The gradient of the classes is added to `tiles.sums`.
     """
-    num_classes = len(tiles.keys)
-    blocks = [(start, min(start + columns, num_classes)) for start in range(0, num_classes, columns)]
-    logits, shares, normalisers = tiles.softmax(chunk, *blocks[0])
+    num_classes, unlabelled = chunk.num_classes, chunk.unlabelled
+    if isinstance(tiles, CosineTiles) and size.columns == num_classes and chunk.upsampling is None:
+        return tiles.add_whole(chunk, size.rows, weight, need_gradient)
+    starts = range(0, num_classes, size.columns)
+    blocks = [(start, min(start + size.columns, num_classes)) for start in starts]
+    shares, normalisers = tiles.softmax(chunk, *blocks[0])
     for block in blocks[1:]:
-        normalisers = torch.logaddexp(normalisers, tiles.softmax(chunk, *block)[2])
+        normalisers = torch.logaddexp(normalisers, tiles.softmax(chunk, *block)[1])
     losses = (normalisers - chunk.target_logits).clamp_min_(0)  # less than zero only by rounding
+    if unlabelled is not None:
+        losses.index_fill_(0, unlabelled, 0)
     if not need_gradient and tiles.sums is None:
         return losses, None
 
-    gradient = torch.zeros_like(chunk.scaled) if need_gradient else None
-    scale = torch.full_like(normalisers, weight)[:, None]
-    missing = -weight * torch.expm1(-losses)[:, None]
+    gradient = None
+    scale = losses.new_full((1, 1), weight)
+    missing = torch.expm1(-losses).mul_(-weight)
     for block in blocks:
         if len(blocks) > 1:
-            logits, shares, of_tile = tiles.softmax(chunk, *block)
-            scale = weight * (of_tile - normalisers).exp_().clamp_min_(1e-30)[:, None]
-        tiles.add_gradients(logits, shares, chunk, *block, scale, missing, gradient)
+            shares, of_tile = tiles.softmax(chunk, *block)
+            scale = weight * (of_tile - normalisers).exp_().clamp_min_(1e-30)
+        if unlabelled is not None:
+            shares.index_fill_(0, unlabelled, 0)
+        of_block = tiles.add_gradients(shares, chunk, *block, scale, missing, need_gradient)
+        gradient = of_block if gradient is None or of_block is None else gradient + of_block
     return losses, gradient

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.exact import labelled_rows, row_chunks, scaled_gradients
 from models.nearest import Similarity, compute_dtype, full_precision, nearest_classes
+from models.threads import ELEMENTS_WORTH_A_THREAD, for_each, num_workers
 
 
 class KnnCrossEntropy(torch.autograd.Function):
@@ -34,42 +35,48 @@ class KnnCrossEntropy(torch.autograd.Function):
         """Return the scalar loss and keep both gradients. Arguments as `models.losses.knn_cross_entropy`."""
         need_pixel, need_class = (with_gradients and need for need in ctx.needs_input_grad[:2])
         classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
-        pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
-        class_gradient = torch.zeros_like(classes) if need_class else None
         rows = labelled_rows(target, ignore_index)
         count = len(target) if rows is None else len(rows)
-        # Half of the buffer for the search; the other half for about four (p, 1+K, D) tensors.
-        per_pixel = 4 * (num_negatives + 2) * (classes.shape[1] + 4) * classes.element_size()
-        size = max(1, work_bytes // 2 // per_pixel)
-        total = classes.new_zeros((), dtype=torch.float64)
+        pieces = -(-count * len(classes) // ELEMENTS_WORTH_A_THREAD)
+        workers = num_workers(classes.device, pieces, work_bytes, classes.nbytes)
+        share = (
+            work_bytes // workers // 2
+        )  # for the search; the other half for about four (p, 1+K, D) tensors
+        size = max(1, share // (4 * (num_negatives + 2) * (classes.shape[1] + 4) * classes.element_size()))
+        pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
+        class_gradients = [torch.zeros_like(classes) for _ in range(workers if need_class else 0)]
+        totals = classes.new_zeros(workers, dtype=torch.float64)
+
+        def work(worker: int, chosen: slice | Tensor) -> None:
+            pixels, own = pixel_embeddings[chosen].to(classes.dtype), target[chosen]
+            nearest = nearest_classes(
+                pixels, classes, num_negatives + 1, similarity=similarity, work_bytes=share
+            )
+            ids = target_first(nearest, own)  # (p, 1+K)
+            compared = classes[ids]  # (p, 1+K, D)
+            logits, slopes_of_pixels, slopes_of_classes = _logits_and_slopes(
+                pixels, compared, temperature, similarity
+            )
+            losses = logits.logsumexp(dim=1) - logits[:, 0]
+            totals[worker] += losses.sum(dtype=torch.float64)
+            if not need_pixel and not need_class:
+                return
+            weights = logits.softmax(dim=1)
+            weights[:, 0] -= 1
+            weights = weights.div_(count * temperature)[:, :, None]  # (p, 1+K, 1)
+            if pixel_gradient is not None:
+                pixel_gradient[chosen] = slopes_of_pixels.mul(weights).sum(dim=1).to(pixel_gradient.dtype)
+            if class_gradients:
+                slopes = slopes_of_classes * weights
+                class_gradients[worker].index_add_(0, ids.flatten(), slopes.flatten(0, 1))
+
         with full_precision(pixel_embeddings):
-            for chosen in row_chunks(rows, count, size):
-                pixels, own = pixel_embeddings[chosen].to(classes.dtype), target[chosen]
-                nearest = nearest_classes(
-                    pixels, classes, num_negatives + 1, similarity=similarity, work_bytes=work_bytes // 2
-                )
-                ids = target_first(nearest, own)  # (p, 1+K)
-                compared = classes[ids]  # (p, 1+K, D)
-                logits, slopes_of_pixels, slopes_of_classes = _logits_and_slopes(
-                    pixels, compared, temperature, similarity
-                )
-                losses = logits.logsumexp(dim=1) - logits[:, 0]
-                total += losses.sum(dtype=torch.float64)
-                if not need_pixel and not need_class:
-                    continue
-                weights = logits.softmax(dim=1)
-                weights[:, 0] -= 1
-                weights = weights.div_(count * temperature)[:, :, None]  # (p, 1+K, 1)
-                if pixel_gradient is not None:
-                    slopes = slopes_of_pixels.mul(weights).sum(dim=1)
-                    pixel_gradient[chosen] = slopes.to(pixel_gradient.dtype)
-                if class_gradient is not None:
-                    slopes = slopes_of_classes * weights
-                    class_gradient.index_add_(0, ids.flatten(), slopes.flatten(0, 1))
-        if class_gradient is not None:
-            class_gradient = class_gradient.to(class_embeddings.dtype)
+            for_each(list(row_chunks(rows, count, size)), work, workers)
+        class_gradient = None
+        if class_gradients:
+            class_gradient = torch.stack(class_gradients).sum(dim=0).to(class_embeddings.dtype)
         ctx.save_for_backward(pixel_gradient, class_gradient)
-        return (total / max(count, 1)).to(classes.dtype)
+        return (totals.sum() / max(count, 1)).to(classes.dtype)
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: Tensor) -> Any:

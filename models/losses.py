@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.exact import ExactCrossEntropy
+from models.exact_maps import ExactCrossEntropyOfMaps
 from models.knn import KnnCrossEntropy
 from models.nearest import (
     WORK_BYTES,
@@ -24,7 +25,8 @@ from models.nearest import (
     nearest_classes,
     to_kernel_dtype,
 )
-from models.upsampling import full_resolution_rows
+
+_SEPARATION_BYTES = 2**21  # of pairs of classes there are few; a larger buffer would only show in the peak
 
 
 @torch.compiler.disable
@@ -97,8 +99,8 @@ def exact_cross_entropy_of_maps(
 ) -> Tensor:
     """Compute `exact_cross_entropy` at the target's resolution, of embeddings at a lower one.
 
-    They are upsampled bilinearly (not normalised again). On CUDA that is folded into the fused kernels:
-    embeddings at full resolution exist for a band of rows at a time. Elsewhere they are all made.
+    They are upsampled bilinearly (not normalised again), a few pixels at a time: on CUDA folded into the
+    fused kernels, elsewhere by `models.exact_maps`, fastest where H and W are the same multiple of h and w.
 
     Args:
         pixel_embeddings: (N, D, h, w) float.
@@ -133,14 +135,16 @@ def exact_cross_entropy_of_maps(
             ignore_index=ignore_index,
             work_bytes=work_bytes,
         )
-    return exact_cross_entropy(
-        full_resolution_rows(pixel_embeddings, target.shape[-2:]),
+    _check_classes(target, len(class_embeddings), ignore_index)
+    return ExactCrossEntropyOfMaps.apply(
+        pixel_embeddings,
         class_embeddings,
-        target.flatten(),
-        temperature=temperature,
-        similarity=similarity,
-        ignore_index=ignore_index,
-        work_bytes=work_bytes,
+        target,
+        temperature,
+        similarity,
+        ignore_index,
+        work_bytes,
+        torch.is_grad_enabled(),
     )
 
 
@@ -273,7 +277,7 @@ def separation_loss(
     Args:
         class_embeddings: (C, D) float.
         min_separation: least wanted Euclidean distance between two classes; the paper's code has 0.2.
-        work_bytes: size of the work buffer of the search in bytes.
+        work_bytes: size of the work buffer of the search in bytes; no more than 2 MiB are used.
 
     Returns:
         Scalar; zero for a single class.
@@ -289,7 +293,8 @@ def separation_loss(
         classes = class_embeddings if class_embeddings.dtype == torch.float64 else class_embeddings.float()
         if num_classes == 1:
             return classes.sum() * 0
-        two = nearest_classes(class_embeddings, class_embeddings, 2, work_bytes=work_bytes)
+        enough = min(work_bytes, _SEPARATION_BYTES)
+        two = nearest_classes(class_embeddings, class_embeddings, 2, work_bytes=enough)
         own = torch.arange(num_classes, device=two.device)
         other = torch.where(two[:, 0] == own, two[:, 1], two[:, 0])
         distances = torch.linalg.vector_norm(classes - classes[other], dim=1)

@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from models.threads import ELEMENTS_WORTH_A_THREAD, for_each, num_workers
+
 Similarity = Literal["distance", "cosine"]
 
 SIMILARITIES = ("distance", "cosine")
@@ -142,18 +144,21 @@ def _search(pixels: Tensor, classes: Tensor, k: int, similarity: str, work_bytes
     keys = _class_keys(classes.to(dtype), similarity)  # (C', D+1)
     num_pixels, num_classes, num_keys = len(pixels), len(classes), len(keys)
     found = pixels.new_empty((num_pixels, k), dtype=torch.int64)
+    pieces = -(-num_pixels * num_classes // ELEMENTS_WORTH_A_THREAD)
+    workers = num_workers(pixels.device, pieces, work_bytes)
     # A quarter of the buffer for scores; the rest for what the selection makes of them.
-    tile_elements = max(1, work_bytes // 4 // keys.element_size())
+    tile_elements = max(1, work_bytes // workers // 4 // keys.element_size())
     columns = min(num_keys, max(_GROUP, tile_elements // 256 // _GROUP * _GROUP))
-    rows = max(1, min(num_pixels, tile_elements // max(columns, 4 * k)))
-    buffer = keys.new_empty(rows * columns)
-    for first in range(0, num_pixels, rows):
+    rows = max(1, min(-(-num_pixels // workers), tile_elements // max(columns, 4 * k)))
+    buffers = [keys.new_empty(rows * columns) for _ in range(workers)]
+
+    def search(worker: int, first: int) -> None:
         chunk = pixels[first : first + rows].to(dtype)
         queries = torch.cat([chunk, chunk.new_ones(len(chunk), 1)], dim=1)  # (p, D+1)
         best_scores = best_ids = None
         for start in range(0, num_keys, columns):
             block = keys[start : start + columns]
-            scores = buffer[: len(chunk) * len(block)].view(len(chunk), len(block))
+            scores = buffers[worker][: len(chunk) * len(block)].view(len(chunk), len(block))
             torch.mm(queries, block.t(), out=scores)
             tile_scores, tile_ids = _smallest(scores, min(k, num_classes - start, len(block)))
             tile_ids += start
@@ -163,6 +168,8 @@ def _search(pixels: Tensor, classes: Tensor, k: int, similarity: str, work_bytes
                 best_scores, best_ids = _merge(best_scores, best_ids, tile_scores, tile_ids, k)
         assert best_ids is not None
         found[first : first + rows] = best_ids
+
+    for_each(range(0, num_pixels, rows), search, workers)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -153,6 +154,11 @@ class Segmenter(nn.Module):
             for module, mode in modes:
                 module.training = mode
 
+    def output_size(self, size: Sequence[int]) -> tuple[int, int]:
+        """Height and width of the output for images of this height and width."""
+        height, width = (-(-side // LOW_STRIDE) for side in self._resized(size))
+        return height, width
+
     def parameter_groups(self) -> ParameterGroups:
         """Backbone, decoder with the head's convolution, and the class table, for rates of their own."""
         groups = ParameterGroups([], [], [])
@@ -167,12 +173,14 @@ class Segmenter(nn.Module):
 
     def _decoded(self, images: Tensor) -> Tensor:
         """(N, channels, ceil(H/4), ceil(W/4)); what the backbone padded is cut off again."""
+        height, width = self.output_size(images.shape[-2:])
         if self.input_scale != 1:
-            size = [max(1, round(side * self.input_scale)) for side in images.shape[-2:]]
+            size = self._resized(images.shape[-2:])
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
-        decoded = self.decoder(self.backbone(images))
-        height, width = (-(-side // LOW_STRIDE) for side in images.shape[-2:])
-        return decoded[..., :height, :width]
+        return self.decoder(self.backbone(images))[..., :height, :width]
+
+    def _resized(self, size: Sequence[int]) -> list[int]:
+        return [max(1, round(side * self.input_scale)) for side in size]
 
 
 def build_segmenter(

@@ -4,14 +4,22 @@ Everything here is in coordinates divided by the temperature, e' = e / temperatu
 -|e' - w'| (`DistanceTiles`, the paper's) or e'.w (`CosineTiles`), and no pass over the tile scales it.
 Buffers of the size of a tile, two for distances and one for products, are used again and again; nothing else
 here grows with pixels x classes.
+
+The pixels of a tile may be given by their own embeddings, or by the fewer at low resolution from which these
+are interpolated. Then products with classes are formed at low resolution and interpolated, and a tile's share
+of the gradients is brought to low resolution before it meets the classes.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
+
+from models.upsampling import CellUpsampling
 
 _LEAST_SHARE = 1e-30  # well above what underflows
 _NEAR = 2.0**-12  # share of the squared norms below which a squared distance is formed from differences
@@ -19,36 +27,50 @@ _NEAR = 2.0**-12  # share of the squared norms below which a squared distance is
 
 @dataclass
 class PixelChunk:
-    """A few labelled pixels, ready to be compared with the classes.
+    """A few pixels, ready to be compared with the classes.
 
     Attributes:
         scaled: (p, D) e'.
-        queries: (p, Q), whose product with the classes' keys makes a tile.
-        target: (p,) int64.
+        given: (q, D) the embeddings e' from which those are interpolated; without an upsampling the same.
+        targets: (p, 1) int64; any class for pixels without label.
         num_classes: C.
-        target_logits: (p,), from the embeddings directly: a matrix product blurs small distances.
+        target_logits: (p, 1), from the embeddings directly: a matrix product blurs small distances.
+        upsampling: from the q to the p, or None where they are the same.
+        unlabelled: (u,) int64 rows of pixels that take no part, or None.
+        norms: (p, 1) |e'|^2; None for cosine.
         target_directions: (p, D), derivative of the target's logit for its embedding; None for cosine.
     """
 
     scaled: Tensor
-    queries: Tensor
-    target: Tensor
+    given: Tensor
+    targets: Tensor
     num_classes: int
     target_logits: Tensor
+    upsampling: CellUpsampling | None = None
+    unlabelled: Tensor | None = None
+    norms: Tensor | None = None
     target_directions: Tensor | None = None
 
-    def targets_in(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return the rows whose target is one of classes start..stop-1, and its place among those."""
+    def has_target_in(self, start: int, stop: int) -> Tensor:
+        """(p, 1) bool: whether the target is one of classes start..stop-1."""
+        return (self.targets >= start) & (self.targets < stop)
+
+    def put(self, tile: Tensor, start: int, stop: int, values: Tensor | float) -> None:
+        """Overwrite the targets among classes start..stop-1 in their (p, c) tile: by (p, 1) values or one."""
         if start == 0 and stop == self.num_classes:
-            return torch.arange(len(self.target), device=self.target.device), self.target
-        rows = ((self.target >= start) & (self.target < stop)).nonzero()[:, 0]
-        return rows, self.target[rows] - start
+            tile.scatter_(1, self.targets, values)
+            return
+        rows = self.has_target_in(start, stop).nonzero()[:, 0]
+        of_rows = values[rows, 0] if isinstance(values, Tensor) else tile.new_tensor(values)
+        tile[rows, self.targets[rows, 0] - start] = of_rows
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """(p, K) to (q, K) by the transpose of the interpolation."""
+        return values if self.upsampling is None else self.upsampling.gathered(values)
 
 
 class Tiles:
-    """What both similarities share: the buffers and the softmax of one tile.
-
-    `in_place`: the shares overwrite the logits, so that half as much passes through the caches.
+    """What both similarities share: the buffer of logits and the softmax of one tile.
 
     Args:
         classes: (C, D), in the dtype to compute in.
@@ -57,57 +79,57 @@ class Tiles:
         tile_elements: most logits in a tile.
     """
 
-    keys: Tensor  # (C, Q)
-    in_place = False
-
     def __init__(
         self, classes: Tensor, offsets: Tensor | None, temperature: float, tile_elements: int
     ) -> None:
         self.offsets, self.temperature = offsets, temperature
         self._logits = classes.new_empty(tile_elements)
-        self._shares = self._logits if self.in_place else classes.new_empty(tile_elements)
 
-    def softmax(self, chunk: PixelChunk, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+    def another(self) -> Self:
+        """Tiles of the same classes for another thread, with buffers and sums of their own."""
+        other = copy.copy(self)
+        other._own_buffers()
+        return other
+
+    def _own_buffers(self) -> None:
+        self._logits = torch.empty_like(self._logits)
+
+    def softmax(self, chunk: PixelChunk, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Compare a chunk with classes start..stop-1.
 
         Returns:
-            logits (p, c) without the offsets (the shares again if `in_place`), shares (p, c): their softmax
-            within the tile, offsets included, and normalisers (p,): the logarithm of its denominator. The
-            first two live in the buffers.
+            shares (p, c): the softmax of the logits within the tile, offsets included, in the buffer; and
+            normalisers (p, 1): the logarithm of its denominator.
         """
-        shape = len(chunk.target), stop - start
-        logits = self._logits[: shape[0] * shape[1]].view(shape)
-        shares = self._shares[: shape[0] * shape[1]].view(shape)
-        self._fill(logits, chunk, start, stop)
+        tile = _part(self._logits, len(chunk.targets), stop - start)
+        self._fill(tile, chunk, start, stop)
         if self.offsets is not None:
-            logits += self.offsets[start:stop]
-        torch.softmax(logits, dim=1, out=shares)
-        normalisers = self._normalisers(logits, shares, chunk, start)
-        if self.offsets is not None and not self.in_place:
-            logits -= self.offsets[start:stop]
-        return logits, shares, normalisers
+            tile += self.offsets[start:stop]
+        torch.softmax(tile, dim=1, out=tile)
+        return tile, self._normalisers(tile, chunk, start)
 
-    def _normalisers(self, logits: Tensor, shares: Tensor, chunk: PixelChunk, start: int) -> Tensor:
+    def _normalisers(self, shares: Tensor, chunk: PixelChunk, start: int) -> Tensor:
         """A share is exp(logit - normaliser): read off the targets, off the largest if those underflow."""
         if shares.shape[1] == chunk.num_classes:
-            of_targets = shares.gather(1, chunk.target[:, None])[:, 0]
-            if bool(of_targets.amin() > _LEAST_SHARE):
+            of_targets = shares.gather(1, chunk.targets)
+            if of_targets.amin().item() > _LEAST_SHARE:
                 return chunk.target_logits - of_targets.log_()
-        largest, places = shares.max(dim=1)
-        return self._largest_logits(logits, chunk, start, places) - largest.log_()
-
-    def _largest_logits(self, logits: Tensor, chunk: PixelChunk, start: int, places: Tensor) -> Tensor:
-        """The (p,) logits at these places of the tile, offsets included."""
-        return logits.gather(1, places[:, None])[:, 0]
+        largest, places = shares.max(dim=1, keepdim=True)
+        logits = self._logits_of(chunk, start + places)
+        if self.offsets is not None:
+            logits += self.offsets[start + places]
+        return logits - largest.log_()
 
     def _fill(self, logits: Tensor, chunk: PixelChunk, start: int, stop: int) -> None:
+        raise NotImplementedError
+
+    def _logits_of(self, chunk: PixelChunk, classes: Tensor) -> Tensor:
+        """The (p, 1) logits of the pixels for (p, 1) classes, one each."""
         raise NotImplementedError
 
 
 class CosineTiles(Tiles):
     """Logits e'.w: each tile is one matrix product, and so is its share of each gradient."""
-
-    in_place = True  # the gradients need the shares alone
 
     def __init__(
         self,
@@ -118,53 +140,67 @@ class CosineTiles(Tiles):
         need_class_gradient: bool,
     ) -> None:
         super().__init__(classes, offsets, temperature, tile_elements)
-        self.keys = classes
+        self._classes = classes
         self.sums = torch.zeros_like(classes) if need_class_gradient else None  # (C, D)
 
-    def chunk(self, pixels: Tensor, target: Tensor) -> PixelChunk:
-        """Prepare (p, D) pixels with their (p,) targets."""
-        scaled = pixels / self.temperature
-        logits = torch.linalg.vecdot(scaled, self.keys[target])
-        return PixelChunk(scaled, scaled, target, len(self.keys), logits)
+    def _own_buffers(self) -> None:
+        super()._own_buffers()
+        self.sums = None if self.sums is None else torch.zeros_like(self.sums)
+
+    def chunk(
+        self,
+        given: Tensor,
+        target: Tensor,
+        upsampling: CellUpsampling | None = None,
+        unlabelled: Tensor | None = None,
+    ) -> PixelChunk:
+        """Prepare pixels with (p,) targets: `given` are their e', or the (q, D) to interpolate them from."""
+        scaled = given if upsampling is None else upsampling.spread(given)
+        logits = torch.linalg.vecdot(scaled, self._classes[target])[:, None]
+        return PixelChunk(
+            scaled, given, target[:, None], len(self._classes), logits, upsampling, unlabelled
+        )  # fmt: skip
 
     def _fill(self, logits: Tensor, chunk: PixelChunk, start: int, stop: int) -> None:
-        torch.mm(chunk.queries, self.keys[start:stop].t(), out=logits)
-        rows, columns = chunk.targets_in(start, stop)
-        logits[rows, columns] = chunk.target_logits[rows]
+        if chunk.upsampling is None:
+            torch.mm(chunk.given, self._classes[start:stop].t(), out=logits)
+        else:
+            chunk.upsampling.spread(chunk.given @ self._classes[start:stop].t(), out=logits)
+        chunk.put(logits, start, stop, chunk.target_logits)
 
-    def _largest_logits(self, logits: Tensor, chunk: PixelChunk, start: int, places: Tensor) -> Tensor:
-        formed_again = torch.linalg.vecdot(chunk.scaled, self.keys[start + places])
-        return formed_again if self.offsets is None else formed_again + self.offsets[start + places]
+    def _logits_of(self, chunk: PixelChunk, classes: Tensor) -> Tensor:
+        return torch.linalg.vecdot(chunk.scaled, self._classes[classes[:, 0]])[:, None]
 
     def add_gradients(
         self,
-        logits: Tensor,
         shares: Tensor,
         chunk: PixelChunk,
         start: int,
         stop: int,
         scale: Tensor,
         missing: Tensor,
-        gradient: Tensor | None,
-    ) -> None:
-        """Add what the tile contributes, and overwrite it.
+        need_gradient: bool,
+    ) -> Tensor | None:
+        """Add what the tile contributes to the gradient of the classes, and overwrite it.
 
         Args:
-            logits: (p, c) from `softmax`; not used.
-            shares: (p, c) from `softmax`.
+            shares: (p, c) from `softmax`, zero for pixels without label.
             chunk: the pixels.
             start: first class of the tile.
             stop: class after the last.
-            scale: (p, 1) from shares of the tile to probabilities, times the pixel's weight in the mean.
+            scale: from shares of the tile to probabilities, times the pixel's weight in the mean: (p, 1), or
+                (1, 1) where it is the same for all pixels, as it must be with an upsampling.
             missing: (p, 1) what the target's probability lacks to one, times the pixel's weight.
-            gradient: (p, D) of e', added to; or None.
+            need_gradient: whether the gradient of the pixels is wanted.
+
+        Returns:
+            The (q, D) contribution to the gradient of the given e', or None.
         """
-        rows, columns = chunk.targets_in(start, stop)
-        shares[rows, columns] = -(missing[rows, 0] / scale[rows, 0])
-        if gradient is not None:
-            gradient.addcmul_(scale, shares @ self.keys[start:stop])
+        chunk.put(shares, start, stop, -missing / scale)
+        shares = chunk.gathered(shares)
         if self.sums is not None:
-            self.sums[start:stop].addmm_(shares.t(), scale * chunk.scaled)
+            self.sums[start:stop].addmm_(shares.t(), scale * chunk.given)
+        return scale * (shares @ self._classes[start:stop]) if need_gradient else None
 
     def add_whole(
         self, chunk: PixelChunk, rows: int, weight: float, need_gradient: bool
@@ -176,23 +212,23 @@ class CosineTiles(Tiles):
         classes or more a tile has few pixels, and whatever is done for each of them shows.
 
         Args:
-            chunk: p pixels.
+            chunk: p pixels, given by their own embeddings and all labelled.
             rows: pixels in a tile of all classes.
             weight: of each pixel in the mean.
             need_gradient: whether the gradient of the pixels is wanted.
 
         Returns:
-            The (p,) losses, and the (p, D) gradient of e' or None.
+            The (p, 1) losses, and the (p, D) gradient of e' or None.
         """
-        targets, target_logits = chunk.target[:, None], chunk.target_logits[:, None]
+        targets, target_logits = chunk.targets, chunk.target_logits
         of_targets = torch.empty_like(target_logits)
         gradient = torch.empty_like(chunk.scaled) if need_gradient else None
         weighted = weight * chunk.scaled
         for first in range(0, len(targets), rows):
             part = slice(first, first + rows)
             of_part = targets[part]
-            shares = self._logits[: len(of_part) * chunk.num_classes].view(len(of_part), chunk.num_classes)
-            torch.mm(chunk.scaled[part], self.keys.t(), out=shares)
+            shares = _part(self._logits, len(of_part), chunk.num_classes)
+            torch.mm(chunk.scaled[part], self._classes.t(), out=shares)
             shares.scatter_(1, of_part, target_logits[part])
             if self.offsets is not None:
                 shares += self.offsets
@@ -200,22 +236,20 @@ class CosineTiles(Tiles):
             of_target = torch.gather(shares, 1, of_part, out=of_targets[part])
             shares.scatter_(1, of_part, of_target - 1)
             if gradient is not None:
-                torch.mm(shares, self.keys, out=gradient[part])
+                torch.mm(shares, self._classes, out=gradient[part])
             if self.sums is not None:
                 self.sums.addmm_(shares.t(), weighted[part])
-        losses = of_targets[:, 0].log().neg_()
-        self._lost_targets(losses, of_targets[:, 0], chunk, rows)
+        losses = of_targets.log().neg_()
+        self._lost_targets(losses, of_targets, chunk, rows)
         return losses, None if gradient is None else gradient.mul_(weight)
 
     def _lost_targets(self, losses: Tensor, of_targets: Tensor, chunk: PixelChunk, rows: int) -> None:
         """Form the losses anew of those pixels whose target's share underflows."""
         lost = (of_targets <= _LEAST_SHARE).nonzero()[:, 0]
         for some in lost.split(rows) if len(lost) else ():
-            part = PixelChunk(
-                chunk.scaled[some], chunk.queries[some], chunk.target[some],
-                chunk.num_classes, chunk.target_logits[some],
-            )  # fmt: skip
-            losses[some] = self.softmax(part, 0, chunk.num_classes)[2] - part.target_logits
+            scaled, target_logits = chunk.scaled[some], chunk.target_logits[some]
+            part = PixelChunk(scaled, scaled, chunk.targets[some], chunk.num_classes, target_logits)
+            losses[some] = self.softmax(part, 0, chunk.num_classes)[1] - part.target_logits
 
     def class_gradient(self) -> Tensor:
         """Return the (C, D) gradient of the class embeddings."""
@@ -224,7 +258,7 @@ class CosineTiles(Tiles):
 
 
 class DistanceTiles(Tiles):
-    """Logits -|e' - w'|, the paper's, from the matrix product (-2 e', |e'|^2, 1) . (w', 1, |w'|^2).
+    """Logits -|e' - w'|, the paper's, from the matrix product |w'|^2 + (e', |e'|^2) . (-2 w', 1).
 
     The product blurs squared distances by the rounding of the squared norms. Those that would suffer are
     formed anew from differences; where e' meets w' exactly, the derivative of the distance is zero.
@@ -239,81 +273,119 @@ class DistanceTiles(Tiles):
         need_class_gradient: bool,
     ) -> None:
         super().__init__(classes, offsets, temperature, tile_elements)
-        scaled = classes / temperature
-        norms = scaled.square().sum(dim=1, keepdim=True)
-        self.keys = torch.cat([scaled, torch.ones_like(norms), norms], dim=1)
-        self._classes = self.keys[:, :-2]  # w'
-        self._largest_norm = norms.max()
+        self._classes = classes / temperature  # (C, D) w'
+        self._norms = self._classes.square().sum(dim=1)  # (C,)
+        self._keys = torch.cat([-2 * self._classes, torch.ones_like(self._norms)[:, None]], dim=1)  # (C, D+1)
+        self._largest_norm = float(self._norms.max())
         self._pairs = max(1, tile_elements // (8 * classes.shape[1]))
-        self._floor: Tensor | None = None
-        # (C, D+1) sum of p (e' - w') / |e' - w'| in two parts: what multiplies 1, and what multiplies w'.
-        self.sums = classes.new_zeros(len(classes), classes.shape[1] + 1) if need_class_gradient else None
+        self._inverses = torch.empty_like(self._logits)  # 1 / |e' - w'|, zero where it has no direction
+        # (C, D) sum of p e' / |e' - w'| and (C,) of p / |e' - w'|, which multiplies w'.
+        self.sums = torch.zeros_like(classes) if need_class_gradient else None
+        self._weight_sums = classes.new_zeros(len(classes)) if need_class_gradient else None
 
-    def chunk(self, pixels: Tensor, target: Tensor) -> PixelChunk:
-        """Prepare (p, D) pixels with their (p,) targets."""
-        scaled = pixels / self.temperature
-        norms = scaled.square().sum(dim=1, keepdim=True)
-        queries = torch.cat([-2 * scaled, norms, torch.ones_like(norms)], dim=1)
+    def _own_buffers(self) -> None:
+        super()._own_buffers()
+        self._inverses = torch.empty_like(self._inverses)
+        if self.sums is not None and self._weight_sums is not None:
+            self.sums, self._weight_sums = torch.zeros_like(self.sums), torch.zeros_like(self._weight_sums)
+
+    def chunk(
+        self,
+        given: Tensor,
+        target: Tensor,
+        upsampling: CellUpsampling | None = None,
+        unlabelled: Tensor | None = None,
+    ) -> PixelChunk:
+        """Prepare pixels with (p,) targets: `given` are their e', or the (q, D) to interpolate them from."""
+        scaled = given if upsampling is None else upsampling.spread(given)
+        norms = torch.linalg.vecdot(scaled, scaled)[:, None]
         differences = scaled - self._classes[target]
         distances = torch.linalg.vector_norm(differences, dim=1, keepdim=True)
-        directions = differences.div_(distances.masked_fill(distances == 0, 1))
-        return PixelChunk(scaled, queries, target, len(self.keys), -distances[:, 0], directions)
+        directions = differences.div_(distances.clamp_min(torch.finfo(distances.dtype).tiny))
+        return PixelChunk(
+            scaled, given, target[:, None], len(self._classes), distances.neg_(),
+            upsampling, unlabelled, norms, directions,
+        )  # fmt: skip
 
     def _fill(self, logits: Tensor, chunk: PixelChunk, start: int, stop: int) -> None:
-        squares = torch.mm(chunk.queries, self.keys[start:stop].t(), out=logits)
-        rows, columns = chunk.targets_in(start, stop)
-        norm = self._largest_norm + chunk.queries[:, -2].max()
-        squares[rows, columns] = norm  # anything that is not near; the exact logit follows below
-        self._floor = None
-        if bool(squares.amin() < _NEAR * norm):
+        assert chunk.norms is not None
+        keys, norms = self._keys[start:stop].t(), self._norms[start:stop]
+        if chunk.upsampling is None:
+            queries = torch.cat([chunk.given, chunk.norms], dim=1)
+            squares = torch.addmm(norms, queries, keys, out=logits)
+        else:  # the square of an interpolated vector is not the interpolated square: it is added afterwards
+            chunk.upsampling.spread(torch.addmm(norms, chunk.given, keys[:-1]), out=logits)
+            squares = logits.add_(chunk.norms)
+        norm = self._largest_norm + chunk.norms.max().item()
+        chunk.put(squares, start, stop, norm)  # anything that is not near; the exact logit follows below
+        near = squares.amin().item() < _NEAR * norm
+        inverses = _part(self._inverses, *squares.shape)
+        if near:
             self._refine(squares, chunk, start, _NEAR * norm)
-            self._floor = norm.mul(torch.finfo(norm.dtype).eps).sqrt_()
-        squares.sqrt_().neg_()
-        logits[rows, columns] = chunk.target_logits[rows]
+            meeting = squares == 0
+            squares.masked_fill_(meeting, 1)
+        torch.rsqrt(squares, out=inverses)
+        squares.mul_(inverses).neg_()
+        if near:
+            # Within rounding of a class the direction is noise: let it fade to zero instead of growing. Where
+            # the two are the same there is none: products would leave the rounding of large numbers.
+            logits.masked_fill_(meeting, 0)
+            steepest = (norm * torch.finfo(logits.dtype).eps) ** -0.5
+            inverses.masked_fill_(meeting, 0).clamp_max_(steepest)
+        chunk.put(logits, start, stop, chunk.target_logits)
+        chunk.put(inverses, start, stop, 0.0)  # the targets' directions are in the chunk
 
-    def _refine(self, squares: Tensor, chunk: PixelChunk, start: int, near: Tensor) -> None:
+    def _refine(self, squares: Tensor, chunk: PixelChunk, start: int, near: float) -> None:
         rows, columns = (squares < near).nonzero(as_tuple=True)
         for first in range(0, len(rows), self._pairs):
             some_rows, some_columns = rows[first : first + self._pairs], columns[first : first + self._pairs]
             differences = chunk.scaled[some_rows] - self._classes[start + some_columns]
             squares[some_rows, some_columns] = differences.square_().sum(dim=1)
 
+    def _logits_of(self, chunk: PixelChunk, classes: Tensor) -> Tensor:
+        differences = chunk.scaled - self._classes[classes[:, 0]]
+        return torch.linalg.vector_norm(differences, dim=1, keepdim=True).neg_()
+
     def add_gradients(
         self,
-        logits: Tensor,
         shares: Tensor,
         chunk: PixelChunk,
         start: int,
         stop: int,
         scale: Tensor,
         missing: Tensor,
-        gradient: Tensor | None,
-    ) -> None:
+        need_gradient: bool,
+    ) -> Tensor | None:
         """Add what the tile contributes, and overwrite it. Arguments as for `CosineTiles.add_gradients`."""
-        rows, columns = chunk.targets_in(start, stop)
-        shares[rows, columns] = 0
-        logits[rows, columns] = -1
-        if self._floor is not None:
-            # Within rounding of a class the direction is noise: let it fade to zero instead of growing. Where
-            # the two are the same there is none: products would leave the rounding of large numbers.
-            shares.masked_fill_(logits == 0, 0)
-            logits.clamp_max_(-self._floor)
-        weights = shares.div_(logits)  # -p / |e' - w'|
-        if gradient is not None:
-            toward = chunk.scaled * weights.sum(dim=1, keepdim=True) - weights @ self._classes[start:stop]
-            gradient.addcmul_(scale, toward)
-        if self.sums is not None:
-            self.sums[start:stop].addmm_(weights.t(), torch.cat([scale * chunk.scaled, scale], dim=1))
+        weights = shares.mul_(_part(self._inverses, *shares.shape))  # p / |e' - w'|, without the targets
         # The targets are the nearest ones, where products would lose the direction.
         assert chunk.target_directions is not None
-        slopes = (missing * chunk.target_directions)[rows]
+        slopes = missing * chunk.target_directions
+        if stop - start < chunk.num_classes:
+            slopes *= chunk.has_target_in(start, stop)
+        gradient = None
+        if need_gradient:
+            toward = weights.sum(dim=1, keepdim=True).mul_(scale)
+            gradient = chunk.gathered(torch.addcmul(slopes, toward, chunk.scaled, value=-1))
+        weights = chunk.gathered(weights)  # (q, c)
         if gradient is not None:
-            gradient[rows] += slopes
-        if self.sums is not None:
-            self.sums[:, :-1].index_add_(0, chunk.target[rows], slopes)
+            gradient.addcmul_(scale, weights @ self._classes[start:stop])
+        if self.sums is not None and self._weight_sums is not None:
+            self.sums[start:stop].addmm_(weights.t(), scale * chunk.given)
+            if len(scale) == 1:
+                self._weight_sums[start:stop].addcmul_(weights.sum(dim=0), scale[0])
+            else:
+                self._weight_sums[start:stop].addmv_(weights.t(), scale[:, 0])
+            self.sums.index_add_(0, chunk.targets[:, 0], slopes, alpha=-1)
+        return gradient
 
     def class_gradient(self) -> Tensor:
         """Return the (C, D) gradient of the class embeddings."""
         assert self.sums is not None
-        gradient = self._classes * self.sums[:, -1:]
-        return gradient.sub_(self.sums[:, :-1]).div_(self.temperature)
+        assert self._weight_sums is not None
+        gradient = self.sums - self._classes * self._weight_sums[:, None]
+        return gradient.div_(self.temperature)
+
+
+def _part(buffer: Tensor, rows: int, columns: int) -> Tensor:
+    return buffer[: rows * columns].view(rows, columns)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from models.heads import EmbeddingHead
-from models.nearest import nearest_classes
+from models.losses import exact_cross_entropy_of_maps, separation_loss
 from models.segmenter import Segmenter
-from models.upsampling import full_resolution_rows, rows_of_pixels
-from pipeline.objective import Losses, embedding_cross_entropy, softmax_losses
+from models.upsampling import full_resolution_rows, rows_of_pixels, whole_factor
+from pipeline.objective import Losses, embedding_cross_entropy, map_work_bytes, softmax_losses
 from pipeline.settings import LossSettings
 
 _FEW_CLASSES = 512  # as large a tile as any number of classes has, and pixels prepared for no more than that
@@ -60,22 +60,49 @@ class WorkMemory:
         return self.fixed + math.ceil(self.per_pixel * num_pixels)
 
 
+@dataclass(frozen=True)
+class PixelSource:
+    """Where a loss has its pixels from: rows of their own, or maps at low resolution.
+
+    Attributes:
+        num_pixels: at full resolution, of a step.
+        maps: whether they are interpolated from maps while the loss is computed.
+        factor: of the upsampling where it is a whole number.
+    """
+
+    num_pixels: int
+    maps: bool = False
+    factor: int | None = None
+
+    @classmethod
+    def of(
+        cls, output_size: Sequence[int], target_shape: Sequence[int], settings: LossSettings
+    ) -> PixelSource:
+        """That of `segmentation_losses` for (h, w) and (N, H, W)."""
+        num_pixels = math.prod(target_shape)
+        if settings.name == "exact" and settings.pixel_budget is None:
+            return cls(num_pixels, True, whole_factor(output_size, target_shape[1:]))
+        return cls(min(num_pixels, settings.pixel_budget or num_pixels))
+
+
 @functools.cache
 def probe_work_memory(
-    settings: LossSettings, num_classes: int, embedding_dim: int, num_pixels: int
+    settings: LossSettings, num_classes: int, embedding_dim: int, source: PixelSource
 ) -> WorkMemory:
     """Runs the loss on a small real input and counts.
 
     Few pixels by all classes show the tables of the classes and full tiles; many pixels by few classes show
     full chunks of pixels, and, by doubling them, what grows with the pixels. Neither takes more than the
-    `num_pixels` of the step, which may be too few for a full chunk.
+    pixels of the step, which may be too few for a full chunk.
     """
     budget = settings.work_memory_mib * 2**20
-    many_pixels = min(_MANY_PIXELS, num_pixels)
+    many_pixels = min(_MANY_PIXELS, source.num_pixels)
     few_pixels = min(many_pixels, max(_FEW_PIXELS, budget // 4 // num_classes))
 
     def bytes_of(pixels: int, classes: int) -> int:
-        return _cross_entropy_bytes(settings, pixels, classes, embedding_dim)
+        if source.maps:
+            return _map_bytes(settings, source, pixels, classes, embedding_dim)
+        return _row_bytes(settings, pixels, classes, embedding_dim)
 
     few_classes = min(_FEW_CLASSES, num_classes)
     once, twice = (bytes_of(pixels, few_classes) for pixels in (_MANY_PIXELS, 2 * _MANY_PIXELS))
@@ -84,19 +111,38 @@ def probe_work_memory(
     fixed = max(bytes_of(pixels, classes) - per_pixel * pixels for pixels, classes in sizes)
     separation = 0
     if settings.separation_weight > 0 and num_classes > 1:
-        classes = _unit_vectors(num_classes, embedding_dim)
-        some = classes[: max(_FEW_PIXELS, budget // 4 // num_classes)]
-        separation = _extra_bytes(lambda: nearest_classes(some, classes, 2, work_bytes=budget), classes)
+        classes = _unit_vectors(num_classes, embedding_dim)[: max(_FEW_PIXELS, budget // 4 // num_classes)]
+        separation = _extra_bytes(lambda: separation_loss(classes, work_bytes=budget), classes)
     return WorkMemory(max(0, math.ceil(fixed)), per_pixel, separation)
 
 
 @functools.cache
-def _cross_entropy_bytes(settings: LossSettings, num_pixels: int, num_classes: int, dim: int) -> int:
-    pixels, classes = _unit_vectors(num_pixels, dim), _unit_vectors(num_classes, dim)
+def _row_bytes(settings: LossSettings, num_pixels: int, num_classes: int, dim: int) -> int:
+    """Of `embedding_cross_entropy`, without the gradient of its rows."""
+    rows, classes = (_unit_vectors(count, dim).requires_grad_() for count in (num_pixels, num_classes))
     target = torch.arange(num_pixels) % num_classes
-    leaves = pixels.requires_grad_(), classes.requires_grad_()
-    peak = _extra_bytes(lambda: embedding_cross_entropy(*leaves, target, settings, None), *leaves, target)
-    return peak - pixels.nbytes
+    inputs = rows, classes, target
+    return _extra_bytes(lambda: embedding_cross_entropy(*inputs, settings, None), *inputs) - rows.nbytes
+
+
+@functools.cache
+def _map_bytes(
+    settings: LossSettings, source: PixelSource, num_pixels: int, num_classes: int, dim: int
+) -> int:
+    """Of `map_cross_entropy` with the buffer of the whole source, without the gradient of its maps."""
+    factor, beyond = (source.factor, 0) if source.factor else (4, 1)
+    height = max(1, math.isqrt(num_pixels) // factor)
+    width = max(1, num_pixels // (height * factor**2))
+    maps = _unit_vectors(height * width, dim).T.reshape(1, dim, height, width).requires_grad_()
+    classes = _unit_vectors(num_classes, dim).requires_grad_()
+    size = 1, height * factor - beyond, width * factor - beyond
+    target = (torch.arange(math.prod(size)) % num_classes).view(size)
+    options: dict[str, Any] = {
+        "similarity": settings.similarity,
+        "work_bytes": map_work_bytes(settings, source.num_pixels),
+    }
+    inputs = maps, classes, target
+    return _extra_bytes(lambda: exact_cross_entropy_of_maps(*inputs, **options), *inputs) - maps.nbytes
 
 
 def _unit_vectors(rows: int, dim: int) -> Tensor:
@@ -126,16 +172,18 @@ def losses_without_values(
         work: from `probe_work_memory`; unused for the softmax head, whose loss needs no values.
     """
     head, size = segmenter.head, target.shape[-2:]
-    if settings.pixel_budget is None:
-        rows, targets = full_resolution_rows(output, size), target.flatten()
+    source = PixelSource.of(output.shape[2:], target.shape, settings)
+    if source.maps and isinstance(head, EmbeddingHead):
+        compared = output
+    elif settings.pixel_budget is None:
+        compared = full_resolution_rows(output, size)
     else:
-        pixels = torch.arange(min(settings.pixel_budget, target.numel()))
-        rows, targets = rows_of_pixels(output, size, pixels), target.flatten().index_select(0, pixels)
+        compared = rows_of_pixels(output, size, torch.arange(source.num_pixels))
     if not isinstance(head, EmbeddingHead):
-        return softmax_losses(rows, targets)
+        return softmax_losses(compared, target.flatten()[: len(compared)])
     assert work is not None
     class_embeddings = head.class_embeddings
-    total = _Allocate.apply(rows, class_embeddings, work.of_cross_entropy(len(rows)))
+    total = _Allocate.apply(compared, class_embeddings, work.of_cross_entropy(source.num_pixels))
     separation = torch.zeros_like(total)
     if settings.separation_weight > 0 and len(class_embeddings) > 1:
         separation = _Allocate.apply(class_embeddings[:1], class_embeddings, work.separation)

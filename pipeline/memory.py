@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from models.segmenter import Segmenter
 from pipeline.errors import UsageProblem
-from pipeline.loss_footprint import PeakTracker, losses_without_values, probe_work_memory
+from pipeline.loss_footprint import PeakTracker, PixelSource, losses_without_values, probe_work_memory
 from pipeline.network import build_network
 from pipeline.objective import Losses, segmentation_losses
 from pipeline.optim import build_optimizer
@@ -128,13 +128,13 @@ def predict_bytes(settings: Settings, num_classes: int) -> int:
         UsageProblem: a model that cannot be built or cannot take crops of this size.
     """
     work = None
-    if settings.model.head == "embedding":
-        loss = settings.loss
-        pixels = settings.train.images_at_a_time * settings.train.crop_size**2
-        pixels = min(pixels, loss.pixel_budget or pixels)
-        work = probe_work_memory(loss, num_classes, settings.model.embedding_dim, pixels)
-    mode, tracker = FakeTensorMode(), PeakTracker()
     segmenter = _build(settings, num_classes)
+    if settings.model.head == "embedding":
+        crop = settings.train.crop_size, settings.train.crop_size
+        target_shape = settings.train.images_at_a_time, *crop
+        source = PixelSource.of(segmenter.output_size(crop), target_shape, settings.loss)
+        work = probe_work_memory(settings.loss, num_classes, settings.model.embedding_dim, source)
+    mode, tracker = FakeTensorMode(), PeakTracker()
     _replace_tensors(segmenter, mode)
 
     def losses(output: Tensor, target: Tensor, of_part: LossSettings) -> Losses:

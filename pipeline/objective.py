@@ -1,9 +1,9 @@
 """From the network's stride-4 output and a target to the loss that is minimised.
 
-The output is upsampled bilinearly to the target's size and handed, as rows, to the embedding losses of
-`models.losses`, which leave out unlabelled pixels. The softmax baseline is left as it is usually built:
-full-resolution logits of every class, since their memory is what is being compared against. A pixel budget
-holds for both: only the pixels drawn are upsampled.
+The output is upsampled bilinearly to the target's size, by the exact loss itself, and for the others of
+`models.losses` to rows; all of them leave out unlabelled pixels. The softmax baseline is left as it is
+usually built: full-resolution logits of every class, since their memory is what is being compared against. A
+pixel budget holds for both: only the pixels drawn are upsampled.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from models.segmenter import Segmenter
 from models.upsampling import full_resolution_rows, rows_of_pixels
 from pipeline.data.dataset import IGNORE_INDEX
 from pipeline.settings import LossSettings
+
+_WORK_BYTES_OF_A_PIXEL = 256
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def segmentation_losses(
         return softmax_losses(*labelled_rows(output, target, settings.pixel_budget, generator))
     class_embeddings = head.class_embeddings  # (C, D), normalised once for both terms
     if settings.name == "exact" and settings.pixel_budget is None:
-        cross_entropy = exact_cross_entropy_of_maps(output, class_embeddings, target, **_common(settings))
+        cross_entropy = map_cross_entropy(output, class_embeddings, target, settings)
     else:
         rows, targets = labelled_rows(output, target, settings.pixel_budget, generator)
         cross_entropy = embedding_cross_entropy(rows, class_embeddings, targets, settings, generator)
@@ -115,6 +117,22 @@ def draw_pixels(targets: Tensor, budget: int, generator: torch.Generator | None 
     if len(labelled) <= budget:
         return labelled
     return labelled[torch.randperm(len(labelled), generator=generator, device=labelled.device)[:budget]]
+
+
+def map_cross_entropy(
+    output: Tensor, class_embeddings: Tensor, target: Tensor, settings: LossSettings
+) -> Tensor:
+    """The exact cross-entropy of all pixels, of embeddings (N, D, h, w) against a target (N, H, W)."""
+    common = {**_common(settings), "work_bytes": map_work_bytes(settings, target.numel())}
+    return exact_cross_entropy_of_maps(output, class_embeddings, target, **common)
+
+
+def map_work_bytes(settings: LossSettings, num_pixels: int) -> int:
+    """The work buffer of the exact loss of maps, which for few pixels is less than the settings allow.
+
+    A network holds some thousand bytes for a pixel; with these the buffer does not show in the peak.
+    """
+    return min(settings.work_memory_mib * 2**20, _WORK_BYTES_OF_A_PIXEL * num_pixels)
 
 
 def embedding_cross_entropy(

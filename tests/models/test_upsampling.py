@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.upsampling import full_resolution_rows, rows_of_pixels
+from models.upsampling import CellUpsampling, full_resolution_rows, rows_of_pixels, whole_factor
 
 SIZES = [((4, 6), (13, 22)), ((3, 2), (7, 5)), ((5, 4), (3, 2)), ((1, 1), (5, 3)), ((6, 6), (6, 6))]
 
@@ -27,13 +27,48 @@ def test_the_rows_of_some_pixels_are_those_of_all_with_the_same_gradient(
     pixels = torch.randperm(2 * full[0] * full[1])[:9]
     expected = full_resolution_rows(output, full)[pixels]
     found = rows_of_pixels(output, full, pixels)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, expected)
     weights = torch.randn_like(expected)
     gradients = [torch.autograd.grad(rows, output, weights)[0] for rows in (found, expected)]
-    torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
+    torch.testing.assert_close(*gradients)
 
 
 def test_half_precision_becomes_single() -> None:
     output = torch.randn(1, 5, 4, 6).bfloat16()
     assert full_resolution_rows(output, (8, 12)).dtype == torch.float32
     assert rows_of_pixels(output, (8, 12), torch.arange(3)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 8])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (4, 3)])
+def test_the_cells_of_a_padded_map_hold_its_upsampled_pixels(factor: int, height: int, width: int) -> None:
+    output = torch.randn(1, 5, height, width, dtype=torch.float64)
+    size = factor * height, factor * width
+    upsampled = F.interpolate(output, size=size, mode="bilinear", align_corners=False)
+    padded = F.pad(output, (1, 1, 1, 1), mode="replicate")[0].permute(1, 2, 0).flatten(0, 1)
+    cells = CellUpsampling(factor, (height + 1, width + 1), output)
+    by_place = cells.spread(padded).view(factor, factor, height + 1, width + 1, 5)
+    image = by_place.permute(2, 0, 3, 1, 4).reshape((height + 1) * factor, (width + 1) * factor, 5)
+    first = factor - factor // 2
+    found = image[first : first + size[0], first : first + size[1]]
+    torch.testing.assert_close(found, upsampled[0].permute(1, 2, 0))
+
+
+def test_gathering_is_the_transpose_of_spreading_and_a_buffer_can_be_given() -> None:
+    cells = CellUpsampling(4, (2, 3), torch.zeros((), dtype=torch.float64))
+    low, full = (torch.randn(rows, 5, dtype=torch.float64) for rows in (12, 96))
+    spread, gathered = cells.spread(low), cells.gathered(full)
+    assert (spread.shape, gathered.shape) == (full.shape, low.shape)
+    torch.testing.assert_close((spread * full).sum(), (low * gathered).sum())
+    buffer = torch.empty_like(full)
+    assert cells.spread(low, out=buffer).data_ptr() == buffer.data_ptr()
+    assert torch.equal(buffer, spread)
+
+
+def test_a_whole_factor_is_that_of_both_sides_or_none() -> None:
+    assert whole_factor((3, 5), (12, 20)) == 4
+    assert whole_factor((3, 5), (3, 5)) == 1
+    assert whole_factor((3, 5), (12, 19)) is None
+    assert whole_factor((3, 5), (12, 15)) is None
+    assert whole_factor((3, 5), (2, 2)) is None
+    assert whole_factor((0, 5), (0, 20)) is None

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from pipeline.batch_fit import largest_batch
 from pipeline.cli import app
 from pipeline.errors import MemoryProblem, UsageProblem
-from pipeline.loss_footprint import PeakTracker, probe_work_memory
+from pipeline.loss_footprint import PeakTracker, PixelSource, probe_work_memory
 from pipeline.memory import (
     as_json,
     count_cpu_bytes,
@@ -142,7 +142,7 @@ def test_the_embedding_head_pays_for_a_class_only_its_embedding_and_tables() -> 
 @pytest.mark.parametrize("num_classes", [2, 20_000])
 def test_the_losses_work_memory_is_the_buffer_and_tables_of_the_classes(name: str, num_classes: int) -> None:
     settings = LossSettings(name=name, num_negatives=7, work_memory_mib=8)
-    work = probe_work_memory(settings, num_classes, 16, 10**6)
+    work = probe_work_memory(settings, num_classes, 16, PixelSource(10**6))
     tables = 6 * num_classes * 18 * 4
     assert 0 < work.of_cross_entropy(10**6) <= 8 * MIB + tables + 48 * 10**6
     assert work.separation <= 8 * MIB + tables
@@ -236,7 +236,7 @@ def test_the_command_answers_for_a_budget_and_says_what_is_not_counted(params: P
 def test_the_command_answers_for_changed_settings_and_says_into_how_many_parts_a_step_is_divided(
     params: Path,
 ) -> None:
-    arguments = ["memory", "--params", str(params), "--budget", "128MiB", "--set", "train.batch_size=64"]
+    arguments = ["memory", "--params", str(params), "--budget", "96MiB", "--set", "train.batch_size=64"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert "64 images a step fit with train.accumulate " in result.output
     for change, mend in (("train.batch_size", "KEY=VALUE"), ("model.head=[softmax", "not YAML")):
