@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.atomic_file import write_text
 from pipeline.data.annotations import RESTORE, AnnotationFile, RowChecks, load_tree
 from pipeline.data.categories import official_categories
 from pipeline.data.examine import ORIGINAL, Examined, Outline, Task, examine
@@ -28,7 +29,7 @@ from pipeline.data.official_layout import (
 from pipeline.data.parallel import ordered_map, worker_pool
 from pipeline.data.quarantine import Quarantine, digest
 from pipeline.errors import DataProblem
-from pipeline.runtime import Progress, write_text
+from pipeline.progress import Progress
 
 COLUMNS = ("file", "kind", "detail", "remedy", "weight", "quarantined")
 

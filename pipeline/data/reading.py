@@ -27,7 +27,7 @@ from pipeline.data.annotations import (
 from pipeline.data.parallel import WorkerPool, ordered_map
 from pipeline.data.rows import Columns, IndexedRows, cut, index
 from pipeline.errors import DataProblem
-from pipeline.runtime import Progress
+from pipeline.progress import Progress
 
 
 class Source(NamedTuple):
