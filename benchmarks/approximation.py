@@ -40,10 +40,11 @@ from pipeline.data.bootstrap import bootstrap
 from pipeline.data.dataset import SegmentationDataset
 from pipeline.data.loaders import evaluation_loader
 from pipeline.data.tiny import generate_tiny
+from pipeline.ending import run
 from pipeline.errors import UsageProblem
 from pipeline.evaluation import evaluate
 from pipeline.metrics import Metrics
-from pipeline.runtime import choose_device, run
+from pipeline.runtime import choose_device
 from pipeline.settings import Settings
 from pipeline.settings_file import load_settings
 from pipeline.tracking import NoTracker

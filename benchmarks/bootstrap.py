@@ -39,7 +39,8 @@ from pipeline.data.masks import Shape
 from pipeline.data.official_layout import OfficialLayout
 from pipeline.data.rows import RowReader
 from pipeline.data.shards import ROWS_PER_BATCH, write_shard
-from pipeline.runtime import GIB, run
+from pipeline.ending import run
+from pipeline.runtime import GIB
 
 ROUNDS = 5
 

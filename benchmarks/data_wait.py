@@ -21,7 +21,7 @@ from pipeline.data.dataset import SegmentationDataset
 from pipeline.data.loaders import train_loader
 from pipeline.data.transforms import TrainTransform
 from pipeline.data_wait import DataWait
-from pipeline.runtime import run
+from pipeline.ending import run
 from pipeline.train_state import TrainState
 
 

@@ -16,8 +16,8 @@ from typing import Annotated
 import typer
 
 from benchmarks.record import describe_machine, save
+from pipeline.ending import run
 from pipeline.memory import HEADS, count_cpu_bytes, predict_bytes, with_changes
-from pipeline.runtime import run
 from pipeline.settings_file import load_settings
 
 MIB = 2**20

@@ -24,8 +24,9 @@ from benchmarks.record import describe_machine, save
 from pipeline.checkpoint import load_checkpoint
 from pipeline.data.bootstrap import bootstrap
 from pipeline.data.tiny import generate_tiny
+from pipeline.ending import run
 from pipeline.results import judge
-from pipeline.runtime import choose_device, run, set_threads
+from pipeline.runtime import choose_device, set_threads
 from pipeline.settings import Settings
 from pipeline.settings_file import load_settings
 from pipeline.tracking import NoTracker

@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 
 from pipeline.data_commands import app as data_app
+from pipeline.ending import run
 from pipeline.errors import Problem
 from pipeline.memory_commands import memory
-from pipeline.runtime import run
 from pipeline.tune_commands import app as tune_app
 
 app = typer.Typer(

@@ -1,18 +1,26 @@
-"""What numbers were computed on and with: kept with every training and every evaluation."""
+"""What numbers were computed on and with: kept with every training and every evaluation.
+
+torch is imported where it is needed: the MLflow tracker asks for the commit alone.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from pipeline.runtime import git_commit
 from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
 
 
 def environment(settings: Settings, device: torch.device, threads: int) -> dict[str, object]:
     """Versions, device, threads and the state of the project's git repository."""
+    import torch
+
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", "timm", "numpy")},
@@ -22,3 +30,18 @@ def environment(settings: Settings, device: torch.device, threads: int) -> dict[
         "threads": threads,
         "git_commit": git_commit(settings.project),
     }
+
+
+def git_commit(folder: Path) -> str:
+    """The commit checked out in `folder`, with "-dirty" where tracked files differ from it."""
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "not a git repository"
+    return result.stdout.strip()

@@ -12,7 +12,7 @@ from torch import Tensor
 from models.segmenter import Segmenter
 from pipeline.data.loaders import Batch
 from pipeline.metrics import ClassCounts, Metrics, summarise
-from pipeline.runtime import Progress
+from pipeline.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 
+from pipeline.environment import git_commit
 from pipeline.errors import Problem
-from pipeline.runtime import git_commit
 from pipeline.settings import Settings
 from pipeline.tracking import tracking_uri
 

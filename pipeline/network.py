@@ -38,6 +38,6 @@ def build_network(settings: ModelSettings, num_classes: int) -> Segmenter:
             warnings.simplefilter("always", OutputStrideWarning)
             return build_segmenter(arguments, pretrained=settings.pretrained, weights=settings.weights)
     except (ValueError, FileNotFoundError) as error:
-        raise UsageProblem("the network cannot be built", where="params.yaml: model", found=error) from error
+        raise UsageProblem("the network cannot be built", where="model", found=error) from error
     except ConnectionError as error:
-        raise Problem("no pretrained weights", where="params.yaml: model.pretrained", found=error) from error
+        raise Problem("no pretrained weights", where="model.pretrained", found=error) from error

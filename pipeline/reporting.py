@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from pipeline.atomic_file import write_text
 from pipeline.report_charts import (
     SERIES,
     curves_chart,
@@ -36,7 +37,6 @@ from pipeline.report_tables import (
     training_table,
     value_of,
 )
-from pipeline.runtime import write_text
 
 COMPARED = (
     "miou",

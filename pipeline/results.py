@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.segmenter import Segmenter
+from pipeline.atomic_file import write_text
 from pipeline.checkpoint import Checkpoint, load_checkpoint
 from pipeline.data.dataset import IGNORE_INDEX, SegmentationDataset
 from pipeline.data.label_space import LabelSpace
@@ -29,7 +30,7 @@ from pipeline.data.loaders import Batch, evaluation_loader
 from pipeline.environment import environment
 from pipeline.errors import DataProblem
 from pipeline.evaluation import Evaluation, evaluate
-from pipeline.runtime import PeakMemory, choose_device, set_threads, write_text
+from pipeline.runtime import PeakMemory, choose_device, set_threads
 from pipeline.settings import Settings
 from pipeline.training import TrainResult, checkpoint_folder
 

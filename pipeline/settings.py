@@ -255,9 +255,16 @@ class RuntimeSettings(Section):
 
 
 class Settings(Section):
-    """All settings of one run; `project` is the folder that relative paths were resolved against."""
+    """All settings of one run.
+
+    Attributes:
+        project: the folder that relative paths were resolved against.
+        file: where the settings were read, for messages.
+        variant: whose overrides apply; None for the plain settings.
+    """
 
     project: FilePath
+    file: FilePath = Path("params.yaml")
     variant: str | None = None
     data: DataSettings
     model: ModelSettings = ModelSettings()
@@ -290,4 +297,7 @@ class Settings(Section):
         }
 
 
-SECTIONS = tuple(name for name in Settings.model_fields if name not in ("project", "variant"))
+NOT_IN_THE_FILE = ("project", "file", "variant")
+"""What reading a settings file adds to its sections."""
+
+SECTIONS = tuple(name for name in Settings.model_fields if name not in NOT_IN_THE_FILE)

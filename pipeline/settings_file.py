@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import UsageProblem
-from pipeline.settings import SECTIONS, Section, Settings
+from pipeline.settings import NOT_IN_THE_FILE, SECTIONS, Section, Settings
 
 
 def load_settings(
@@ -49,12 +49,12 @@ def load_settings(
             )
         for name in variants:
             _check(
-                path, _with_variant(path, tree, name), name
+                path, _with_variant(path, tree, name), name, path.parent
             )  # so that a mistake in any of them surfaces now
         tree = _with_variant(path, tree, variant)
     for key, value in (overrides or {}).items():
         _override(tree, key, value, where=f"override {key}")
-    return _check(path, tree, variant)
+    return _check(path, tree, variant, path.parent)
 
 
 def with_overrides(
@@ -65,10 +65,10 @@ def with_overrides(
     Raises:
         UsageProblem: unknown key, wrong type, value out of range.
     """
-    tree = settings.model_dump(mode="json", exclude={"project", "variant"})
+    tree = settings.model_dump(mode="json", exclude=set(NOT_IN_THE_FILE))
     for key, value in overrides.items():
         _override(tree, key, value, where=where)
-    return _check(settings.project / "params.yaml", tree, settings.variant)
+    return _check(settings.file, tree, settings.variant, settings.project)
 
 
 def variant_argument(arguments: list[str]) -> str:
@@ -134,8 +134,8 @@ def _override(tree: dict[str, Any], key: str, value: object, where: str) -> None
     tree[section][name] = value
 
 
-def _check(path: Path, tree: dict[str, Any], variant: str | None) -> Settings:
-    for reserved in ("project", "variant"):
+def _check(path: Path, tree: dict[str, Any], variant: str | None, project: Path) -> Settings:
+    for reserved in NOT_IN_THE_FILE:
         if reserved in tree:
             raise _unknown_key(path, reserved, list(SECTIONS))
     known = {
@@ -143,7 +143,7 @@ def _check(path: Path, tree: dict[str, Any], variant: str | None) -> Settings:
         "variants": {name: changes or {} for name, changes in (tree.get("variants") or {}).items()},
     }
     try:
-        settings = Settings.model_validate({**known, "project": path.parent, "variant": variant})
+        settings = Settings.model_validate({**known, "project": project, "file": path, "variant": variant})
     except ValidationError as error:
         raise _explain(path, error) from None
     return _absolute(settings)

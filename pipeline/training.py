@@ -28,12 +28,14 @@ from pipeline.data.sampling import repeat_factors
 from pipeline.data.transforms import TrainTransform
 from pipeline.data_wait import DataWait
 from pipeline.early_save import EarlySave
+from pipeline.ending import StopRequest
 from pipeline.environment import environment
 from pipeline.errors import DataProblem
 from pipeline.evaluation import evaluate
 from pipeline.network import build_network, segmenter_arguments
+from pipeline.progress import Progress
 from pipeline.run_folder import RunFolder, checkpoint_folder
-from pipeline.runtime import PeakMemory, Progress, StopRequest, choose_device, set_threads
+from pipeline.runtime import PeakMemory, choose_device, set_threads
 from pipeline.settings import Settings
 from pipeline.tracking import Tracker
 from pipeline.train_state import PendingLosses, TrainState

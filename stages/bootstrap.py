@@ -6,7 +6,8 @@ import sys
 
 from pipeline.data.bootstrap import bootstrap
 from pipeline.data.parallel import worker_pool
-from pipeline.runtime import resolve_num_workers, run
+from pipeline.ending import run
+from pipeline.runtime import resolve_num_workers
 from pipeline.settings_file import load_settings
 
 

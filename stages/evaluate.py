@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 
 from pipeline.checkpoint import load_checkpoint
+from pipeline.ending import run
 from pipeline.mlflow_tracker import open_run
 from pipeline.results import evaluate_variant, results_folder
-from pipeline.runtime import run
 from pipeline.settings_file import load_settings, variant_argument
 from pipeline.training import checkpoint_folder
 

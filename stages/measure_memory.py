@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 
+from pipeline.atomic_file import write_text
+from pipeline.ending import run
 from pipeline.memory import as_json, measuring_device, memory_rows
-from pipeline.runtime import run, set_threads, write_text
+from pipeline.runtime import set_threads
 from pipeline.settings_file import load_settings
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from pipeline.data.tiny import generate_tiny
-from pipeline.runtime import run
+from pipeline.ending import run
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
+from pipeline.ending import run
 from pipeline.mlflow_tracker import log_to_finished_run
 from pipeline.reporting import write_comparison, write_report
-from pipeline.runtime import run
 from pipeline.settings_file import load_settings
 
 

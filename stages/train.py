@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sys
 
+from pipeline.ending import run
 from pipeline.mlflow_tracker import open_run
 from pipeline.out_of_memory import explained_memory
 from pipeline.results import write_training
-from pipeline.runtime import run
 from pipeline.settings_file import load_settings, variant_argument
 from pipeline.training import interrupted_state, train
 

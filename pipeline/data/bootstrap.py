@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.atomic_file import write_text
 from pipeline.data.annotations import ImageEntry
 from pipeline.data.atomic_folder import atomic_folder
 from pipeline.data.label_space import LabelSpace
@@ -35,7 +36,7 @@ from pipeline.data.shards import ROWS_PER_BATCH, MaskRow, compress_mask, seriali
 from pipeline.data.splits import SPLITS, LeftOut
 from pipeline.data.statistics import as_json, class_table, statistics
 from pipeline.errors import DataProblem, UsageProblem
-from pipeline.runtime import Progress, write_text
+from pipeline.progress import Progress
 
 IMAGES_PER_SHARD = 5_000
 

@@ -15,20 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.annotations import RESTORE, AnnotationFile, RowChecks, load_tree
+from pipeline.atomic_file import write_text
+from pipeline.data.agreement import category_disagreements, listed_twice, size_disagreement
+from pipeline.data.annotations import RESTORE, AnnotationFile, RowChecks
 from pipeline.data.categories import official_categories
 from pipeline.data.examine import ORIGINAL, Examined, Outline, Task, examine
-from pipeline.data.official_layout import (
-    LVIS_FILES,
-    STUFF_FILES,
-    category_disagreements,
-    listed_twice,
-    size_disagreement,
-)
+from pipeline.data.official_layout import LVIS_FILES, STUFF_FILES
 from pipeline.data.parallel import ordered_map, worker_pool
 from pipeline.data.quarantine import Quarantine, digest
+from pipeline.data.whole_files import load_tree
 from pipeline.errors import DataProblem
-from pipeline.runtime import Progress, write_text
+from pipeline.progress import Progress
 
 COLUMNS = ("file", "kind", "detail", "remedy", "weight", "quarantined")
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.data.agreement import require_agreement
 from pipeline.data.annotations import ImageEntry
 from pipeline.data.label_space import ClassEntry, LabelSpace
 from pipeline.data.masks import Shape
-from pipeline.data.official_layout import category_disagreements, listed_twice
 from pipeline.data.parallel import WorkerPool
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.reading import Source, read_files
-from pipeline.data.splits import Splits, divide
+from pipeline.data.splits import Splits, divide, lacking_annotation
 from pipeline.errors import DataProblem
 
 SOURCE = "coco"
@@ -52,12 +52,8 @@ class CocoLayout:
             for split, path in zip(("train", "val"), self.paths, strict=True)
         ]
         self.files = dict(zip(("train", "val"), read_files(sources, pool), strict=True))
-        pair = self.files["train"], self.files["val"]
-        for problem in category_disagreements(*pair):
-            raise problem
-        for _, problem in listed_twice(*pair):
-            raise problem
-        categories = pair[0].categories
+        require_agreement(self.files["train"], self.files["val"])
+        categories = self.files["train"].categories
         self.counts_frequencies = not all(
             category.get("frequency") in ("r", "c", "f") for category in categories
         )
@@ -74,7 +70,7 @@ class CocoLayout:
             for class_id, category in enumerate(kept, start=1)
         ]
         whole = LabelSpace(tuple(entries), {SOURCE: unlabelled})
-        self.label_space = whole if keep_classes is None else whole.subset(keep_classes)
+        self.label_space = whole.subset(keep_classes)
         self._class_ids = self.label_space.lookup(SOURCE)
 
     def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
@@ -83,10 +79,7 @@ class CocoLayout:
         shown = set[int]().union(*(file.showing(kept) for file in self.files.values()))
 
         def unusable(entry: ImageEntry) -> str | None:
-            if entry.image_id in shown:
-                return None
-            annotated = any(entry.image_id in file.by_image for file in self.files.values())
-            return "no annotation of a kept class" if annotated else "no annotation"
+            return lacking_annotation(entry, shown, self.files.values())
 
         listed = {split: file.images.values() for split, file in self.files.items()}
         return divide(listed, unusable, holdout_fraction, holdout_seed)

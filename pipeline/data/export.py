@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.atomic_file import atomic_path
 from pipeline.data.dataset import SegmentationDataset, read_image
 from pipeline.data.splits import SPLITS
 from pipeline.errors import UsageProblem
-from pipeline.runtime import Progress, atomic_path
+from pipeline.progress import Progress
 
 
 def export_masks(bootstrapped: Path, folder: Path, *, split: str | None = None) -> int:

@@ -22,11 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline.atomic_file import write_text
 from pipeline.data.archives import Archive
 from pipeline.data.disk import naming_full_disk
 from pipeline.data.download import CHUNK, Wanted, download
 from pipeline.errors import DataProblem, Problem, UsageProblem
-from pipeline.runtime import GIB, Progress, write_text
+from pipeline.progress import Progress
+from pipeline.runtime import GIB
 
 MIB = 2**20
 SPARE = 64 * MIB

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.atomic_file import write_text
 from pipeline.data.categories import OfficialCategories as OfficialCategories
 from pipeline.data.categories import official_categories as official_categories
 from pipeline.errors import DataProblem, UsageProblem
-from pipeline.runtime import write_text
 
 FORMAT = "kiloseg label space 1"
 MAX_CLASSES = 65_534
@@ -115,15 +115,17 @@ class LabelSpace:
             table |= dict.fromkeys(entry.category_ids.get(source, ()), entry.class_id)
         return table
 
-    def subset(self, keep: Iterable[str | int]) -> LabelSpace:
+    def subset(self, keep: Iterable[str | int] | None) -> LabelSpace:
         """Only the wanted classes, renumbered 1..C in their old order; the rest becomes unlabelled.
 
         Args:
-            keep: names or class ids of this label space.
+            keep: names or class ids of this label space; None for all.
 
         Raises:
             UsageProblem: an unknown name or id, a name that several classes bear, or nothing to keep.
         """
+        if keep is None:
+            return self
         wanted = {self._find(key) for key in keep}
         kept = [entry for entry in self.classes if entry.class_id in wanted]
         unlabelled = {source: list(ids) for source, ids in self.unlabelled.items()}

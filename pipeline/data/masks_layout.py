@@ -119,8 +119,7 @@ class MasksLayout:
     def __init__(self, root: Path, keep_classes: Sequence[str | int] | None = None) -> None:
         self.root, self.quarantine = root, Quarantine()
         self.paths = [root / "annotations" / "classes.csv"]
-        whole = _read_classes(self.paths[0])
-        self.label_space = whole if keep_classes is None else whole.subset(keep_classes)
+        self.label_space = _read_classes(self.paths[0]).subset(keep_classes)
         self._class_ids = self.label_space.lookup(SOURCE)
         self._images: dict[str, list[ImageEntry]] = {}
         self._masks: dict[int, Path] = {}

@@ -2,7 +2,8 @@
 
 Each file is indexed (`pipeline.data.rows`) and its rows are held against the rules of
 `pipeline.data.annotations`. Where one breaks a rule, or a file looks otherwise than expected, that file is
-read in one piece instead, which names what is wrong or reads what only looks odd.
+read in one piece instead (`pipeline.data.whole_files`): that names what is wrong, and reads what only looks
+odd.
 """
 
 from __future__ import annotations
@@ -13,21 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.data.annotations import (
-    NOTHING,
-    AnnotationFile,
-    Form,
-    RowChecks,
-    Rows,
-    read_coco,
-    read_lvis,
-    read_stuff,
-    without_rows,
-)
+from pipeline.data.annotations import NOTHING, AnnotationFile, Form, RowChecks, Rows
 from pipeline.data.parallel import WorkerPool, ordered_map
 from pipeline.data.rows import Columns, IndexedRows, cut, index
+from pipeline.data.whole_files import read_coco, read_lvis, read_stuff, without_rows
 from pipeline.errors import DataProblem
-from pipeline.runtime import Progress
+from pipeline.progress import Progress
 
 
 class Source(NamedTuple):

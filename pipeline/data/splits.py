@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from pipeline.data.annotations import ImageEntry
+from pipeline.data.annotations import AnnotationFile, ImageEntry
 
 SPLITS = ("train", "holdout", "val")
 
@@ -57,6 +57,20 @@ def divide(
     images["holdout"] = [entry for entry in images["train"] if entry.image_id in held]
     images["train"] = [entry for entry in images["train"] if entry.image_id not in held]
     return Splits({split: images[split] for split in SPLITS}, left_out)
+
+
+def lacking_annotation(image: ImageEntry, shown: Set[int], files: Iterable[AnnotationFile]) -> str | None:
+    """The reason to leave out an image on which nothing would be drawn.
+
+    Args:
+        image: may be any.
+        shown: ids of the images with an annotation of a kept class.
+        files: all that may hold annotations of the image.
+    """
+    if image.image_id in shown:
+        return None
+    annotated = any(image.image_id in file.by_image for file in files)
+    return "no annotation of a kept class" if annotated else "no annotation"
 
 
 def held_out(image_ids: Sequence[int], fraction: float, seed: int) -> set[int]:

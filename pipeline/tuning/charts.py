@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from pipeline.runtime import atomic_path
+from pipeline.atomic_file import atomic_path
 from pipeline.tuning.outcome import pareto_front
 from pipeline.tuning.sweep import Plan, TrialRecord
 

@@ -10,7 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from pipeline.runtime import write_text
+from pipeline.atomic_file import write_text
 from pipeline.settings_file import load_settings
 from pipeline.tuning.sweep import Plan, TrialRecord
 

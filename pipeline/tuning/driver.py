@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.runtime import write_text
+from pipeline.atomic_file import write_text
 from pipeline.tuning.cluster import join
 from pipeline.tuning.mortality import LOW_MEMORY, RESTARTS, note_low_memory
 from pipeline.tuning.resources import Resources, share

@@ -19,8 +19,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
 
+from pipeline.atomic_file import write_text
 from pipeline.mlflow_tracker import experiment_id, open_client, run_tags, unreachable
-from pipeline.runtime import write_text
 from pipeline.settings import Settings
 from pipeline.tracking import tracking_uri
 from pipeline.tuning.sweep import Plan, Sweep, TrialRecord

@@ -31,11 +31,13 @@ def new_plan(settings: Settings, *, name: str | None = None, trials: int | None 
     from pipeline.settings_file import with_overrides
 
     tune = settings.tune
-    settings = with_overrides(settings, tune.fixed, where="tune.fixed")
+    settings = with_overrides(settings, tune.fixed, where=f"{settings.file}: tune.fixed")
     space = read_space(tune.space, settings)
     double = sorted(set(tune.fixed) & set(space.keys))
     if double:
-        raise UsageProblem("a setting is both fixed and swept", where="tune", found=", ".join(double))
+        raise UsageProblem(
+            "a setting is both fixed and swept", where=f"{settings.file}: tune", found=", ".join(double)
+        )
     name = name or time.strftime("sweep-%Y%m%d-%H%M%S")
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise UsageProblem("not a name", where="--name", found=name, allowed="letters, digits, - _ .")

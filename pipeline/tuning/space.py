@@ -140,7 +140,7 @@ def read_space(space: Mapping[str, Mapping[str, list[Any]]], settings: Settings)
     if not space:
         raise UsageProblem(
             "nothing to sweep",
-            where=settings.project / "params.yaml: tune.space",
+            where=f"{settings.file}: tune.space",
             found="an empty space",
             allowed=_FORM,
             mend="name at least one setting and its values",
@@ -148,12 +148,12 @@ def read_space(space: Mapping[str, Mapping[str, list[Any]]], settings: Settings)
     dimensions = tuple(_dimension(key, ranges, settings) for key, ranges in space.items())
     for dimension in dimensions:
         for value in dimension.values:
-            with_overrides(settings, {dimension.key: value}, where=f"tune.space: {dimension.key}")
+            with_overrides(settings, {dimension.key: value}, where=f"{settings.file}: tune.space")
     return Space(dimensions)
 
 
 def _dimension(key: str, ranges: Mapping[str, list[Any]], settings: Settings) -> Dimension:
-    where = f"{settings.project / 'params.yaml'}: tune.space.{key}"
+    where = f"{settings.file}: tune.space.{key}"
     if len(ranges) != 1 or next(iter(ranges)) not in KINDS:
         raise UsageProblem("a swept setting needs one kind", where=where, found=dict(ranges), allowed=_FORM)
     kind, values = next(iter(ranges.items()))

@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.atomic_file import write_text
 from pipeline.errors import DataProblem, Problem, UsageProblem
-from pipeline.runtime import write_text
 from pipeline.settings import Settings
 
 FORMAT = 1

@@ -149,10 +149,11 @@ def _predict(settings: Settings, place: Path) -> float:
     known = predicted_gib(place)
     if known is not None:
         return known
+    from pipeline.atomic_file import write_text
     from pipeline.batch_fit import find_accumulation
     from pipeline.data.label_space import LabelSpace
     from pipeline.memory import predict_bytes, with_changes
-    from pipeline.runtime import GIB, write_text
+    from pipeline.runtime import GIB
 
     num_classes = LabelSpace.load(settings.bootstrapped / "label_space.json").num_classes
     if settings.train.batch_size == "auto":

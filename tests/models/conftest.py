@@ -7,8 +7,10 @@ only while it is set.
 """
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 
+import pytest
 import torch
 
 if find_spec("triton") is not None and not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
@@ -18,3 +20,19 @@ if find_spec("triton") is not None and not torch.cuda.is_available() and "TRITON
         import models.fused_upsample_kernels  # noqa: F401
     finally:
         del os.environ["TRITON_INTERPRET"]
+
+
+@pytest.fixture
+def fused_kernels_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU the functions insist on the interpreter, which was prepared above."""
+    if not torch.cuda.is_available() and find_spec("triton") is not None:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """The interpreter gains nothing from threads and loses much where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

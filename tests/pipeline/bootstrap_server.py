@@ -20,7 +20,7 @@ from PIL import JpegImagePlugin
 from pycocotools.coco import COCO
 
 from pipeline.data.bootstrap import bootstrap
-from pipeline.runtime import run
+from pipeline.ending import run
 
 assert LVIS
 assert COCO

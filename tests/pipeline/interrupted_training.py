@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.ending import run
 from pipeline.run_folder import checkpoint_folder
-from pipeline.runtime import run
 from pipeline.settings_file import load_settings
 from pipeline.tracking import NoTracker
 from pipeline.training import train

@@ -1,20 +1,16 @@
-"""Annotation files: what is read, and that each kind of damage is one error that names its place."""
+"""The rules for the rows of annotation files: each breach is one error that names its place."""
 
 from __future__ import annotations
 
-import builtins
-import logging
-import sys
-from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_dataset import SmallDataset, box, typical, whole
+from small_dataset import SmallDataset, typical
 
-from pipeline.data.annotations import read_lvis, read_stuff
-from pipeline.errors import DataProblem, Problem
+from pipeline.data.whole_files import read_lvis, read_stuff
+from pipeline.errors import DataProblem
 
 LVIS_TRAIN, STUFF_TRAIN = "lvis_v1_train", "stuff_train2017"
 
@@ -22,58 +18,6 @@ LVIS_TRAIN, STUFF_TRAIN = "lvis_v1_train", "stuff_train2017"
 @pytest.fixture
 def data(tmp_path: Path) -> SmallDataset:
     return typical(tmp_path)
-
-
-def test_images_are_found_by_coco_url_and_keep_their_annotations_in_order(data: SmallDataset) -> None:
-    data.write()
-    val = read_lvis(data.path("lvis_v1_val"))
-    assert [entry.file for entry in val.images.values()] == [
-        "train2017/000000000090.jpg",
-        "val2017/000000000091.jpg",
-        "val2017/000000000092.jpg",
-    ]
-    train = read_lvis(data.path(LVIS_TRAIN))
-    assert [annotation["category_id"] for annotation in train.by_image[1]] == [1, 2]
-    assert train.by_image[1][0]["segmentation"] == [array("d", box(1, 1, 5, 5)[0])]
-    assert 91 not in val.by_image
-
-
-def test_stuff_keeps_rle_as_it_is(data: SmallDataset) -> None:
-    data.write()
-    stuff = read_stuff(data.path(STUFF_TRAIN))
-    assert stuff.by_image[1][0]["segmentation"] == whole()
-    assert [category["id"] for category in stuff.categories] == [93, 94, 110, 183]
-
-
-def test_stuff_may_use_255_though_it_is_no_category(data: SmallDataset) -> None:
-    data.add(7, stuff=[(255, whole())])
-    data.write()
-    assert read_stuff(data.path(STUFF_TRAIN)).by_image[7][0]["category_id"] == 255
-
-
-def test_the_libraries_say_nothing(data: SmallDataset, capfd: pytest.CaptureFixture[str]) -> None:
-    data.write()
-    handlers = list(logging.getLogger().handlers)
-    for name in ("lvis", "lvis.lvis"):
-        sys.modules.pop(name, None)
-    read_lvis(data.path(LVIS_TRAIN))
-    read_stuff(data.path(STUFF_TRAIN))
-    assert capfd.readouterr() == ("", "")
-    assert logging.getLogger().handlers == handlers
-
-
-def test_a_missing_libgl_is_explained(data: SmallDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    data.write()
-    real = builtins.__import__
-
-    def fail(name: str, *rest: Any, **more: Any) -> Any:
-        if name == "lvis":
-            raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
-        return real(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", fail)
-    with pytest.raises(Problem, match="libgl1"):
-        read_lvis(data.path(LVIS_TRAIN))
 
 
 def change(key: str, place: int, **values: Any) -> Callable[[dict[str, Any]], None]:
@@ -104,19 +48,7 @@ def replace(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return spoil
 
 
-def without(key: str) -> Callable[[dict[str, Any]], None]:
-    def spoil(tree: dict[str, Any]) -> None:
-        del tree[key]
-
-    return spoil
-
-
 DAMAGES = [
-    (without("images"), "no 'images'"),
-    (without("annotations"), "no 'annotations'"),
-    (without("categories"), "no 'categories'"),
-    (replace("images", {}), "images: an object"),
-    (replace("annotations", None), "annotations: null"),
     (replace("images", [3]), "images[0]"),
     (replace("annotations", ["x"]), "annotations[0]"),
     (replace("categories", [None]), "categories[0]"),
@@ -173,37 +105,3 @@ def test_an_unknown_category_names_file_annotation_and_image(data: SmallDataset)
     assert (problem.found, problem.exit_code) == ("category 254", 3)
     assert problem.allowed
     assert problem.mend
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('{"images": [],\n "annotations": [}', "line 2, column 18"),
-        ("", "line 1, column 1"),
-        ("\ufeff{}", "line 1, column 1"),
-        ("[]", "found:   a list"),
-        ("[" * 100_000, "unreadable annotation file"),
-    ],
-)
-def test_malformed_json_is_named_by_line_and_column(data: SmallDataset, text: str, words: str) -> None:
-    data.write()
-    data.path(LVIS_TRAIN).write_text(text, encoding="utf-8")
-    with pytest.raises(DataProblem) as caught:
-        read_lvis(data.path(LVIS_TRAIN))
-    assert words in str(caught.value)
-
-
-def test_a_file_that_is_no_text_is_one_error(data: SmallDataset) -> None:
-    data.write()
-    data.path(LVIS_TRAIN).write_bytes(b'{"images": "\xff\xfe"}')
-    with pytest.raises(DataProblem, match="unreadable annotation file"):
-        read_lvis(data.path(LVIS_TRAIN))
-
-
-def test_a_missing_file_and_a_missing_folder_are_told_apart(data: SmallDataset, tmp_path: Path) -> None:
-    data.write()
-    data.path(LVIS_TRAIN).unlink()
-    with pytest.raises(DataProblem, match="no annotation file"):
-        read_lvis(data.path(LVIS_TRAIN))
-    with pytest.raises(DataProblem, match="no folder with annotations"):
-        read_lvis(tmp_path / "nowhere" / "lvis_v1_train.json")

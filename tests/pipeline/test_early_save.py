@@ -13,8 +13,8 @@ from test_training import Recorder, same_weights
 
 from pipeline import early_save, train_step
 from pipeline.checkpoint import Checkpoint, load_checkpoint
+from pipeline.ending import Interrupted
 from pipeline.run_folder import RunFolder, checkpoint_folder
-from pipeline.runtime import Interrupted
 from pipeline.settings import Settings
 from pipeline.settings_file import load_settings
 from pipeline.training import train

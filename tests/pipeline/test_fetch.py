@@ -303,7 +303,7 @@ def test_a_disk_too_small_for_what_is_inside_keeps_the_archive(
 def test_a_disk_that_fills_up_leaves_a_part_to_go_on_from(server: Unkind, tmp_path: Path) -> None:
     """The process may write files of 1 MiB at most: the write fails as on a full disk."""
     code = (
-        "import resource, signal, sys; from pathlib import Path; from pipeline.runtime import run\n"
+        "import resource, signal, sys; from pathlib import Path; from pipeline.ending import run\n"
         "from pipeline.data.download import Wanted, download\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n"

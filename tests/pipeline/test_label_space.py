@@ -116,6 +116,7 @@ def test_the_csv_has_a_line_a_class_with_both_category_ids(merged: LabelSpace, t
 def test_a_subset_renumbers_in_order_and_unlabels_the_rest(merged: LabelSpace) -> None:
     subset = merged.subset(["wood", 110, "person", "blanket"])
     assert subset.names == ["blanket", "person", "wood"]
+    assert merged.subset(None) == merged
     assert [entry.class_id for entry in subset.classes] == [1, 2, 3]
     for source in (LVIS, STUFF):
         whole, part = merged.lookup(source), subset.lookup(source)

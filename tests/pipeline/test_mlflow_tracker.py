@@ -12,9 +12,9 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
+from pipeline.ending import Interrupted
 from pipeline.errors import Problem
 from pipeline.mlflow_tracker import log_to_finished_run, open_run
-from pipeline.runtime import Interrupted
 from pipeline.settings import Settings
 from pipeline.settings_file import load_settings
 from pipeline.tracking import tracking_uri

@@ -16,7 +16,7 @@ import resource, sys
 import torch
 from pathlib import Path
 from pipeline.out_of_memory import explained_memory
-from pipeline.runtime import run
+from pipeline.ending import run
 from pipeline.settings_file import load_settings
 from pipeline.tracking import NoTracker
 from pipeline.training import train

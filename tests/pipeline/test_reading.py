@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from small_dataset import box, typical
 
 from pipeline.data import rows
-from pipeline.data.annotations import AnnotationFile, read_coco, read_lvis, read_stuff
+from pipeline.data.annotations import AnnotationFile
 from pipeline.data.official_layout import OfficialLayout
 from pipeline.data.parallel import WorkerPool, ordered_map, worker_pool
 from pipeline.data.reading import Source, read_files
 from pipeline.data.rows import IndexedRows, RowReader, Span
+from pipeline.data.whole_files import read_coco, read_lvis, read_stuff
 from pipeline.errors import DataProblem, Problem
 
 MINI = Path(__file__).parents[2] / ".." / "shared" / "data" / "coco_lvis_mini"

@@ -67,6 +67,7 @@ def test_settings_are_frozen(tmp_path: Path) -> None:
         ({"loss": {"temprature": 1}}, "loss.temprature", "did you mean temperature"),
         ({"los": {}}, "los", "did you mean loss"),
         ({"project": "/"}, "project", "unknown setting"),
+        ({"file": "/"}, "file", "unknown setting"),
         ({"loss": {"name": "exakt"}}, "loss.name", "'exact', 'knn' or 'sampled'"),
         ({"loss": {"temperature": 0}}, "loss.temperature", "greater than 0"),
         ({"loss": {"temperature": "hot"}}, "loss.temperature", "valid number"),

@@ -79,9 +79,9 @@ def test_environment_and_time_spent_waiting_for_data_are_recorded(project: Path)
 def test_a_line_of_progress_says_how_it_goes(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import runtime
+    from pipeline.progress import Progress
 
-    monkeypatch.setattr(runtime.Progress.__init__, "__kwdefaults__", {"start": 0, "seconds": 0.0})
+    monkeypatch.setattr(Progress.__init__, "__kwdefaults__", {"start": 0, "seconds": 0.0})
     train(load_settings(variant="exact"), NoTracker())
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train exact: 5/8")]
     assert len(lines) == 1

@@ -13,9 +13,9 @@ from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
 from pipeline.averaging import MovingAverage
 from pipeline.checkpoint import load_checkpoint
 from pipeline.data.dataset import IGNORE_INDEX
+from pipeline.ending import Interrupted
 from pipeline.errors import Problem, UsageProblem
 from pipeline.objective import Losses, segmentation_losses
-from pipeline.runtime import Interrupted
 from pipeline.settings import LossSettings, Settings
 from pipeline.settings_file import load_settings
 from pipeline.tracking import NoTracker

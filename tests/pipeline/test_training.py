@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from pipeline.checkpoint import load_checkpoint
+from pipeline.ending import Interrupted
 from pipeline.errors import DataProblem, Problem
 from pipeline.run_folder import checkpoint_folder
-from pipeline.runtime import Interrupted
 from pipeline.settings import Settings
 from pipeline.settings_file import load_settings
 from pipeline.tracking import NoTracker

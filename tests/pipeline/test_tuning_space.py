@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from typer.testing import CliRunner
 
 from pipeline.errors import UsageProblem
 from pipeline.settings import Settings
 from pipeline.settings_file import load_settings
+from pipeline.tune_commands import app
 from pipeline.tuning.space import read_space
 
 
@@ -77,7 +81,32 @@ def test_corners_are_the_smallest_and_largest_values(settings: Settings) -> None
         ({"loss.temperature": {"uniform": [-1.0, 0.1]}}, "loss.temperature"),
     ],
 )
-def test_a_mistake_is_one_error_that_names_it(settings: Settings, space: dict[str, Any], told: str) -> None:
+def test_a_mistake_is_one_error_that_names_it_and_the_file_it_was_read_from(
+    project: Path, space: dict[str, Any], told: str
+) -> None:
+    other = shutil.copy(project / "params.yaml", project / "other.yaml")
     with pytest.raises(UsageProblem) as error:
-        read_space(space, settings)
+        read_space(space, load_settings(other, variant="essnet"))
     assert told in str(error.value)
+    assert str(error.value.where).startswith(f"{project / 'other.yaml'}: ")
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"space": {"model.embedding_dim": {"choise": [4]}}}, "needs one kind"),
+        ({"fixed": {"model.embedding_dims": 4}}, "did you mean embedding_dim"),
+        ({"fixed": {"tune.seed": 4}}, "cannot override this key"),
+        ({"fixed": {"model.embedding_dim": 4}}, "both fixed and swept"),
+    ],
+)
+def test_the_command_names_the_file_that_it_was_given(
+    project: Path, section: dict[str, Any], told: str
+) -> None:
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["tune"] = {"space": {"model.embedding_dim": {"choice": [4, 8]}}} | section
+    (project / "other.yaml").write_text(yaml.safe_dump(params))
+    error = CliRunner().invoke(app, ["--dry-run", "--params", "other.yaml"]).exception
+    assert isinstance(error, UsageProblem)
+    assert told in str(error)
+    assert str(error.where).startswith(f"{project / 'other.yaml'}: ")

@@ -1,0 +1,115 @@
+"""How a command ends: between two steps when it is asked to stop, and with an exit code whatever happens.
+
+What goes wrong because of the user's input or machine is one message (`pipeline.errors`), no traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import INTERRUPTED, Problem
+from pipeline.runtime import GIB, is_out_of_memory, out_of_memory
+
+
+class Interrupted(KeyboardInterrupt):
+    """A polite request to stop: Ctrl-C or a scheduler's SIGTERM. Carries the shell's exit code."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.exit_code = 128 + signal_number
+        super().__init__(signal.Signals(signal_number).name)
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a request that long work answers between two steps. A context manager.
+
+    The work calls `check` where its state is whole and saved. A second signal does not wait. `on_request` is
+    called once, by the first one.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self.on_request: Callable[[], None] | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        with contextlib.suppress(ValueError):  # not the main thread: a sweep's trial is stopped by its driver
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, signal_number: int, frame: object) -> None:
+        if self.signal_number is not None:
+            raise Interrupted(signal_number)
+        self.signal_number = signal_number
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        if self.on_request is not None:
+            self.on_request()
+
+    def check(self) -> None:
+        """Raises `Interrupted` when a stop was asked for."""
+        if self.signal_number is not None:
+            raise Interrupted(self.signal_number)
+
+
+def run(function: Callable[[], object]) -> int:
+    """Calls `function` and turns what it raises into a message on stderr and an exit code.
+
+    Returns:
+        0 when it returns, else the code of the error: see `pipeline.errors`. A defect of ours keeps its
+        traceback (code 1): hiding it would only make it harder to report.
+    """
+    terminated: list[Interrupted] = []  # typer and Ray make of it a KeyboardInterrupt or exit of their own
+
+    def raise_interrupted(signal_number: int, frame: object) -> None:
+        terminated.append(Interrupted(signal_number))
+        raise terminated[0]
+
+    with contextlib.suppress(ValueError):  # raised outside the main thread, where signals cannot be set
+        signal.signal(signal.SIGTERM, raise_interrupted)
+    try:
+        function()
+    except Problem as problem:
+        return _fail(problem)
+    except (KeyboardInterrupt, SystemExit) as ending:
+        interruption = ending if isinstance(ending, Interrupted) else next(iter(terminated), None)
+        if interruption is not None:
+            print(f"\nstopped by {interruption}", file=sys.stderr)
+            return interruption.exit_code
+        if isinstance(ending, SystemExit):
+            raise
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _fail(_disk_full(error))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail(out_of_memory(error))
+    return 0
+
+
+def _fail(problem: Problem) -> int:
+    print(f"error: {problem}", file=sys.stderr)
+    return problem.exit_code
+
+
+def _disk_full(error: OSError) -> Problem:
+    return Problem(
+        "the disk is full",
+        where=error.filename or Path.cwd(),
+        found=f"{shutil.disk_usage(Path.cwd()).free / GIB:.2f} GiB free",
+        mend="free some space and run the same command again: what was finished is kept",
+    )

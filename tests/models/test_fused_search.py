@@ -1,0 +1,91 @@
+"""The fused search finds what sorting all classes finds; without a GPU, in the interpreter and fp32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fused_comparison import (
+    DEVICE,
+    needs_gpu,
+    needs_triton,
+    plain_logits,
+    unit_rows,
+)
+
+from models import fused, nearest
+
+pytestmark = pytest.mark.usefixtures("fused_kernels_run_here", "one_thread")
+
+
+@needs_triton
+class TestTheSearch:
+    @pytest.mark.parametrize("similarity", ["distance", "cosine"])
+    @pytest.mark.parametrize(
+        ("dim", "num_classes", "k"),
+        [(4, 2, 1), (6, 37, 1), (16, 130, 7), (33, 70, 1), (64, 37, 3), (17, 9, 9), (256, 20, 2)],
+    )
+    def test_equals_sorting_all_classes(self, dim: int, num_classes: int, k: int, similarity: str) -> None:
+        pixels, classes = unit_rows(67, dim, 1), 1.5 * unit_rows(num_classes, dim, 2)
+        found = fused.fused_nearest_classes(pixels, classes, k, similarity=similarity)
+        logits = plain_logits(pixels.double(), classes.double(), similarity, 1.0)
+        assert found.dtype == torch.int64
+        assert torch.equal(found, logits.sort(1, descending=True).indices[:, :k])
+
+    @pytest.mark.parametrize("k", [1, 5])
+    def test_among_equals_the_lower_id_comes_first(self, k: int) -> None:
+        """Every class three times, in the same tile of classes and in later ones.
+
+        In sixteenths, so that every product is exact: rounded, it may depend on where a class stands.
+        """
+        pixels, once = ((unit_rows(count, 6, seed) * 16).round() / 16 for count, seed in ((33, 1), (40, 2)))
+        classes = torch.cat([once, once, once])
+        found = fused.fused_nearest_classes(pixels, classes, k)
+        remoteness = classes.square().sum(1) - 2 * pixels @ classes.T  # (33, 120)
+        assert torch.equal(found, remoteness.sort(dim=1, stable=True).indices[:, :k])
+
+    def test_finds_as_many_as_it_promises(self) -> None:
+        pixels, classes = unit_rows(5, 4, 1), unit_rows(70, 4, 2)
+        found = fused.fused_nearest_classes(pixels, classes, fused.MAX_NEAREST)
+        wanted = torch.cdist(pixels.double(), classes.double()).sort(1).indices[:, : fused.MAX_NEAREST]
+        assert torch.equal(found, wanted)
+
+    def test_a_pixel_that_is_not_a_number_gets_ids_that_exist(self) -> None:
+        pixels = torch.full((3, 6), float("nan"), device=DEVICE)
+        for k in (1, 4):
+            found = fused.fused_nearest_classes(pixels, unit_rows(9, 6), k)
+            assert ((found >= 0) & (found < 9)).all()
+
+    @pytest.mark.parametrize("k", [fused.MAX_NEAREST, fused.MAX_NEAREST + 1])
+    def test_longer_lists_are_left_to_the_portable_search(
+        self, k: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As on a GPU: `nearest_classes` has the kernels, and is asked for more than they can list."""
+        monkeypatch.setattr(nearest, "fused_kernels", lambda *_: fused)
+        pixels, classes = unit_rows(5, 4, 1), unit_rows(fused.MAX_NEAREST + 6, 4, 2)
+        found = nearest.nearest_classes(pixels, classes, k)
+        assert torch.equal(found, torch.cdist(pixels.double(), classes.double()).sort(1).indices[:, :k])
+
+    def test_of_no_pixels_finds_none(self) -> None:
+        assert fused.fused_nearest_classes(unit_rows(0, 6), unit_rows(9, 6), 2).shape == (0, 2)
+
+    @pytest.mark.parametrize(("num_classes", "k"), [(9, 0), (9, 10), (200, fused.MAX_NEAREST + 1)])
+    def test_a_list_that_is_too_long_is_refused_with_the_limit(self, num_classes: int, k: int) -> None:
+        with pytest.raises(
+            ValueError, match=rf"k is {k}; allowed here: 1..{min(num_classes, fused.MAX_NEAREST)}"
+        ):
+            fused.fused_nearest_classes(unit_rows(5, 6), unit_rows(num_classes, 6), k)
+
+
+@needs_triton
+@needs_gpu
+class TestOnAGpu:
+    @pytest.mark.parametrize("k", [1, 7, fused.MAX_NEAREST])
+    def test_the_search_finds_classes_as_near_as_any(self, k: int) -> None:
+        """Compared by distance: rounding may swap two classes that are equally far to seven digits."""
+        pixels, classes = unit_rows(20001, 16, 1), unit_rows(1284, 16, 2)
+        found = fused.fused_nearest_classes(pixels, classes, k)
+        distances = torch.cdist(pixels.double(), classes.double())
+        torch.testing.assert_close(
+            distances.gather(1, found), distances.topk(k, largest=False).values, rtol=0, atol=1e-4
+        )
+        assert (found.sort(1).values.diff(dim=1) > 0).all()
