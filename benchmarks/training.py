@@ -35,10 +35,11 @@ from models.heads import EmbeddingHead
 from pipeline.arithmetic import arithmetic, autocast
 from pipeline.batch_fit import USABLE, capacity_bytes
 from pipeline.data.loaders import Batch
+from pipeline.ending import run
 from pipeline.memory import allocated_cpu_bytes, predict_bytes, with_changes
 from pipeline.network import build_network
 from pipeline.objective import segmentation_losses
-from pipeline.runtime import choose_device, is_out_of_memory, run, set_threads
+from pipeline.runtime import choose_device, is_out_of_memory, set_threads
 from pipeline.settings import DataSettings, Settings
 from pipeline.train_step import Optimisation
 

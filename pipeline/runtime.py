@@ -10,7 +10,7 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import MemoryProblem, Problem
@@ -139,10 +139,3 @@ def out_of_memory(error: BaseException) -> MemoryProblem:
         found=str(error).partition("\n")[0] or None,
         mend="lower train.batch_size or train.crop_size; `pipeline memory` predicts what fits",
     )
-
-
-def run(function: Callable[[], object]) -> int:
-    """`pipeline.ending.run`, for benchmarks/training.py, which still looks for it here."""
-    from pipeline.ending import run
-
-    return run(function)
