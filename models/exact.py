@@ -16,12 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.cosine_tiles import CosineTiles
+from models.distance_tiles import DistanceTiles
 from models.nearest import compute_dtype, full_precision
 from models.threads import ELEMENTS_WORTH_A_THREAD, for_each, num_workers
-from models.tiles import CosineTiles, DistanceTiles, PixelChunk
+from models.tiles import PixelChunk
 
-# A tile is an eighth of the buffer. Of distances two are held, and what needs refining may take five more for
-# a moment. With fewer pixels in a tile of all classes than these, moving the class gradient costs the most.
+# Of distances two tiles are held, and for a moment half as much again: a tile is a quarter of the buffer. Of
+# products one is held: it is an eighth, which caches like, but for very many classes up to three quarters.
+# With fewer pixels in a tile of all classes than these, moving the class gradient costs the most.
 _FEWEST_ROWS, _ENOUGH_ROWS = 8, 16
 _BLOCK_ROWS = 512  # pixels in a tile of some classes
 _CHUNK_ROWS = 1024  # pixels prepared together for tiles of all classes
@@ -155,9 +158,10 @@ def share_out(num_pixels: int, classes: Tensor, work_bytes: int, similarity: str
 
 def _tile_size(num_pixels: int, classes: Tensor, work_bytes: int, similarity: str) -> TileSize:
     num_classes, dim = classes.shape
-    most_elements = max(1, work_bytes // 8 // classes.element_size())
-    if similarity == "cosine":  # one tile, and refines nothing: it may grow where it would be flat
-        most_elements = min(6 * most_elements, max(most_elements, _ENOUGH_ROWS * num_classes))
+    elements = work_bytes // 8 // classes.element_size()
+    most_elements = max(1, 2 * elements)
+    if similarity == "cosine":
+        most_elements = max(1, min(6 * elements, max(elements, _ENOUGH_ROWS * num_classes)))
     most_rows = max(1, min(num_pixels, most_elements // (4 * (dim + 2))))  # a chunk takes about 6 D a pixel
     rows, columns = min(most_rows, most_elements // num_classes), num_classes
     if rows < min(most_rows, _FEWEST_ROWS):

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.cosine_tiles import CosineTiles
+from models.distance_tiles import DistanceTiles
 from models.exact import (
     compare,
     make_tiles,
@@ -28,7 +30,7 @@ from models.exact import (
 )
 from models.nearest import compute_dtype, full_precision
 from models.threads import for_each
-from models.tiles import CosineTiles, DistanceTiles, PixelChunk
+from models.tiles import PixelChunk
 from models.upsampling import CellUpsampling, corners_of_pixels, whole_factor
 
 _LEAST_LABELLED = 0.6  # of a block's pixels; with fewer, comparing the labelled ones alone is faster

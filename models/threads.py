@@ -17,7 +17,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 ELEMENTS_WORTH_A_THREAD = 2**20
 """Of pixels x classes: a few milliseconds of one core."""
 
-_LEAST_WORK_BYTES = 2**24  # of a worker's buffer: with less, Python's own time for a tile would show
+# Python's own time for a tile, some tenths of a millisecond, is spent by one thread at a time. So tiles must
+# not become small, nor workers many; further threads of torch's share the workers' operations.
+_LEAST_WORK_BYTES, _MOST_WORKERS = 2**22, 4
 Piece = TypeVar("Piece")
 
 
@@ -31,12 +33,12 @@ def num_workers(device: torch.device, pieces: int, work_bytes: int, bytes_each: 
         bytes_each: what each will hold besides; all of it may take as much as the buffer.
 
     Returns:
-        1 or more, at most torch's threads.
+        1 to 4, at most torch's threads.
     """
     if device.type != "cpu":
         return 1
     by_memory = work_bytes // max(_LEAST_WORK_BYTES, bytes_each)
-    return max(1, min(torch.get_num_threads(), pieces, by_memory))
+    return max(1, min(torch.get_num_threads(), _MOST_WORKERS, pieces, by_memory))
 
 
 def for_each(pieces: Sequence[Piece], work: Callable[[int, Piece], None], workers: int) -> None:

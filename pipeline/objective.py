@@ -28,7 +28,7 @@ from models.upsampling import full_resolution_rows, rows_of_pixels
 from pipeline.data.dataset import IGNORE_INDEX
 from pipeline.settings import LossSettings
 
-_WORK_BYTES_OF_A_PIXEL = 256
+_WORK_BYTES_OF_A_PIXEL = 128
 
 
 @dataclass(frozen=True)

@@ -84,9 +84,11 @@ def test_an_interrupt_of_the_calling_thread_leaves_no_thread_behind():
 def test_the_number_of_workers_is_held_by_threads_pieces_memory_and_the_device():
     plenty = 2**30
     assert num_workers(CPU, 100, plenty) == 4
+    torch.set_num_threads(6)
+    assert num_workers(CPU, 100, plenty) == 4  # never more
     assert num_workers(CPU, 3, plenty) == 3
     assert num_workers(CPU, 0, plenty) == 1
-    assert num_workers(CPU, 100, 2**25) == 2  # 16 MiB each
+    assert num_workers(CPU, 100, 2**23) == 2  # 4 MiB each
     assert num_workers(CPU, 100, 1) == 1
     assert num_workers(CPU, 100, plenty, bytes_each=2**29) == 2
     assert num_workers(torch.device("meta"), 100, plenty) == 1
