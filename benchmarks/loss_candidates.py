@@ -76,15 +76,18 @@ def make_inputs(
 
 
 def dense_cross_entropy(inputs: Inputs) -> Tensor:
-    """Cross-entropy on all logits; the distances as a matrix product, which is faster than torch.cdist."""
-    pixels, classes = inputs.pixels.float(), inputs.classes.float()
-    if inputs.similarity == "cosine":
-        logits = pixels @ classes.T / TEMPERATURE
-    else:
-        squares = torch.addmm(classes.square().sum(dim=1), pixels, classes.T, alpha=-2)
-        squares = squares + pixels.square().sum(dim=1, keepdim=True)
-        logits = squares.clamp_min(1e-12).sqrt() / -TEMPERATURE
+    """Cross-entropy on all logits."""
+    logits = dense_logits(inputs.pixels.float(), inputs.classes.float(), inputs.similarity, TEMPERATURE)
     return F.cross_entropy(logits, inputs.target)
+
+
+def dense_logits(pixels: Tensor, classes: Tensor, similarity: str, temperature: float) -> Tensor:
+    """(P, C); the distances as a matrix product, which is faster than torch.cdist."""
+    if similarity == "cosine":
+        return pixels @ classes.T / temperature
+    squares = torch.addmm(classes.square().sum(dim=1), pixels, classes.T, alpha=-2)
+    squares = squares + pixels.square().sum(dim=1, keepdim=True)
+    return squares.clamp_min(1e-12).sqrt() / -temperature
 
 
 def exact_in_torch(inputs: Inputs) -> Tensor:

@@ -4,11 +4,12 @@
     python -m benchmarks.training --device cuda --crop 512 --batch 10 --precision bf16 --channels-last --save
 
 Every candidate takes the step that `pipeline.training` takes (forward, loss, backward, SGD with momentum), in
-turns, on one synthetic batch with every pixel labelled: `embedding` is ours with the exact loss, `softmax`
-our network with the usual head, `smp` the DeepLabV3Plus of segmentation_models_pytorch with the same timm
-backbone and plain cross-entropy of all pixels. Its decoder is made of depthwise separable convolutions, and
-so is ours here unless --decoder says otherwise. The rows that name a number of pixels hand no more than these
-to the loss (`loss.pixel_budget`).
+turns, on one synthetic batch with every pixel labelled. `embedding` is ours with the exact loss; `dense` the
+same network with the same cross-entropy, of the logits of all pixels and classes; `softmax` our network with
+the usual head; `smp` the DeepLabV3Plus of segmentation_models_pytorch with the same timm backbone and plain
+cross-entropy. Its decoder is made of depthwise separable convolutions, and so is ours here unless --decoder
+says otherwise. The rows that name a number of pixels hand no more than these to the loss
+(`loss.pixel_budget`).
 
 The fastest of the steps counts. The column `loss` is the loss alone, forward and backward from the network's
 output on. Memory is the most that torch's allocator held, the model, its gradients and momentum included. A
@@ -22,36 +23,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 import typer
 
 from benchmarks.record import describe_machine, save
-from models.heads import EmbeddingHead
-from pipeline.arithmetic import arithmetic, autocast
+from benchmarks.training_candidates import Step, make_candidates
+from pipeline.arithmetic import arithmetic
 from pipeline.batch_fit import USABLE, capacity_bytes
-from pipeline.data.loaders import Batch
 from pipeline.ending import run
-from pipeline.memory import allocated_cpu_bytes, predict_bytes, with_changes
-from pipeline.network import build_network
-from pipeline.objective import segmentation_losses
+from pipeline.memory import allocated_cpu_bytes, with_changes
 from pipeline.runtime import choose_device, is_out_of_memory, set_threads
 from pipeline.settings import DataSettings, Settings
-from pipeline.train_step import Optimisation
-
-try:
-    import segmentation_models_pytorch as smp
-except ImportError:
-    smp = None
 
 MIB = 2**20
 CLASSES = (19, 1_284, 10_000)
 BACKBONES = {"cpu": "mobilenetv2_100", "cuda": "resnet50"}
-Step = Callable[[], object]
 
 
 @dataclass
@@ -65,100 +54,21 @@ class Row:
     peak_bytes: int | None = None
 
 
-def candidates(settings: Settings, budget: int | None) -> dict[str, Settings | None]:
-    """By name the settings of each of our candidates; None for the peer."""
-    found: dict[str, Settings | None] = {}
-    for pixels in (None, budget) if budget else (None,):
-        for head in ("embedding", "softmax"):
-            changed = with_changes(settings, model={"head": head})
-            loss = settings.loss.model_copy(update={"pixel_budget": pixels})
-            name = head if pixels is None else f"{head}, {pixels:,} px"
-            found[name] = changed.model_copy(update={"loss": loss})
-    if smp is None:
-        print("smp is left out: segmentation-models-pytorch is not installed", file=sys.stderr)
-        return found
-    return {**found, "smp": None}
-
-
-def synthetic(settings: Settings, classes: int) -> Batch:
-    """A batch of noise, every pixel labelled."""
-    options, generator = settings.train, torch.Generator().manual_seed(0)
-    size = (options.images_per_step, options.crop_size, options.crop_size)
-    images = torch.randint(256, (size[0], 3, *size[1:]), dtype=torch.uint8, generator=generator)
-    return Batch(images, torch.randint(classes, size, generator=generator), tuple(range(size[0])))
-
-
-def own_step(settings: Settings, classes: int, device: torch.device) -> Step:
-    """The very step of the training."""
-    segmenter = build_network(settings.model, classes).to(device).train()
-    optimisation = Optimisation(segmenter, settings, accumulate=settings.train.accumulate)
-    batch = synthetic(settings, classes)
-    return lambda: optimisation.step(batch, 0)
-
-
-def own_loss(settings: Settings, classes: int, device: torch.device) -> Step:
-    """What of that step comes after the network's output: upsampling and loss, forward and backward."""
-    segmenter = build_network(settings.model, classes).to(device)
-    batch, generator = synthetic(settings, classes), torch.Generator(device).manual_seed(0)
-    target, channels = batch.target.to(device), classes
-    if isinstance(segmenter.head, EmbeddingHead):
-        channels = settings.model.embedding_dim
-    side = -(-settings.train.crop_size // 4)
-    values = torch.randn(len(target), channels, side, side, generator=generator, device=device)
-    output = F.normalize(values).requires_grad_()
-
-    def step() -> None:
-        losses = segmentation_losses(segmenter, output, target, settings.loss, generator)
-        torch.autograd.grad(losses.total, [output])
-
-    return step
-
-
-def smp_step(settings: Settings, classes: int, device: torch.device) -> Step:
-    """The peer's network with full-resolution logits; its ASPP is as separable as ours."""
-    options, model = settings.train, settings.model
-    network = smp.DeepLabV3Plus(
-        f"tu-{model.backbone}",
-        encoder_weights=None,
-        encoder_output_stride=model.output_stride,
-        decoder_channels=model.decoder_channels,
-        decoder_aspp_separable=model.decoder == "deeplabv3plus_separable",
-        classes=classes,
-    )
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    network = network.to(device, memory_format=layout).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=options.learning_rate, momentum=options.momentum)
-    batch = synthetic(settings, classes)
-
-    def step() -> None:
-        images = (batch.images.to(device).float() / 255).contiguous(memory_format=layout)
-        target = batch.target.to(device)
-        with autocast(options.precision, device.type):
-            loss = F.cross_entropy(network(images), target)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
 def measure(
     settings: Settings, budget: int | None, classes: int, device: torch.device, repeats: int
 ) -> list[Row]:
     """A row for each candidate; all of them take turns."""
     rows: list[Row] = []
     steps: list[tuple[Row, Step, Step | None]] = []
-    for name, own in candidates(settings, budget).items():
-        row = Row(name, classes)
+    for candidate in make_candidates(settings, budget, classes, device):
+        row = Row(candidate.name, classes)
         rows.append(row)
-        dense = with_changes(settings, model={"head": "softmax"})  # as the peer's logits are
-        if predict_bytes(own or dense, classes) > USABLE * capacity_bytes(device):
+        if candidate.bytes_needed > USABLE * capacity_bytes(device):
             continue
-        make = partial(own_step, own) if own else partial(smp_step, settings)
-        row.peak_bytes = peak_bytes(lambda make=make: make(classes, device), device)
+        row.peak_bytes = peak_bytes(candidate.make_step, device)
         if row.peak_bytes is not None:
-            loss = own_loss(own, classes, device) if own else None
-            steps.append((row, make(classes, device), loss))
+            loss = candidate.make_loss() if candidate.make_loss else None
+            steps.append((row, candidate.make_step(), loss))
     for turn in range(repeats + 1):
         for row, step, loss in steps:
             seconds, of_loss = seconds_of(step, device), seconds_of(loss, device) if loss else None
