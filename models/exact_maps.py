@@ -46,6 +46,7 @@ class ExactCrossEntropyOfMaps(torch.autograd.Function):
         pixel_embeddings: Tensor,
         class_embeddings: Tensor,
         target: Tensor,
+        pixels: Tensor | None,
         temperature: float,
         similarity: str,
         ignore_index: int,
@@ -59,6 +60,7 @@ class ExactCrossEntropyOfMaps(torch.autograd.Function):
             pixel_embeddings: (N, D, h, w).
             class_embeddings: (C, D).
             target: (N, H, W) int64, 0..C-1 or `ignore_index`.
+            pixels: (B,) int64 in 0..N * H * W - 1, the only ones that take part, all labelled; or None.
             temperature: divides the similarities.
             similarity: "distance" or "cosine".
             ignore_index: target of the pixels left out.
@@ -67,12 +69,13 @@ class ExactCrossEntropyOfMaps(torch.autograd.Function):
         """
         need_pixel, need_class = (with_gradients and need for need in ctx.needs_input_grad[:2])
         classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
-        count = int((target != ignore_index).sum())
-        workers, size = share_out(target.numel(), classes, work_bytes, similarity)
+        count = int((target != ignore_index).sum()) if pixels is None else len(pixels)
+        workers, size = share_out(count, classes, work_bytes, similarity)
         with full_precision(pixel_embeddings):
             maps = _Maps(pixel_embeddings.to(classes.dtype) / temperature, target, ignore_index)
-            most_pixels = size.rows if size.columns == len(classes) else 0
-            blocks, pixels = maps.parts(most_pixels)
+            blocks: list[_Block] = []
+            if pixels is None:
+                blocks, pixels = maps.parts(size.rows if size.columns == len(classes) else 0)
             first = make_tiles(classes, None, temperature, similarity, size, need_class)
             tiles = [first, *(first.another() for _ in range(workers - 1))]
             gradients = [torch.zeros_like(maps.padded) for _ in (tiles if need_pixel else ())]
@@ -99,7 +102,7 @@ class ExactCrossEntropyOfMaps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, loss_gradient: Tensor) -> Any:
         """Scale the gradients that the forward pass left."""
-        return *scaled_gradients(ctx, loss_gradient), None, None, None, None, None, None
+        return *scaled_gradients(ctx, loss_gradient), None, None, None, None, None, None, None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from models.nearest import (
     nearest_classes,
     to_kernel_dtype,
 )
+from models.upsampling import rows_of_pixels
 
 _SEPARATION_BYTES = 2**21  # of pairs of classes there are few; a larger buffer would only show in the peak
 
@@ -92,6 +93,7 @@ def exact_cross_entropy_of_maps(
     class_embeddings: Tensor,
     target: Tensor,
     *,
+    pixels: Tensor | None = None,
     temperature: float = 0.05,
     similarity: Similarity = "distance",
     ignore_index: int = -1,
@@ -106,6 +108,8 @@ def exact_cross_entropy_of_maps(
         pixel_embeddings: (N, D, h, w) float.
         class_embeddings: (C, D) float.
         target: (N, H, W) int64, 0..C-1 or `ignore_index`.
+        pixels: (B,) int64 in 0..N * H * W - 1, the only ones that take part, all of them labelled; or None
+            for all that are labelled.
         temperature: divides the similarities.
         similarity: "distance" or "cosine".
         ignore_index: target of pixels that take no part.
@@ -125,6 +129,16 @@ def exact_cross_entropy_of_maps(
     some_rows = pixel_embeddings[:0].movedim(1, -1).flatten(0, 2)  # (0, D): what can be checked of the maps
     _check(some_rows, class_embeddings, target.flatten()[:0], temperature, similarity)
     fused = fused_kernels(pixel_embeddings, class_embeddings)
+    if fused is not None and pixels is not None:
+        rows = rows_of_pixels(pixel_embeddings, target.shape[1:], pixels)
+        return exact_cross_entropy(
+            rows,
+            class_embeddings,
+            target.flatten()[pixels],
+            temperature=temperature,
+            similarity=similarity,
+            ignore_index=ignore_index,
+        )
     if fused is not None:
         return fused.fused_exact_cross_entropy_upsampled(
             to_kernel_dtype(pixel_embeddings),
@@ -140,6 +154,7 @@ def exact_cross_entropy_of_maps(
         pixel_embeddings,
         class_embeddings,
         target,
+        pixels,
         temperature,
         similarity,
         ignore_index,

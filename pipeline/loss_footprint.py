@@ -65,24 +65,28 @@ class PixelSource:
     """Where a loss has its pixels from: rows of their own, or maps at low resolution.
 
     Attributes:
-        num_pixels: at full resolution, of a step.
+        num_pixels: that are compared with the classes in a step.
         maps: whether they are interpolated from maps while the loss is computed.
-        factor: of the upsampling where it is a whole number.
+        factor: of the upsampling where it is a whole number and all pixels are compared.
+        work_bytes: the buffer of the loss of maps.
     """
 
     num_pixels: int
     maps: bool = False
     factor: int | None = None
+    work_bytes: int = 0
 
     @classmethod
     def of(
         cls, output_size: Sequence[int], target_shape: Sequence[int], settings: LossSettings
     ) -> PixelSource:
         """That of `segmentation_losses` for (h, w) and (N, H, W)."""
-        num_pixels = math.prod(target_shape)
-        if settings.name == "exact" and settings.pixel_budget is None:
-            return cls(num_pixels, True, whole_factor(output_size, target_shape[1:]))
-        return cls(min(num_pixels, settings.pixel_budget or num_pixels))
+        in_step, budget = math.prod(target_shape), settings.pixel_budget
+        compared = min(in_step, budget or in_step)
+        if settings.name != "exact":
+            return cls(compared)
+        factor = whole_factor(output_size, target_shape[1:]) if budget is None else None
+        return cls(compared, True, factor, map_work_bytes(settings, in_step))
 
 
 @functools.cache
@@ -129,7 +133,7 @@ def _row_bytes(settings: LossSettings, num_pixels: int, num_classes: int, dim: i
 def _map_bytes(
     settings: LossSettings, source: PixelSource, num_pixels: int, num_classes: int, dim: int
 ) -> int:
-    """Of `map_cross_entropy` with the buffer of the whole source, without the gradient of its maps."""
+    """Of `map_cross_entropy`, without the gradient of the maps."""
     factor, beyond = (source.factor, 0) if source.factor else (4, 1)
     height = max(1, math.isqrt(num_pixels) // factor)
     width = max(1, num_pixels // (height * factor**2))
@@ -139,7 +143,7 @@ def _map_bytes(
     target = (torch.arange(math.prod(size)) % num_classes).view(size)
     options: dict[str, Any] = {
         "similarity": settings.similarity,
-        "work_bytes": map_work_bytes(settings, source.num_pixels),
+        "work_bytes": source.work_bytes,
     }
     inputs = maps, classes, target
     return _extra_bytes(lambda: exact_cross_entropy_of_maps(*inputs, **options), *inputs) - maps.nbytes
@@ -173,14 +177,16 @@ def losses_without_values(
     """
     head, size = segmenter.head, target.shape[-2:]
     source = PixelSource.of(output.shape[2:], target.shape, settings)
+    targets = target.flatten()
     if source.maps and isinstance(head, EmbeddingHead):
         compared = output
     elif settings.pixel_budget is None:
         compared = full_resolution_rows(output, size)
     else:
-        compared = rows_of_pixels(output, size, torch.arange(source.num_pixels))
+        pixels = torch.arange(source.num_pixels)
+        compared, targets = rows_of_pixels(output, size, pixels), targets.index_select(0, pixels)
     if not isinstance(head, EmbeddingHead):
-        return softmax_losses(compared, target.flatten()[: len(compared)])
+        return softmax_losses(compared, targets)
     assert work is not None
     class_embeddings = head.class_embeddings
     total = _Allocate.apply(compared, class_embeddings, work.of_cross_entropy(source.num_pixels))

@@ -3,7 +3,7 @@
 The output is upsampled bilinearly to the target's size, by the exact loss itself, and for the others of
 `models.losses` to rows; all of them leave out unlabelled pixels. The softmax baseline is left as it is
 usually built: full-resolution logits of every class, since their memory is what is being compared against. A
-pixel budget holds for both: only the pixels drawn are upsampled.
+pixel budget holds for all: only the pixels drawn are upsampled.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def segmentation_losses(
     if not isinstance(head, EmbeddingHead):
         return softmax_losses(*labelled_rows(output, target, settings.pixel_budget, generator))
     class_embeddings = head.class_embeddings  # (C, D), normalised once for both terms
-    if settings.name == "exact" and settings.pixel_budget is None:
-        cross_entropy = map_cross_entropy(output, class_embeddings, target, settings)
+    if settings.name == "exact":
+        cross_entropy = map_cross_entropy(output, class_embeddings, target, settings, generator)
     else:
         rows, targets = labelled_rows(output, target, settings.pixel_budget, generator)
         cross_entropy = embedding_cross_entropy(rows, class_embeddings, targets, settings, generator)
@@ -120,11 +120,18 @@ def draw_pixels(targets: Tensor, budget: int, generator: torch.Generator | None 
 
 
 def map_cross_entropy(
-    output: Tensor, class_embeddings: Tensor, target: Tensor, settings: LossSettings
+    output: Tensor,
+    class_embeddings: Tensor,
+    target: Tensor,
+    settings: LossSettings,
+    generator: torch.Generator | None,
 ) -> Tensor:
-    """The exact cross-entropy of all pixels, of embeddings (N, D, h, w) against a target (N, H, W)."""
+    """The exact cross-entropy of embeddings (N, D, h, w) against a target (N, H, W), within the budget."""
+    pixels = None
+    if settings.pixel_budget is not None:
+        pixels = draw_pixels(target.flatten(), settings.pixel_budget, generator)
     common = {**_common(settings), "work_bytes": map_work_bytes(settings, target.numel())}
-    return exact_cross_entropy_of_maps(output, class_embeddings, target, **common)
+    return exact_cross_entropy_of_maps(output, class_embeddings, target, pixels=pixels, **common)
 
 
 def map_work_bytes(settings: LossSettings, num_pixels: int) -> int:

@@ -101,6 +101,21 @@ def test_blocks_are_really_used_and_pixels_outside_of_them_too(similarity, monke
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("factor", [4, 2.5])
+def test_of_some_pixels_it_is_that_of_all_others_unlabelled(similarity, factor):
+    maps, classes, target = problem((2, 4, 6, 6), factor, 50, unlabelled=0.3)
+    labelled = (target.flatten() >= 0).nonzero()[:, 0]
+    pixels = labelled[torch.randperm(len(labelled))[:40]]
+    alone = torch.full_like(target, -1)
+    alone.view(-1)[pixels] = target.flatten()[pixels]
+    options = {"similarity": similarity, "temperature": 0.1, "work_bytes": 20_000}
+    loss = exact_cross_entropy_of_maps(maps, classes, target, pixels=pixels, **options)
+    assert_same(loss, dense(maps, classes, alone, similarity), (maps, classes))
+    none = exact_cross_entropy_of_maps(maps, classes, target, pixels=pixels[:0], **options)
+    assert none.item() == 0
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_the_gradients_are_those_of_finite_differences(similarity):
     maps, classes, target = problem((1, 2, 2, 3), 4, 5, unlabelled=0.1)
     call = functools.partial(
