@@ -34,7 +34,7 @@ from models.tiles import PixelChunk
 from models.upsampling import CellUpsampling, corners_of_pixels, whole_factor
 
 _LEAST_LABELLED = 0.6  # of a block's pixels; with fewer, comparing the labelled ones alone is faster
-_MOST_CELLS = 1024  # in a block: what is unlabelled should fill strips of its own
+_MOST_CELLS = 1024  # in a block: what is unlabelled should fill blocks of its own
 
 
 class ExactCrossEntropyOfMaps(torch.autograd.Function):
@@ -116,7 +116,14 @@ class _Block:
 
     @property
     def cells(self) -> tuple[int, int]:
+        """How many rows and columns."""
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    @property
+    def corners(self) -> tuple[int, slice, slice]:
+        """Where in the padded maps it is interpolated from."""
+        rows, columns = (slice(cells.start, cells.stop + 1) for cells in (self.rows, self.columns))
+        return self.image, rows, columns
 
 
 @dataclass(frozen=True)
@@ -158,13 +165,12 @@ class _Maps:
 
     def __init__(self, scaled: Tensor, target: Tensor, ignore_index: int) -> None:
         self._low, self._full = scaled.shape[2:], target.shape[1:]
-        padded = (
-            F.pad(scaled, (1, 1, 1, 1), mode="replicate") if scaled.numel() else F.pad(scaled, (1, 1, 1, 1))
-        )
-        self.padded = padded.permute(0, 2, 3, 1).contiguous()
+        mode = "replicate" if scaled.numel() > 0 else "constant"
+        self.padded = F.pad(scaled, (1, 1, 1, 1), mode=mode).permute(0, 2, 3, 1).contiguous()
         self._target, self._ignore_index = target, ignore_index
         self._factor = whole_factor(self._low, self._full) or 1
-        self._cells: Tensor | None = None  # (N, s, s, h+1, w+1), the target; `ignore_index` beyond the edges
+        self._before = self._factor - self._factor // 2  # pixels of the first cell beyond the edge
+        self._cells: Tensor | None = None
         self._upsamplings: dict[tuple[int, int], CellUpsampling] = {}
 
     def parts(self, most_pixels: int) -> tuple[list[_Block], Tensor]:
@@ -174,42 +180,41 @@ class _Maps:
             most_pixels: in a block.
         """
         labelled = self._target != self._ignore_index
-        factor, (height, width) = self._factor, self._low
+        factor, height, width = self._factor, self._low[0] + 1, self._low[1] + 1
         most_cells = min(most_pixels // factor**2, _MOST_CELLS)
         if factor == 1 or most_cells == 0 or labelled.numel() == 0:
             return [], labelled.flatten().nonzero()[:, 0]
-        after = factor // 2
-        before = factor - after
-        padding = (before, after, before, after)
-        padded = F.pad(self._target, padding, value=self._ignore_index)
-        in_cells = padded.view(len(padded), height + 1, factor, width + 1, factor)
-        self._cells = in_cells.permute(0, 2, 4, 1, 3)
-        of_cells = (self._cells != self._ignore_index).sum(dim=(1, 2))  # (N, h+1, w+1)
-        side = max(1, math.isqrt(most_cells))
-        columns = _edges(width + 1, min(width + 1, side))
-        rows = _edges(
-            height + 1, min(height + 1, most_cells // max(end - first for first, end in pairwise(columns)))
-        )
-        sums = F.pad(of_cells.cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))  # (N, h+2, w+2)
+        self._cells = self._in_cells()
+        of_cells = (self._cells != self._ignore_index).sum(dim=(1, 2))  # (N, h+1, w+1) labelled pixels
+        columns = _edges(width, min(width, max(1, math.isqrt(most_cells))))
+        widest = max(end - first for first, end in pairwise(columns))
+        rows = _edges(height, min(height, most_cells // widest))
+        sums = F.pad(of_cells.cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))
         of_blocks = sums[:, rows][:, :, columns].diff(dim=1).diff(dim=2)  # (N, R, K)
         heights, widths = (torch.tensor(edges, device=sums.device).diff() for edges in (rows, columns))
-        pixels_of = factor**2 * heights[:, None] * widths  # (R, K)
-        worth = of_blocks >= _LEAST_LABELLED * pixels_of
-        whole = (of_blocks == pixels_of).tolist()
+        pixels = factor**2 * heights[:, None] * widths  # (R, K)
+        worth, whole = of_blocks >= _LEAST_LABELLED * pixels, (of_blocks == pixels).tolist()
         blocks = [
             _Block(
                 image,
-                slice(rows[row], rows[row + 1]),
-                slice(columns[column], columns[column + 1]),
+                slice(*rows[row : row + 2]),
+                slice(*columns[column : column + 2]),
                 whole[image][row][column],
             )
             for image, row, column in worth.nonzero().tolist()
         ]
-        outside = (
-            (~worth).repeat_interleave(widths * factor, dim=2).repeat_interleave(heights * factor, dim=1)
-        )
-        outside = outside[:, before : before + self._full[0], before : before + self._full[1]]
-        return blocks, (labelled & outside).flatten().nonzero()[:, 0]
+        outside = (~worth).repeat_interleave(widths * factor, dim=2)
+        outside = outside.repeat_interleave(heights * factor, dim=1)  # (N, H+s, W+s)
+        inside = (slice(self._before, self._before + side) for side in self._full)
+        return blocks, (labelled & outside[:, *inside]).flatten().nonzero()[:, 0]
+
+    def _in_cells(self) -> Tensor:
+        """The target as (N, s, s, h+1, w+1), with `ignore_index` beyond the edges."""
+        factor, before = self._factor, self._before
+        padding = (before, factor - before, before, factor - before)
+        padded = F.pad(self._target, padding, value=self._ignore_index)
+        cells = padded.view(len(padded), self._low[0] + 1, factor, self._low[1] + 1, factor)
+        return cells.permute(0, 2, 4, 1, 3)
 
     def block(self, tiles: DistanceTiles | CosineTiles, block: _Block) -> _Place:
         """Prepare a block."""
@@ -223,13 +228,8 @@ class _Maps:
         if upsampling is None:
             upsampling = CellUpsampling(self._factor, block.cells, self.padded)
             self._upsamplings[block.cells] = upsampling
-        rows, columns = (
-            slice(block.rows.start, block.rows.stop + 1),
-            slice(block.columns.start, block.columns.stop + 1),
-        )
-        corners = (block.image, rows, columns)
-        given = self.padded[corners].flatten(0, 1)
-        return _Place(tiles.chunk(given, target, upsampling, unlabelled), corners)
+        given = self.padded[block.corners].flatten(0, 1)
+        return _Place(tiles.chunk(given, target, upsampling, unlabelled), block.corners)
 
     def pixels(self, tiles: DistanceTiles | CosineTiles, pixels: Tensor) -> _Place:
         """Prepare (B,) labelled pixels."""

@@ -186,8 +186,8 @@ def test_a_target_out_of_range_is_named():
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_it_holds_the_buffer_and_no_embeddings_at_full_resolution(similarity, threads):
-    """The target takes eight bytes a pixel and embeddings of it would take 64, logits 5,136."""
-    maps, classes, target = problem((1, 16, 128, 128), 4, 1_284, torch.float32)
+    """The target takes eight bytes a pixel and embeddings of it would take 64, logits 1,600."""
+    maps, classes, target = problem((1, 16, 96, 96), 4, 400, torch.float32)
     buffer, pixels = 2**22, target.numel()
     torch.set_num_threads(threads)
 
@@ -195,5 +195,5 @@ def test_it_holds_the_buffer_and_no_embeddings_at_full_resolution(similarity, th
         loss = exact_cross_entropy_of_maps(maps, classes, target, similarity=similarity, work_bytes=buffer)
         torch.autograd.grad(loss, (maps, classes))
 
-    inputs = 4 * 16 * (128 * 128 + 1_284)
+    inputs = 4 * 16 * (96 * 96 + 400)
     assert extra_bytes(call) <= 5 * inputs + buffer + 24 * pixels < 64 * pixels + buffer
