@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from pipeline.cli import main
 from pipeline.tuning.sweep import Sweep
 
 BIN = Path(sys.executable).parent
@@ -65,6 +68,24 @@ def tune(project: Path, *arguments: str, **changes: str) -> subprocess.Completed
         check=False,
         timeout=300,
     )
+
+
+def tune_here(*arguments: str, **changes: str) -> int:
+    """`pipeline tune ...` in this process and folder, for what starts no Ray; returns the exit code.
+
+    What the command would end with a traceback is raised here.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with (
+            mock.patch.object(sys, "argv", ["pipeline", "tune", *arguments]),
+            mock.patch.dict(os.environ, environment(**changes), clear=True),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)  # the command sets its own
+    return int(ended.value.code or 0)
 
 
 @contextlib.contextmanager
