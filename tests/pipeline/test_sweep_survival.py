@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from pipeline.tuning.sweep import Sweep
-from pipeline.tuning.trial import read_journal
+from pipeline.tuning.trial_files import read_journal
 from tests.pipeline.sweeping import (
     BIN,
     environment,
