@@ -111,17 +111,18 @@ def started(project: Path, *arguments: str, **changes: str) -> Iterator[subproce
             process.wait()
 
 
-def wait_until(true: Callable[[], Any], *, seconds: float = 150.0, what: str = "") -> None:
-    """Waits for a condition.
+def wait_until(true: Callable[[], Any], *, seconds: float = 150.0, what: str = "") -> Any:
+    """Waits for something that counts as true, and returns it.
 
     Raises:
         TimeoutError: it did not come true.
     """
     end = time.monotonic() + seconds
-    while not true():
+    while not (found := true()):
         if time.monotonic() > end:
             raise TimeoutError(what)
         time.sleep(0.1)
+    return found
 
 
 def outcomes(project: Path, name: str) -> list[str]:
