@@ -19,19 +19,6 @@ from tests.pipeline.sweeping import make_project, outcomes, runs, steps_of, tune
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory, bootstrapped_project: Path, empty_store: Path) -> Path:
-    """A project after a sweep of four of the six points of a grid."""
-    folder = tmp_path_factory.mktemp("swept") / "project"
-    space = {"model.embedding_dim": {"grid": [4, 8]}, "loss.num_negatives": {"grid": [1, 3, 7]}}
-    project = make_project(folder, bootstrapped_project, empty_store, tune={"space": space})
-    result = tune(project, "--name", "grid")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "4 finished" in result.stdout
-    assert "4 of 4 done" in result.stderr
-    return project
-
-
 def store(project: Path) -> str:
     return f"sqlite:///{project / 'mlflow.db'}"
 
