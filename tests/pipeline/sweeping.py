@@ -12,15 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pipeline.cli import main
 from pipeline.tuning.sweep import Sweep
+from tests.command import pipeline_here
 
 BIN = Path(sys.executable).parent
 TUNE: dict[str, Any] = {
@@ -71,21 +69,8 @@ def tune(project: Path, *arguments: str, **changes: str) -> subprocess.Completed
 
 
 def tune_here(*arguments: str, **changes: str) -> int:
-    """`pipeline tune ...` in this process and folder, for what starts no Ray; returns the exit code.
-
-    What the command would end with a traceback is raised here.
-    """
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with (
-            mock.patch.object(sys, "argv", ["pipeline", "tune", *arguments]),
-            mock.patch.dict(os.environ, environment(**changes), clear=True),
-            pytest.raises(SystemExit) as ended,
-        ):
-            main()
-    finally:
-        signal.signal(signal.SIGTERM, before)  # the command sets its own
-    return int(ended.value.code or 0)
+    """`pipeline tune ...` in this process and folder, for what starts no Ray; returns the exit code."""
+    return pipeline_here("tune", *arguments, environment=environment(**changes))
 
 
 @contextlib.contextmanager
