@@ -57,6 +57,7 @@ def test_source_files_stay_small_enough_to_read(path: Path) -> None:
         ("pipeline.settings", {"torch", "mlflow", "ray"}),
         ("pipeline.settings_file", {"torch", "mlflow", "ray"}),
         ("pipeline.tracking", {"mlflow", "ray"}),
+        ("pipeline.tuning.driver, pipeline.tuning.mirror, pipeline.tuning.watcher", {"torch", "timm"}),
         ("models.segmenter", {"mlflow", "ray", "pydantic"}),
     ],
 )

@@ -24,7 +24,7 @@ from pipeline.mlflow_tracker import experiment_id, open_client, run_tags, unreac
 from pipeline.settings import Settings
 from pipeline.tracking import tracking_uri
 from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
-from pipeline.tuning.trial import read_journal, trial_settings
+from pipeline.tuning.trial_files import read_journal, trial_settings
 
 _STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "infeasible": "FINISHED", "failed": "FAILED"}
 _UNREACHABLE = (MlflowException, RequestException, OSError)

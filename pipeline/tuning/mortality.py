@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
-from pipeline.tuning.trial import predicted_gib
+from pipeline.tuning.trial_files import predicted_gib
 
 RESTARTS = 3
 LOW_MEMORY = "running low on memory"

@@ -13,6 +13,7 @@ from pipeline.runtime import GIB
 from pipeline.settings import Settings
 from pipeline.tuning.space import Space, read_space
 from pipeline.tuning.sweep import Plan, Sweep, name_in_use
+from pipeline.tuning.trial_files import trial_settings
 
 
 def new_plan(settings: Settings, *, name: str | None = None, trials: int | None = None) -> tuple[Plan, Space]:
@@ -89,7 +90,6 @@ def _check_memory(plan: Plan, space: Space) -> None:
         return  # auto: each trial divides its batch on the device it gets
     from pipeline.data.label_space import LabelSpace
     from pipeline.memory import predict_bytes
-    from pipeline.tuning.trial import trial_settings
 
     num_classes = LabelSpace.load(plan.base().bootstrapped / "label_space.json").num_classes
     least, point = float("inf"), {}

@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 
 from pipeline.tuning.space import Space
 from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
-from pipeline.tuning.trial import read_journal
+from pipeline.tuning.trial_files import read_journal
 
 _ASKS = 10
 _MOST_POINTS = 100_000

@@ -23,14 +23,10 @@ from pipeline.settings import Settings
 from pipeline.settings_file import with_overrides
 from pipeline.training import train
 from pipeline.tuning.sweep import Plan, Sweep, TrialRecord, locked, write_result
+from pipeline.tuning.trial_files import predicted_gib, read_journal, trial_settings
 
 Report = Callable[[dict[str, Any]], None]
 _PATIENCE_SECONDS = 120.0  # for the process that had this trial before to be gone
-
-
-def trial_settings(plan: Plan, values: Mapping[str, Any]) -> Settings:
-    """The settings of the trial with these swept values."""
-    return with_overrides(plan.base(), values)
 
 
 def run_trial(config: Mapping[str, Any], *, folder: str, runtime: Mapping[str, Any], report: Report) -> None:
@@ -164,12 +160,6 @@ def _predict(settings: Settings, place: Path) -> float:
     return value
 
 
-def predicted_gib(place: Path) -> float | None:
-    """Predicted peak of a training step of the trial whose folder this is, if it came to predicting."""
-    path = place / "predicted.json"
-    return float(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-
 class TrialTracker:
     """A `Tracker` that appends to the trial's journal and reports validations to the sweep.
 
@@ -223,14 +213,3 @@ class TrialTracker:
         self.step = max(self.step, step)
         self._last |= dict.fromkeys(metrics, step)
         self.best = max(self.best, metrics.get("holdout/miou", 0.0))
-
-
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The whole events of a trial's metrics.jsonl; a line that a kill cut short is left out."""
-    if not path.is_file():
-        return []
-    events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(json.JSONDecodeError):
-            events.append(json.loads(line))
-    return [event for event in events if isinstance(event, dict) and {"step", "metrics"} <= set(event)]

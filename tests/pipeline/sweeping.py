@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.tuning.sweep import Sweep
+from tests.command import pipeline_here
 
 BIN = Path(sys.executable).parent
 TUNE: dict[str, Any] = {
@@ -67,6 +68,11 @@ def tune(project: Path, *arguments: str, **changes: str) -> subprocess.Completed
     )
 
 
+def tune_here(*arguments: str, **changes: str) -> int:
+    """`pipeline tune ...` in this process and folder, for what starts no Ray; returns the exit code."""
+    return pipeline_here("tune", *arguments, environment=environment(**changes))
+
+
 @contextlib.contextmanager
 def started(project: Path, *arguments: str, **changes: str) -> Iterator[subprocess.Popen[str]]:
     """`pipeline tune ...`, running; killed at the end of the block if it still does."""
@@ -90,17 +96,18 @@ def started(project: Path, *arguments: str, **changes: str) -> Iterator[subproce
             process.wait()
 
 
-def wait_until(true: Callable[[], Any], *, seconds: float = 150.0, what: str = "") -> None:
-    """Waits for a condition.
+def wait_until(true: Callable[[], Any], *, seconds: float = 150.0, what: str = "") -> Any:
+    """Waits for something that counts as true, and returns it.
 
     Raises:
         TimeoutError: it did not come true.
     """
     end = time.monotonic() + seconds
-    while not true():
+    while not (found := true()):
         if time.monotonic() > end:
             raise TimeoutError(what)
         time.sleep(0.1)
+    return found
 
 
 def outcomes(project: Path, name: str) -> list[str]:

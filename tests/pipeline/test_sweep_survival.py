@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from pipeline.tuning.sweep import Sweep
-from pipeline.tuning.trial import read_journal
+from pipeline.tuning.trial_files import read_journal
 from tests.pipeline.sweeping import (
     BIN,
     environment,
@@ -33,7 +33,7 @@ from tests.pipeline.sweeping import (
 )
 
 pytestmark = pytest.mark.slow
-LONG = {"steps": 150, "validate_every": 30, "checkpoint_every": 10}
+LONG = {"steps": 100, "validate_every": 25, "checkpoint_every": 10}
 
 
 @pytest.fixture
@@ -66,10 +66,22 @@ def statuses(store: str, name: str) -> list[str]:
     return [run.info.status for found in runs(store, name) for run in found]
 
 
-def test_ctrl_c_then_kill_9_of_the_driver_then_resume(long_project: Path) -> None:
+def trial_at_work(project: Path, name: str, driver: int, before: dict[int, int]) -> tuple[int, int] | None:
+    """Number and process of a trial that this driver has got going and that has far to go."""
+    family = {process.pid for process in psutil.Process(driver).children(recursive=True)}
+    for number, lines in journal_lines(project, name).items():
+        process = int((project / "sweeps" / name / "trials" / f"{number:03d}" / ".lock").read_text())
+        if process in family and before.get(number, 0) < lines < LONG["steps"] * 2 / 3:
+            return number, process
+    return None
+
+
+def test_ctrl_c_then_kill_9_of_the_driver_then_of_a_trial_and_each_time_it_goes_on(
+    long_project: Path,
+) -> None:
     project, store = long_project, f"sqlite:///{long_project / 'mlflow.db'}"
     with started(project, "--name", "cut") as driver:
-        wait_until(lambda: max(journal_lines(project, "cut").values(), default=0) > 40)
+        wait_until(lambda: max(journal_lines(project, "cut").values(), default=0) > 12)
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
         assert driver.wait(60) == 130
     log = (project / "tune.log").read_text()
@@ -89,8 +101,15 @@ def test_ctrl_c_then_kill_9_of_the_driver_then_resume(long_project: Path) -> Non
         path: path.read_bytes() for path in (project / "sweeps" / "cut" / "trials").glob("*/result.json")
     }
     assert finished
-    result = tune(project, "--resume", "--name", "cut")
-    assert result.returncode == 0, result.stderr
+
+    before = journal_lines(project, "cut")
+    with started(project, "--resume", "--name", "cut") as driver:
+        number, trial = wait_until(lambda: trial_at_work(project, "cut", driver.pid, before), what="a trial")
+        os.kill(trial, signal.SIGKILL)
+        assert driver.wait(200) == 0, (project / "tune.log").read_text()
+    lock = project / "sweeps" / "cut" / "trials" / f"{number:03d}" / ".lock"
+    assert int(lock.read_text()) != trial
+    assert "It goes on from its checkpoint" in (project / "tune.log").read_text()
     check_whole(project, "cut")
     assert {path: path.read_bytes() for path in finished} == finished
     assert [record.values for record in Sweep(project / "sweeps" / "cut").records()][
@@ -98,7 +117,9 @@ def test_ctrl_c_then_kill_9_of_the_driver_then_resume(long_project: Path) -> Non
     ] == proposed
 
 
-def test_the_time_is_up_or_sigterm_then_the_printed_command_ends_it(long_project: Path) -> None:
+def test_the_time_is_up_or_sigterm_then_the_printed_command_ends_it_and_two_drivers_refuse_each_other(
+    long_project: Path,
+) -> None:
     project = long_project
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["train"]["steps"] = 100_000  # whatever the machine, not done when the time is up
@@ -114,6 +135,10 @@ def test_the_time_is_up_or_sigterm_then_the_printed_command_ends_it(long_project
     with started(project, *shlex.split(command)[2:]) as driver:
         before = journal_lines(project, "timed").get(0, 0)
         wait_until(lambda: journal_lines(project, "timed").get(0, 0) > before)
+        second = tune(project, "--resume", "--name", "timed")
+        assert second.returncode == 1
+        assert "another `pipeline tune` is at work here" in second.stderr
+        assert driver.poll() is None
         driver.terminate()
         assert driver.wait(60) == 143
     assert f"stopped; to go on: {command}" in (project / "tune.log").read_text()
@@ -129,21 +154,6 @@ def test_a_trial_that_its_machine_has_no_memory_for_is_infeasible(long_project: 
     assert "Traceback" not in result.stderr
     assert outcomes(long_project, "low") == ["infeasible"]
     assert statuses(f"sqlite:///{long_project / 'mlflow.db'}", "low") == ["FINISHED"] * 2
-
-
-def test_two_drivers_of_one_sweep_refuse_each_other_and_a_killed_trial_goes_on(long_project: Path) -> None:
-    project = long_project
-    lock = project / "sweeps" / "hurt" / "trials" / "000" / ".lock"
-    with started(project, "--name", "hurt") as driver:
-        wait_until(lambda: journal_lines(project, "hurt").get(0, 0) > 45)
-        trial = int(lock.read_text())
-        os.kill(trial, signal.SIGKILL)
-        second = tune(project, "--resume", "--name", "hurt")
-        assert second.returncode == 1
-        assert "another `pipeline tune` is at work here" in second.stderr
-        assert driver.wait(200) == 0, (project / "tune.log").read_text()
-    assert int(lock.read_text()) != trial
-    check_whole(project, "hurt")
 
 
 def free_port() -> int:
@@ -211,14 +221,14 @@ def test_a_machine_of_the_cluster_dies_and_its_trials_go_on_elsewhere(
     with ray_node(place, *head, **token):
         wait_until(lambda: started_nodes() == 1, what="the head")
         with ray_node(place, *worker, **token) as first, contextlib.ExitStack() as rest:
-            wait_until(lambda: started_nodes() == 2, what="the first node")
-            second = rest.enter_context(ray_node(place, *worker, **token))
-            wait_until(lambda: started_nodes() == 3, what="the second node")
             refused = tune(project, "--address", address, "--name", "far", **wrong)
             assert refused.returncode == 1
             assert "RAY_AUTH_TOKEN" in refused.stderr
+            wait_until(lambda: started_nodes() == 2, what="the first node")
+            second = rest.enter_context(ray_node(place, *worker, **token))
+            wait_until(lambda: started_nodes() == 3, what="the second node")
             with started(project, "--address", address, "--name", "far", **token) as driver:
-                wait_until(lambda: journal_lines(project, "far").get(0, 0) > 45)
+                wait_until(lambda: journal_lines(project, "far").get(0, 0) > 12)
                 trial = int((project / "sweeps" / "far" / "trials" / "000" / ".lock").read_text())
                 check_only_code_was_sent(psutil.Process(trial))
                 mine = {process.pid for process in first.children(recursive=True)}

@@ -9,26 +9,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 from mlflow import MlflowClient
 
 from pipeline.tuning.sweep import Sweep
-from tests.pipeline.sweeping import make_project, outcomes, runs, steps_of, tune
+from tests.pipeline.sweeping import make_project, outcomes, runs, steps_of, tune, tune_here
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory, bootstrapped_project: Path, empty_store: Path) -> Path:
-    """A project after a sweep of four of the six points of a grid."""
-    folder = tmp_path_factory.mktemp("swept") / "project"
-    space = {"model.embedding_dim": {"grid": [4, 8]}, "loss.num_negatives": {"grid": [1, 3, 7]}}
-    project = make_project(folder, bootstrapped_project, empty_store, tune={"space": space})
-    result = tune(project, "--name", "grid")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "4 finished" in result.stdout
-    assert "4 of 4 done" in result.stderr
-    return project
 
 
 def store(project: Path) -> str:
@@ -68,36 +56,43 @@ def test_mlflow_has_one_parent_and_a_child_a_trial(swept: Path) -> None:
     assert parents[0].data.metrics["best/miou"] == best
 
 
-def test_best_shows_the_table_and_the_front(swept: Path) -> None:
-    result = tune(swept, "best")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("finished") == 5  # the title and a line a trial
-    assert "Pareto front" in result.stdout
-    assert "pipeline tune apply --name grid" in result.stdout
+def test_best_shows_the_table_and_the_front(
+    swept: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(swept)
+    assert tune_here("best") == 0
+    said = capfd.readouterr().out
+    assert said.count("finished") == 5  # the title and a line a trial
+    assert "Pareto front" in said
+    assert "pipeline tune apply --name grid" in said
 
 
-def test_apply_writes_the_winner_into_the_settings(swept: Path, tmp_path: Path) -> None:
+def test_apply_writes_the_winner_into_the_settings(
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     params = tmp_path / "params.yaml"
     shutil.copy(swept / "params.yaml", params)
     shutil.copytree(swept / "sweeps", tmp_path / "sweeps")
     records = Sweep(tmp_path / "sweeps" / "grid").records()
     best = max(records, key=lambda record: (record.score or 0.0, -(record.memory_gib or 0.0)))
-    result = tune(tmp_path, "apply")
-    assert result.returncode == 0, result.stderr
+    monkeypatch.chdir(tmp_path)
+    assert tune_here("apply") == 0
     written = yaml.safe_load(params.read_text())["variants"]["essnet"]
     assert written["model"]["embedding_dim"] == best.values["model.embedding_dim"]
     assert written["loss"]["num_negatives"] == best.values["loss.num_negatives"]
-    refused = tune(tmp_path, "apply", "--trial", "9")
-    assert refused.returncode == 2
-    assert "not a finished trial" in refused.stderr
+    assert tune_here("apply", "--trial", "9") == 2
+    assert "not a finished trial" in capfd.readouterr().err
 
 
-def test_a_name_in_use_is_refused(swept: Path) -> None:
+def test_a_name_in_use_is_refused(
+    swept: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = (swept / "sweeps" / "grid" / "sweep.json").read_bytes()
-    result = tune(swept, "--name", "grid")
-    assert result.returncode == 2
-    assert "a sweep of this name exists" in result.stderr
-    assert "--resume --name grid" in result.stderr
+    monkeypatch.chdir(swept)
+    assert tune_here("--name", "grid") == 2
+    said = capfd.readouterr().err
+    assert "a sweep of this name exists" in said
+    assert "--resume --name grid" in said
     assert (swept / "sweeps" / "grid" / "sweep.json").read_bytes() == before
 
 
@@ -116,7 +111,11 @@ def test_extending_adds_trials_and_leaves_the_others_as_they_are(swept: Path) ->
 
 
 def test_trials_that_are_behind_are_pruned_and_say_so(
-    tmp_path: Path, bootstrapped_project: Path, empty_store: Path
+    tmp_path: Path,
+    bootstrapped_project: Path,
+    empty_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The learning rates make sure of it: trial 0 learns, the others all but stand still."""
     project = make_project(
@@ -139,7 +138,10 @@ def test_trials_that_are_behind_are_pruned_and_say_so(
     _, children = runs(store(project), "pruned")
     by_outcome = Counter((run.info.status, run.data.tags["outcome"]) for run in children)
     assert by_outcome[("FINISHED", "pruned")] == ended.count("pruned")
-    assert "held-out part" in tune(project, "best").stdout
+    capfd.readouterr()
+    monkeypatch.chdir(project)
+    assert tune_here("best") == 0
+    assert "held-out part" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -161,52 +163,79 @@ def test_trials_that_are_behind_are_pruned_and_say_so(
     ],
 )
 def test_a_mistake_ends_before_anything_is_started(
-    project: Path, changes: dict[str, object], arguments: list[str], code: int, told: str
+    project: Path,
+    empty_store: Path,
+    capfd: pytest.CaptureFixture[str],
+    changes: dict[str, object],
+    arguments: list[str],
+    code: int,
+    told: str,
 ) -> None:
     params = yaml.safe_load((project / "params.yaml").read_text())
     space = {"model.embedding_dim": {"choice": [4, 8]}}
     params["tune"] = {"variant": "essnet", "space": space} | changes
+    shutil.copy(empty_store, project / "mlflow.db")
     (project / "params.yaml").write_text(yaml.safe_dump(params))
-    result = tune(project, *arguments, RAY_gcs_rpc_server_reconnect_timeout_s="5")
-    assert result.returncode == code, result.stdout + result.stderr
-    assert told in result.stderr
-    assert "Traceback" not in result.stderr
+    assert tune_here(*arguments) == code
+    said = capfd.readouterr().err
+    assert told in said
+    assert "Traceback" not in said
     assert not (project / "sweeps").exists()
+    assert not ray.is_initialized()
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:1", "sqlite:////dev/null/mlflow.db", "htp://typo"])
-def test_a_silent_tracking_server_ends_it_before_anything_is_started(project: Path, uri: str) -> None:
+def test_a_silent_tracking_server_ends_it_before_anything_is_started(
+    project: Path, capfd: pytest.CaptureFixture[str], uri: str
+) -> None:
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["tune"] = {"variant": "essnet", "space": {"model.embedding_dim": {"choice": [4]}}}
     (project / "params.yaml").write_text(yaml.safe_dump(params))
-    result = tune(project, MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    assert tune_here(MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0") == 1
+    said = capfd.readouterr().err
+    assert "the MLflow store does not answer" in said
+    assert "Traceback" not in said
+    assert not (project / "sweeps").exists()
+    assert not ray.is_initialized()
+
+
+def test_the_command_itself_ends_a_mistake_without_traceback_or_trace(
+    project: Path, empty_store: Path
+) -> None:
+    """In a process of its own, whose libraries may write at its end: the mistake that is found last."""
+    shutil.copy(empty_store, project / "mlflow.db")
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["tune"] = {"variant": "essnet", "space": {"model.embedding_dim": {"choice": [4]}}}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    result = tune(project, "--address", "127.0.0.1:1")
     assert result.returncode == 1
-    assert "the MLflow store does not answer" in result.stderr
+    assert result.stderr.startswith("error: the Ray cluster does not answer")
     assert "Traceback" not in result.stderr
     assert not (project / "sweeps").exists()
 
 
-def test_more_trials_than_points_are_the_points(project: Path) -> None:
+def test_more_trials_than_points_are_the_points(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["tune"] = {"space": {"model.embedding_dim": {"choice": [4, 8, 16]}}, "trials": 9}
     (project / "params.yaml").write_text(yaml.safe_dump(params))
-    result = tune(project, "--dry-run")
-    assert result.returncode == 0
-    assert "all 3 points of the space" in result.stdout
+    assert tune_here("--dry-run") == 0
+    assert "all 3 points of the space" in capfd.readouterr().out
 
 
-def test_a_dry_run_checks_and_tells_and_makes_nothing(project: Path) -> None:
+def test_a_dry_run_checks_and_tells_and_makes_nothing(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["tune"] = {"space": {"model.embedding_dim": {"grid": [4, 8, 16]}}, "trials": 2}
     (project / "params.yaml").write_text(yaml.safe_dump(params))
-    result = tune(project, "--dry-run")
-    assert result.returncode == 0
-    assert "model.embedding_dim: grid 4, 8, 16" in result.stdout
-    assert "only 2 of the grid's 3 points" in result.stdout
+    assert tune_here("--dry-run") == 0
+    said = capfd.readouterr().out
+    assert "model.embedding_dim: grid 4, 8, 16" in said
+    assert "only 2 of the grid's 3 points" in said
     assert not (project / "sweeps").exists()
     (project / "data").unlink()
-    missing = tune(project, "--dry-run")
-    assert (missing.returncode, "no bootstrapped data" in missing.stderr) == (3, True)
+    assert tune_here("--dry-run") == 3
+    assert "no bootstrapped data" in capfd.readouterr().err
 
 
 def test_the_plan_keeps_the_settings_of_its_start(swept: Path) -> None:

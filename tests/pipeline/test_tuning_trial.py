@@ -16,7 +16,8 @@ from pipeline.settings_file import load_settings, with_overrides
 from pipeline.tracking import NoTracker
 from pipeline.training import train
 from pipeline.tuning.sweep import Plan, Sweep, TrialRecord, locked
-from pipeline.tuning.trial import read_journal, run_trial
+from pipeline.tuning.trial import run_trial
+from pipeline.tuning.trial_files import read_journal
 
 RUNTIME = {"runtime.threads": 1, "runtime.num_workers": 0, "runtime.device": "cpu"}
 VALUES = {"model.embedding_dim": 4, "loss.num_negatives": 2}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 from mlflow import MlflowClient
+
+from tests.command import pipeline_here
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = ("exact", "softmax")
@@ -114,23 +117,30 @@ def test_changing_one_variant_reruns_that_variant_only(chain: Path) -> None:
     assert "Running stage 'bootstrap'" not in planned
 
 
-def test_a_stage_fails_with_the_code_and_message_of_the_mistake(chain: Path) -> None:
+def test_a_stage_fails_with_the_code_and_message_of_the_mistake(
+    chain: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     command = [sys.executable, "-m", "stages.train", "nobody"]
     result = subprocess.run(command, cwd=chain, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "unknown variant 'nobody'" in result.stderr
     assert "Traceback" not in result.stderr
-    command[-1:] = []
-    result = subprocess.run(command, cwd=chain, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr
+    monkeypatch.chdir(chain)
+    monkeypatch.setattr(sys, "argv", ["stages/train.py"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("stages.train", run_name="__main__")
+    assert ended.value.code == 2
+    said = capfd.readouterr().err
+    assert said.startswith("error: ")
+    assert "Traceback" not in said
 
 
-def test_a_trained_variant_can_be_judged_on_any_split(chain: Path) -> None:
-    command = [sys.executable, "-m", "pipeline.cli", "evaluate", "exact", "--split"]
-    on_val = subprocess.run([*command, "val"], cwd=chain, capture_output=True, text=True, check=True)
+def test_a_trained_variant_can_be_judged_on_any_split(
+    chain: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(chain)
+    assert pipeline_here("evaluate", "exact", "--split", "val") == 0
     written = json.loads((chain / "results" / "exact" / "metrics.json").read_text())
-    assert json.loads(on_val.stdout)["miou"] == written["miou"]
-    unknown = subprocess.run([*command, "test"], cwd=chain, capture_output=True, text=True, check=False)
-    assert unknown.returncode == 2
-    assert "train, holdout, val" in unknown.stderr
+    assert json.loads(capfd.readouterr().out)["miou"] == written["miou"]
+    assert pipeline_here("evaluate", "exact", "--split", "test") == 2
+    assert "train, holdout, val" in capfd.readouterr().err

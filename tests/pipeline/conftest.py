@@ -1,0 +1,22 @@
+"""What tests of sweeps share: one real sweep to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory: pytest.TempPathFactory, bootstrapped_project: Path, empty_store: Path) -> Path:
+    """A project after a sweep of four of the six points of a grid: not to be changed, but for more trials."""
+    from tests.pipeline.sweeping import make_project, tune
+
+    folder = tmp_path_factory.mktemp("swept") / "project"
+    space = {"model.embedding_dim": {"grid": [4, 8]}, "loss.num_negatives": {"grid": [1, 3, 7]}}
+    project = make_project(folder, bootstrapped_project, empty_store, tune={"space": space})
+    result = tune(project, "--name", "grid")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "4 finished" in result.stdout
+    assert "4 of 4 done" in result.stderr
+    return project
