@@ -17,12 +17,13 @@ from torch import Tensor
 
 from models import fused
 from models.exact import ExactCrossEntropy
+from models.exact_maps import ExactCrossEntropyOfMaps
 from models.fused_launch import require
 from models.losses import knn_cross_entropy, sampled_cross_entropy
 
 TEMPERATURE = 0.05
 MOST_PRESENT = 256  # classes present among the targets
-UPSAMPLED_SIDE = 512  # pixels of the square image that the folded upsampling is given
+UPSAMPLED_SIDE = 512  # pixels of the square images that losses of maps are given; less where they do not fit
 
 
 @dataclass
@@ -115,10 +116,40 @@ def make_candidates(inputs: Inputs, num_negatives: int) -> list[Candidate]:
             3 * len(inputs.pixels) * min(MOST_PRESENT + num_negatives, len(inputs.classes)),
         ),
     ]
+    candidates.insert(2, map_candidate(inputs))
     candidates += fused_candidates(inputs, options)
     if inputs.similarity == "cosine":
         candidates += peer_candidates(inputs)
     return candidates
+
+
+def low_resolution(inputs: Inputs) -> tuple[Tensor, Tensor] | None:
+    """Maps (N, D, h, w) and a target (N, 4h, 4w), or None where the pixels make no square image.
+
+    They are every fourth row and column of the very pixels, so that both see like similarities.
+    """
+    side = UPSAMPLED_SIDE
+    while side >= 8 and (len(inputs.pixels) < side**2 or len(inputs.pixels) % side**2):
+        side //= 2
+    if side < 8:
+        return None
+    maps = inputs.pixels.detach().view(-1, side, side, inputs.pixels.shape[1])[:, ::4, ::4]
+    maps = maps.permute(0, 3, 1, 2).contiguous().requires_grad_()
+    return maps, inputs.target.view(-1, side, side)
+
+
+def map_candidate(inputs: Inputs) -> Candidate:
+    """The exact loss at the full resolution of maps at a quarter of it."""
+    name, both = "exact of maps (torch)", (inputs.pixels, inputs.classes)
+    found = low_resolution(inputs)
+    if found is None:
+        return Candidate(name, lambda: torch.zeros(()), both, left_out="needs a multiple of 8x8 pixels")
+    maps, target = found
+    arguments = maps, inputs.classes, target, None, TEMPERATURE, inputs.similarity, -1, 2**25, True
+    steps = 3 * len(inputs.pixels) * len(inputs.classes)
+    return Candidate(
+        name, lambda: ExactCrossEntropyOfMaps.apply(*arguments), (maps, inputs.classes), 0, steps
+    )
 
 
 def fused_candidates(inputs: Inputs, options: dict[str, Any]) -> list[Candidate]:
@@ -136,18 +167,15 @@ def fused_candidates(inputs: Inputs, options: dict[str, Any]) -> list[Candidate]
         ),
         both,
     )
-    side, num_images = UPSAMPLED_SIDE, len(inputs.pixels) // UPSAMPLED_SIDE**2
-    if num_images == 0 or len(inputs.pixels) % side**2:
-        reason = f"needs a multiple of {side}x{side} pixels"
+    found = low_resolution(inputs)
+    if found is None:
+        reason = "needs a multiple of 8x8 pixels"
         return [flat, Candidate(names[1], lambda: torch.zeros(()), both, left_out=reason)]
-    # Every fourth row and column of the very pixels above, so that both see like similarities.
-    maps = inputs.pixels.detach().view(num_images, side, side, -1)[:, ::4, ::4]
-    maps = maps.permute(0, 3, 1, 2).contiguous().requires_grad_()
-    images = inputs.target.view(num_images, side, side)
+    maps, target = found
     folded = Candidate(
         names[1],
         lambda: fused.fused_exact_cross_entropy_upsampled(
-            maps, inputs.classes, images, ignore_index=-1, **options
+            maps, inputs.classes, target, ignore_index=-1, **options
         ),
         (maps, inputs.classes),
     )
