@@ -26,22 +26,20 @@ class DistanceTiles(Tiles):
         tile_elements: int,
         need_class_gradient: bool,
     ) -> None:
-        super().__init__(classes, offsets, temperature, tile_elements)
-        self._classes = classes / temperature  # (C, D) w'
+        super().__init__(classes, offsets, temperature, tile_elements, need_class_gradient)
+        self._classes = classes / temperature  # w'
         self._norms = self._classes.square().sum(dim=1)  # (C,)
         self._keys = torch.cat([-2 * self._classes, torch.ones_like(self._norms)[:, None]], dim=1)  # (C, D+1)
         self._largest_norm = float(self._norms.max())
         self._pairs = max(1, tile_elements // (16 * classes.shape[1]))
         self._inverses = torch.empty_like(self._logits)  # 1 / |e' - w'|, zero where it has no direction
-        # (C, D) sum of p e' / |e' - w'| and (C,) of p / |e' - w'|, which multiplies w'.
-        self.sums = torch.zeros_like(classes) if need_class_gradient else None
+        # `sums` are those of p e' / |e' - w'|, and these of p / |e' - w'|, which multiplies w'.
         self._weight_sums = classes.new_zeros(len(classes)) if need_class_gradient else None
 
     def _own_buffers(self) -> None:
         super()._own_buffers()
         self._inverses = torch.empty_like(self._inverses)
-        if self.sums is not None and self._weight_sums is not None:
-            self.sums, self._weight_sums = torch.zeros_like(self.sums), torch.zeros_like(self._weight_sums)
+        self._weight_sums = None if self._weight_sums is None else torch.zeros_like(self._weight_sums)
 
     def chunk(
         self,
@@ -50,7 +48,7 @@ class DistanceTiles(Tiles):
         upsampling: CellUpsampling | None = None,
         unlabelled: Tensor | None = None,
     ) -> PixelChunk:
-        """Prepare pixels with (p,) targets: `given` are their e', or the (q, D) to interpolate them from."""
+        """As `Tiles.chunk`."""
         scaled = given if upsampling is None else upsampling.spread(given)
         norms = torch.linalg.vecdot(scaled, scaled)[:, None]
         differences = scaled - self._classes[target]
@@ -107,6 +105,29 @@ class DistanceTiles(Tiles):
         differences = chunk.scaled - self._classes[classes[:, 0]]
         return torch.linalg.vector_norm(differences, dim=1, keepdim=True).neg_()
 
+    def _weights(self, probabilities: Tensor, chunk: PixelChunk, of_targets: Tensor) -> Tensor:
+        """p / |e' - w'|, without the targets."""
+        return probabilities.mul_(part_of(self._inverses, *probabilities.shape))
+
+    def _note(self, weights: Tensor, low: Tensor, toward: Tensor, weight: float) -> None:
+        torch.sum(weights, dim=1, keepdim=True, out=toward)
+        if self._weight_sums is not None:
+            self._weight_sums.add_(low.sum(dim=0), alpha=weight)
+
+    def _finish(
+        self, chunk: PixelChunk, of_targets: Tensor, toward: Tensor, gradient: Tensor | None, weight: float
+    ) -> None:
+        # The targets are the nearest ones, where products would lose the direction.
+        assert chunk.target_directions is not None
+        missing = (1 - of_targets).mul_(weight)
+        if chunk.unlabelled is not None:
+            missing.masked_fill_(chunk.unlabelled, 0)
+        slopes = missing * chunk.target_directions
+        if gradient is not None:
+            gradient += chunk.gathered(torch.addcmul(slopes, toward, chunk.scaled, value=-weight))
+        if self.sums is not None:
+            self.sums.index_add_(0, chunk.targets[:, 0], slopes, alpha=-1)
+
     def add_gradients(
         self,
         shares: Tensor,
@@ -117,32 +138,21 @@ class DistanceTiles(Tiles):
         missing: Tensor,
         need_gradient: bool,
     ) -> Tensor | None:
-        """Add what the tile contributes, and overwrite it. Arguments as for `CosineTiles.add_gradients`."""
-        weights = shares.mul_(part_of(self._inverses, *shares.shape))  # p / |e' - w'|, without the targets
-        # The targets are the nearest ones, where products would lose the direction.
+        """As `Tiles.add_gradients`."""
+        weights = shares.mul_(part_of(self._inverses, *shares.shape)).mul_(scale)
         assert chunk.target_directions is not None
-        slopes = missing * chunk.target_directions
-        if stop - start < chunk.num_classes:
-            slopes *= chunk.has_target_in(start, stop)
-        gradient = None
-        if need_gradient:
-            toward = weights.sum(dim=1, keepdim=True).mul_(scale)
-            gradient = chunk.gathered(torch.addcmul(slopes, toward, chunk.scaled, value=-1))
-        weights = chunk.gathered(weights)  # (q, c)
-        if gradient is not None:
-            gradient.addcmul_(scale, weights @ between(self._classes, start, stop))
+        slopes = missing * chunk.target_directions * chunk.has_target_in(start, stop)
         if self.sums is not None and self._weight_sums is not None:
-            between(self.sums, start, stop).addmm_(weights.t(), scale * chunk.given)
-            of_classes = between(self._weight_sums, start, stop)
-            if len(scale) == 1:
-                of_classes.addcmul_(weights.sum(dim=0), scale[0])
-            else:
-                of_classes.addmv_(weights.t(), scale[:, 0])
+            self.sums[start:stop].addmm_(weights.t(), chunk.scaled)
+            self._weight_sums[start:stop] += weights.sum(dim=0)
             self.sums.index_add_(0, chunk.targets[:, 0], slopes, alpha=-1)
-        return gradient
+        if not need_gradient:
+            return None
+        toward = weights.sum(dim=1, keepdim=True)
+        return slopes.addcmul_(toward, chunk.scaled, value=-1).addmm_(weights, self._classes[start:stop])
 
     def class_gradient(self) -> Tensor:
-        """Return the (C, D) gradient of the class embeddings."""
+        """As `Tiles.class_gradient`."""
         assert self.sums is not None
         assert self._weight_sums is not None
         gradient = self.sums - self._classes * self._weight_sums[:, None]

@@ -20,7 +20,7 @@ from models.cosine_tiles import CosineTiles
 from models.distance_tiles import DistanceTiles
 from models.nearest import compute_dtype, full_precision
 from models.threads import ELEMENTS_WORTH_A_THREAD, for_each, num_workers
-from models.tiles import PixelChunk
+from models.tiles import PixelChunk, Tiles
 
 # Of distances two tiles are held, and for a moment half as much again: a tile is a quarter of the buffer. Of
 # products one is held: it is an eighth, which caches like, but for very many classes up to three quarters.
@@ -167,8 +167,8 @@ def _tile_size(num_pixels: int, classes: Tensor, work_bytes: int, similarity: st
     if rows < min(most_rows, _FEWEST_ROWS):
         rows = min(most_rows, _BLOCK_ROWS)
         columns = min(num_classes, max(1, most_elements // rows))
-    whole = similarity == "cosine" and columns == num_classes
-    return TileSize(rows, max(rows, min(most_rows, _CHUNK_ROWS)) if whole else rows, columns)
+    together = max(rows, min(most_rows, _CHUNK_ROWS)) if columns == num_classes else rows
+    return TileSize(rows, together, columns)
 
 
 def make_tiles(
@@ -178,13 +178,13 @@ def make_tiles(
     similarity: str,
     size: TileSize,
     need_class_gradient: bool,
-) -> DistanceTiles | CosineTiles:
+) -> Tiles:
     """The tiles of a similarity."""
     kind = DistanceTiles if similarity == "distance" else CosineTiles
     return kind(classes, offsets, temperature, size.rows * size.columns, need_class_gradient)
 
 
-def summed_class_gradients(tiles: Sequence[DistanceTiles | CosineTiles]) -> Tensor:
+def summed_class_gradients(tiles: Sequence[Tiles]) -> Tensor:
     """(C, D), what all threads found."""
     total = tiles[0].class_gradient()
     for others in tiles[1:]:
@@ -193,37 +193,32 @@ def summed_class_gradients(tiles: Sequence[DistanceTiles | CosineTiles]) -> Tens
 
 
 def compare(
-    tiles: DistanceTiles | CosineTiles, chunk: PixelChunk, size: TileSize, weight: float, need_gradient: bool
+    tiles: Tiles, chunk: PixelChunk, size: TileSize, weight: float, need_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Compare p pixels with all classes.
+    """Compare p pixels, given by their own embeddings, with all classes.
 
     Returns:
-        Their (p, 1) losses, zero where unlabelled, and the (q, D) gradient of the loss for the given e' times
-        `weight`, or None where not needed. The gradient of the classes is added to `tiles.sums`.
+        Their (p, 1) losses, and the (p, D) gradient of the loss for e' times `weight`, or None where not
+        needed. The gradient of the classes is added to `tiles.sums`.
     """
-    num_classes, unlabelled = chunk.num_classes, chunk.unlabelled
-    if isinstance(tiles, CosineTiles) and size.columns == num_classes and chunk.upsampling is None:
+    num_classes = chunk.num_classes
+    if size.columns == num_classes:
         return tiles.add_whole(chunk, size.rows, weight, need_gradient)
     starts = range(0, num_classes, size.columns)
     blocks = [(start, min(start + size.columns, num_classes)) for start in starts]
-    shares, normalisers = tiles.softmax(chunk, *blocks[0])
+    normalisers = tiles.softmax(chunk, *blocks[0])[1]
     for block in blocks[1:]:
         normalisers = torch.logaddexp(normalisers, tiles.softmax(chunk, *block)[1])
     losses = (normalisers - chunk.target_logits).clamp_min_(0)  # less than zero only by rounding
-    if unlabelled is not None:
-        losses.index_fill_(0, unlabelled, 0)
     if not need_gradient and tiles.sums is None:
         return losses, None
 
-    gradient = None
-    scale = losses.new_full((1, 1), weight)
+    gradient = torch.zeros_like(chunk.scaled) if need_gradient else None
     missing = torch.expm1(-losses).mul_(-weight)
     for block in blocks:
-        if len(blocks) > 1:
-            shares, of_tile = tiles.softmax(chunk, *block)
-            scale = weight * (of_tile - normalisers).exp_().clamp_min_(1e-30)
-        if unlabelled is not None:
-            shares.index_fill_(0, unlabelled, 0)
+        shares, of_tile = tiles.softmax(chunk, *block)
+        scale = weight * (of_tile - normalisers).exp_().clamp_min_(1e-30)
         of_block = tiles.add_gradients(shares, chunk, *block, scale, missing, need_gradient)
-        gradient = of_block if gradient is None or of_block is None else gradient + of_block
+        if gradient is not None and of_block is not None:
+            gradient += of_block
     return losses, gradient

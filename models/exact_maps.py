@@ -11,6 +11,7 @@ all of them are computed; the labelled pixels elsewhere are compared as they are
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,9 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.cosine_tiles import CosineTiles
-from models.distance_tiles import DistanceTiles
 from models.exact import (
+    TileSize,
     compare,
     make_tiles,
     scaled_gradients,
@@ -30,7 +30,7 @@ from models.exact import (
 )
 from models.nearest import compute_dtype, full_precision
 from models.threads import for_each
-from models.tiles import PixelChunk
+from models.tiles import Tiles
 from models.upsampling import CellUpsampling, corners_of_pixels, whole_factor
 
 _LEAST_LABELLED = 0.6  # of a block's pixels; with fewer, comparing the labelled ones alone is faster
@@ -81,16 +81,16 @@ class ExactCrossEntropyOfMaps(torch.autograd.Function):
             gradients = [torch.zeros_like(maps.padded) for _ in (tiles if need_pixel else ())]
             totals = classes.new_zeros(workers, dtype=torch.float64)
 
-            def work(worker: int, part: _Block | Tensor) -> None:
-                own = tiles[worker]
-                place = maps.block(own, part) if isinstance(part, _Block) else maps.pixels(own, part)
-                losses, of_given = compare(own, place.chunk, size, 1 / count, need_pixel)
+            def work(worker: int, part: list[_Block] | Tensor) -> None:
+                own, gradient = tiles[worker], gradients[worker] if need_pixel else None
+                if isinstance(part, Tensor):
+                    losses = maps.compare_pixels(own, part, size, 1 / count, gradient)
+                else:
+                    losses = maps.compare_blocks(own, part, 1 / count, gradient)
                 totals[worker] += losses.sum(dtype=torch.float64)
-                if of_given is not None:
-                    place.add(gradients[worker], of_given)
 
             some = pixels.split(size.chunk_rows) if len(pixels) else ()
-            for_each([*blocks, *some], work, workers)
+            for_each([*_groups(blocks, maps.factor, size.chunk_rows), *some], work, workers)
             class_gradient = summed_class_gradients(tiles).to(class_embeddings.dtype) if need_class else None
             pixel_gradient = None
             if need_pixel:
@@ -120,35 +120,15 @@ class _Block:
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
 
     @property
+    def pixels(self) -> tuple[int, slice, slice, slice, slice]:
+        """Where in the target in cells they are."""
+        return self.image, slice(None), slice(None), self.rows, self.columns
+
+    @property
     def corners(self) -> tuple[int, slice, slice]:
         """Where in the padded maps it is interpolated from."""
         rows, columns = (slice(cells.start, cells.stop + 1) for cells in (self.rows, self.columns))
         return self.image, rows, columns
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Some pixels, prepared, and where in the (N, h+2, w+2, D) padded maps they come from.
-
-    Attributes:
-        chunk: the pixels.
-        corners: the slice of the maps they are interpolated from; or of each pixel the (p, 4) rows.
-        weights: (p, 4) of those rows.
-    """
-
-    chunk: PixelChunk
-    corners: tuple[int, slice, slice] | Tensor
-    weights: Tensor | None = None
-
-    def add(self, gradient: Tensor, of_given: Tensor) -> None:
-        """Add the gradient of what the chunk was given to that of the padded maps."""
-        if isinstance(self.corners, Tensor):
-            assert self.weights is not None
-            of_corners = (self.weights[:, :, None] * of_given[:, None]).flatten(0, 1)
-            gradient.view(-1, gradient.shape[-1]).index_add_(0, self.corners.flatten(), of_corners)
-        else:
-            part = gradient[self.corners]
-            part += of_given.view(part.shape)
 
 
 class _Maps:
@@ -161,6 +141,7 @@ class _Maps:
 
     Attributes:
         padded: (N, h+2, w+2, D) e', the pixels at the edges repeated once beyond them.
+        factor: s, of the upsampling; 1 where it is no whole number.
     """
 
     def __init__(self, scaled: Tensor, target: Tensor, ignore_index: int) -> None:
@@ -168,8 +149,8 @@ class _Maps:
         mode = "replicate" if scaled.numel() > 0 else "constant"
         self.padded = F.pad(scaled, (1, 1, 1, 1), mode=mode).permute(0, 2, 3, 1).contiguous()
         self._target, self._ignore_index = target, ignore_index
-        self._factor = whole_factor(self._low, self._full) or 1
-        self._before = self._factor - self._factor // 2  # pixels of the first cell beyond the edge
+        self.factor = whole_factor(self._low, self._full) or 1
+        self._before = self.factor - self.factor // 2  # pixels of the first cell beyond the edge
         self._cells: Tensor | None = None
         self._upsamplings: dict[tuple[int, int], CellUpsampling] = {}
 
@@ -180,7 +161,7 @@ class _Maps:
             most_pixels: in a block.
         """
         labelled = self._target != self._ignore_index
-        factor, height, width = self._factor, self._low[0] + 1, self._low[1] + 1
+        factor, height, width = self.factor, self._low[0] + 1, self._low[1] + 1
         most_cells = min(most_pixels // factor**2, _MOST_CELLS)
         if factor == 1 or most_cells == 0 or labelled.numel() == 0:
             return [], labelled.flatten().nonzero()[:, 0]
@@ -210,36 +191,60 @@ class _Maps:
 
     def _in_cells(self) -> Tensor:
         """The target as (N, s, s, h+1, w+1), with `ignore_index` beyond the edges."""
-        factor, before = self._factor, self._before
+        factor, before = self.factor, self._before
         padding = (before, factor - before, before, factor - before)
         padded = F.pad(self._target, padding, value=self._ignore_index)
         cells = padded.view(len(padded), self._low[0] + 1, factor, self._low[1] + 1, factor)
         return cells.permute(0, 2, 4, 1, 3)
 
-    def block(self, tiles: DistanceTiles | CosineTiles, block: _Block) -> _Place:
-        """Prepare a block."""
-        assert self._cells is not None
-        target = self._cells[block.image, :, :, block.rows, block.columns].flatten()
-        unlabelled = None
-        if not block.all_labelled:
-            unlabelled = (target == self._ignore_index).nonzero()[:, 0]
-            target.index_fill_(0, unlabelled, 0)
-        upsampling = self._upsamplings.get(block.cells)
-        if upsampling is None:
-            upsampling = CellUpsampling(self._factor, block.cells, self.padded)
-            self._upsamplings[block.cells] = upsampling
-        given = self.padded[block.corners].flatten(0, 1)
-        return _Place(tiles.chunk(given, target, upsampling, unlabelled), block.corners)
+    def compare_blocks(
+        self, tiles: Tiles, blocks: list[_Block], weight: float, gradient: Tensor | None
+    ) -> Tensor:
+        """Compare blocks of one size with all classes, and add to the gradient of the padded maps.
 
-    def pixels(self, tiles: DistanceTiles | CosineTiles, pixels: Tensor) -> _Place:
-        """Prepare (B,) labelled pixels."""
+        Returns:
+            The (p, 1) losses of all their pixels, zero where unlabelled.
+        """
+        assert self._cells is not None
+        cells = blocks[0].cells
+        target = torch.cat([self._cells[block.pixels].reshape(-1) for block in blocks])
+        unlabelled = None
+        if not all(block.all_labelled for block in blocks):
+            unlabelled = (target == self._ignore_index)[:, None]
+            target.masked_fill_(unlabelled[:, 0], 0)
+        upsampling = self._upsamplings.get(cells)
+        if upsampling is None:
+            upsampling = self._upsamplings[cells] = CellUpsampling(self.factor, cells, self.padded)
+        given = torch.cat([self.padded[block.corners].flatten(0, 1) for block in blocks])
+        chunk = tiles.chunk(given, target, upsampling, unlabelled)
+        rows = len(target) // len(blocks)
+        losses, of_given = tiles.add_whole(chunk, rows, weight, gradient is not None)
+        if gradient is not None and of_given is not None:
+            for block, of_block in zip(blocks, of_given.split(len(given) // len(blocks)), strict=True):
+                part = gradient[block.corners]
+                part.add_(of_block.view(part.shape))
+        return losses
+
+    def compare_pixels(
+        self, tiles: Tiles, pixels: Tensor, size: TileSize, weight: float, gradient: Tensor | None
+    ) -> Tensor:
+        """Compare (B,) labelled pixels with all classes, and add to the gradient of the padded maps.
+
+        Returns:
+            Their (B, 1) losses.
+        """
         height, width = self._low
         corners, weights = corners_of_pixels(pixels, self._low, self._full, self.padded.dtype)
         lines = corners // width  # of all images
         corners = (lines + 2 * (lines // height) + 1) * (width + 2) + corners % width + 1
         rows = self.padded.flatten(0, 2)
-        given = F.embedding_bag(corners, rows, mode="sum", per_sample_weights=weights)
-        return _Place(tiles.chunk(given, self._target.flatten()[pixels]), corners, weights)
+        embeddings = F.embedding_bag(corners, rows, mode="sum", per_sample_weights=weights)
+        chunk = tiles.chunk(embeddings, self._target.flatten()[pixels])
+        losses, of_pixels = compare(tiles, chunk, size, weight, gradient is not None)
+        if gradient is not None and of_pixels is not None:
+            of_corners = (weights[:, :, None] * of_pixels[:, None]).flatten(0, 1)
+            gradient.flatten(0, 2).index_add_(0, corners.flatten(), of_corners)
+        return losses
 
     def unpadded(self, gradient: Tensor) -> Tensor:
         """(N, h+2, w+2, D) to (N, D, h, w): what belongs to repeated pixels goes to those at the edges."""
@@ -254,3 +259,14 @@ def _edges(cells: int, most: int) -> list[int]:
     """Where to cut a row of cells into as few parts as possible, of nearly the same length."""
     parts = -(-cells // most)
     return [cells * part // parts for part in range(parts + 1)]
+
+
+def _groups(blocks: list[_Block], factor: int, most_pixels: int) -> Iterator[list[_Block]]:
+    """Blocks of one size, of at most so many pixels together but at least one block."""
+    of_sizes: dict[tuple[int, int], list[_Block]] = {}
+    for block in blocks:
+        of_sizes.setdefault(block.cells, []).append(block)
+    for (rows, columns), same in of_sizes.items():
+        number = max(1, most_pixels // (factor**2 * rows * columns))
+        for first in range(0, len(same), number):
+            yield same[first : first + number]

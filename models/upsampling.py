@@ -94,22 +94,26 @@ class CellUpsampling:
         )  # (4, s s): upper left, upper right, lower left, lower right
 
     def spread(self, values: Tensor, out: Tensor | None = None) -> Tensor:
-        """Interpolate ((r+1) (c+1), K), in the order of the image, to (s s r c, K)."""
+        """Interpolate ((r+1) (c+1), K), in the order of the image, to (s s r c, K); or several blocks."""
         factor, rows, columns, width = self._factor, self._rows, self._columns, values.shape[1]
-        corners = values.view(rows + 1, columns + 1, width)
-        down = torch.lerp(corners[:-1], corners[1:], self._shares)[:, None]  # (s, 1, r, c+1, K)
-        across = values.new_empty(factor**2 * rows * columns, width) if out is None else out
-        places = across.view(factor, factor, rows, columns, width)
-        torch.lerp(down[:, :, :, :-1], down[:, :, :, 1:], self._shares, out=places)
+        corners = values.view(-1, 1, rows + 1, columns + 1, width)  # (T, 1, r+1, c+1, K)
+        down = torch.lerp(corners[:, :, :-1], corners[:, :, 1:], self._shares)[
+            :, :, None
+        ]  # (T, s, 1, r, c+1, K)
+        across = values.new_empty(len(corners) * factor**2 * rows * columns, width) if out is None else out
+        places = across.view(-1, factor, factor, rows, columns, width)
+        torch.lerp(down[..., :-1, :], down[..., 1:, :], self._shares, out=places)
         return across
 
     def gathered(self, values: Tensor) -> Tensor:
-        """Give each of (s s r c, K) to the four it is interpolated from: ((r+1) (c+1), K)."""
+        """Give each of (s s r c, K) to its four corners, ((r+1) (c+1), K); or of several blocks."""
         rows, columns, width = self._rows, self._columns, values.shape[1]
-        of_corners = torch.mm(self._of_corners, values.view(self._factor**2, -1))
-        corners = values.new_zeros(rows + 1, columns + 1, width)
-        for number, of_corner in enumerate(of_corners.view(4, rows, columns, width).unbind()):
-            start = number // 2 * corners.stride(0) + number % 2 * width
+        by_place = values.view(-1, self._factor**2, rows * columns * width)
+        of_corners = self._of_corners @ (by_place[0] if len(by_place) == 1 else by_place)
+        corners = values.new_zeros(len(by_place), rows + 1, columns + 1, width)
+        of_corners = of_corners.view(-1, 4, rows, columns, width)
+        for number, of_corner in enumerate(of_corners.unbind(dim=1)):
+            start = number // 2 * corners.stride(1) + number % 2 * width
             corners.as_strided(of_corner.shape, corners.stride(), start).add_(of_corner)
         return corners.view(-1, width)
 
