@@ -27,7 +27,7 @@ from models.tiles import PixelChunk, Tiles
 # With fewer pixels in a tile of all classes than these, moving the class gradient costs the most.
 _FEWEST_ROWS, _ENOUGH_ROWS = 8, 16
 _BLOCK_ROWS = 512  # pixels in a tile of some classes
-_CHUNK_ROWS = 1024  # pixels prepared together for tiles of all classes
+_CHUNK_ROWS = 2048  # pixels prepared together for tiles of all classes
 
 
 class ExactCrossEntropy(torch.autograd.Function):
@@ -167,7 +167,7 @@ def _tile_size(num_pixels: int, classes: Tensor, work_bytes: int, similarity: st
     if rows < min(most_rows, _FEWEST_ROWS):
         rows = min(most_rows, _BLOCK_ROWS)
         columns = min(num_classes, max(1, most_elements // rows))
-    together = max(rows, min(most_rows, _CHUNK_ROWS)) if columns == num_classes else rows
+    together = max(rows, min(most_rows // 4, _CHUNK_ROWS)) if columns == num_classes else rows
     return TileSize(rows, together, columns)
 
 
