@@ -28,7 +28,7 @@ except ImportError:
     smp = None
 
 Step = Callable[[], object]
-_DENSE_COPIES = 4  # of all logits of distances, held at once by autograd
+_DENSE_COPIES = 5  # of all logits of distances, held at once by autograd
 
 
 @dataclass(frozen=True)
