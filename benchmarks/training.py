@@ -18,6 +18,8 @@ candidate whose logits are predicted not to fit is not tried.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import sys
 import time
@@ -91,6 +93,8 @@ def peak_bytes(make: Callable[[], Step], device: torch.device) -> int | None:
         step()
 
     gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # a process keeps what it freed, which this candidate may not fit
     try:
         if device.type != "cuda":
             return allocated_cpu_bytes(two_steps)
