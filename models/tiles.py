@@ -192,8 +192,8 @@ class Tiles:
         """Form the losses anew of those pixels whose target's share underflows."""
         if of_targets.amin().item() > LEAST_SHARE:
             return
-        lost = (of_targets[:, 0] <= LEAST_SHARE).nonzero()[:, 0]
-        for some in lost.split(rows):
+        lost = (of_targets[:, 0] <= LEAST_SHARE).nonzero()[:, 0]  # none where they are NaN
+        for some in lost.split(rows) if len(lost) > 0 else ():
             part = self.chunk(chunk.scaled[some], chunk.targets[some, 0])
             losses[some] = self.softmax(part, 0, chunk.num_classes)[1] - part.target_logits
 

@@ -196,3 +196,13 @@ def test_it_holds_the_buffer_and_no_embeddings_at_full_resolution(similarity, th
 
     inputs = 4 * 16 * (96 * 96 + 400)
     assert extra_bytes(call) <= 5 * inputs + buffer + 24 * pixels < 64 * pixels + buffer
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("factor", [4, 2.5])
+def test_embeddings_that_are_not_numbers_give_a_loss_that_is_none(similarity, factor):
+    """It is the training that notices and names the images; the loss must not fail before."""
+    maps, classes, target = problem((1, 4, 3, 4), factor, 7, torch.float32)
+    loss = exact_cross_entropy_of_maps(maps * float("nan"), classes, target, similarity=similarity)
+    assert loss.isnan()
+    loss.backward()
