@@ -167,7 +167,8 @@ def _search(pixels: Tensor, classes: Tensor, k: int, similarity: str, work_bytes
             else:
                 best_scores, best_ids = _merge(best_scores, best_ids, tile_scores, tile_ids, k)
         assert best_ids is not None
-        found[first : first + rows] = best_ids
+        # Of pixels that are not numbers no class is nearest, and the padding may be listed.
+        found[first : first + rows] = best_ids.clamp_max_(num_classes - 1)
 
     for_each(range(0, num_pixels, rows), search, workers)
     return found

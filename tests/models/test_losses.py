@@ -205,6 +205,17 @@ def test_bfloat16_inputs_under_autocast_are_accumulated_in_float32(name):
         torch.testing.assert_close(gradient, wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
 
 
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("work_bytes", [2**25, 300])
+@pytest.mark.parametrize("loss", [exact_cross_entropy, knn_cross_entropy, sampled_by_one_seed])
+def test_embeddings_that_are_not_numbers_give_a_loss_that_is_none(loss, work_bytes, similarity):
+    """It is the training that notices and names the images; the loss must not fail before."""
+    pixels, classes, target = problem(20, 9, 4)
+    value = loss(pixels * math.nan, classes, target, similarity=similarity, work_bytes=work_bytes)
+    assert value.isnan()
+    value.backward()
+
+
 def test_gradients_accumulate_and_scale_with_the_loss():
     pixels, classes, target = problem(30, 20, 8)
     loss = exact_cross_entropy(pixels, classes, target)
