@@ -19,7 +19,7 @@ from torch import Tensor
 from models.cosine_tiles import CosineTiles
 from models.distance_tiles import DistanceTiles
 from models.nearest import compute_dtype, full_precision
-from models.threads import ELEMENTS_WORTH_A_THREAD, for_each, num_workers
+from models.threads import for_each, num_workers, pieces_of
 from models.tiles import PixelChunk, Tiles
 
 # Of distances two tiles are held, and for a moment half as much again: a tile is a quarter of the buffer. Of
@@ -149,7 +149,7 @@ class TileSize:
 
 def share_out(num_pixels: int, classes: Tensor, work_bytes: int, similarity: str) -> tuple[int, TileSize]:
     """Tell how many threads work, and on tiles of which size each, within one buffer for all."""
-    pieces = -(-num_pixels * len(classes) // ELEMENTS_WORTH_A_THREAD)
+    pieces = pieces_of(num_pixels, len(classes))
     of_gradients = classes.nbytes * (classes.shape[1] + 1) // classes.shape[1]
     workers = num_workers(classes.device, pieces, work_bytes, of_gradients)
     size = _tile_size(-(-num_pixels // workers), classes, work_bytes // workers, similarity)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.exact import labelled_rows, row_chunks, scaled_gradients
 from models.nearest import Similarity, compute_dtype, full_precision, nearest_classes
-from models.threads import ELEMENTS_WORTH_A_THREAD, for_each, num_workers
+from models.threads import for_each, num_workers, pieces_of
 
 
 class KnnCrossEntropy(torch.autograd.Function):
@@ -37,11 +37,9 @@ class KnnCrossEntropy(torch.autograd.Function):
         classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
         rows = labelled_rows(target, ignore_index)
         count = len(target) if rows is None else len(rows)
-        pieces = -(-count * len(classes) // ELEMENTS_WORTH_A_THREAD)
-        workers = num_workers(classes.device, pieces, work_bytes, classes.nbytes)
-        share = (
-            work_bytes // workers // 2
-        )  # for the search; the other half for about four (p, 1+K, D) tensors
+        workers = num_workers(classes.device, pieces_of(count, len(classes)), work_bytes, classes.nbytes)
+        # Half of a worker's part for the search; the other half for about four (p, 1+K, D) tensors.
+        share = work_bytes // workers // 2
         size = max(1, share // (4 * (num_negatives + 2) * (classes.shape[1] + 4) * classes.element_size()))
         pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
         class_gradients = [torch.zeros_like(classes) for _ in range(workers if need_class else 0)]

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.threads import ELEMENTS_WORTH_A_THREAD, for_each, num_workers
+from models.threads import for_each, num_workers, pieces_of
 
 Similarity = Literal["distance", "cosine"]
 
@@ -144,8 +144,7 @@ def _search(pixels: Tensor, classes: Tensor, k: int, similarity: str, work_bytes
     keys = _class_keys(classes.to(dtype), similarity)  # (C', D+1)
     num_pixels, num_classes, num_keys = len(pixels), len(classes), len(keys)
     found = pixels.new_empty((num_pixels, k), dtype=torch.int64)
-    pieces = -(-num_pixels * num_classes // ELEMENTS_WORTH_A_THREAD)
-    workers = num_workers(pixels.device, pieces, work_bytes)
+    workers = num_workers(pixels.device, pieces_of(num_pixels, num_classes), work_bytes)
     # A quarter of the buffer for scores; the rest for what the selection makes of them.
     tile_elements = max(1, work_bytes // workers // 4 // keys.element_size())
     columns = min(num_keys, max(_GROUP, tile_elements // 256 // _GROUP * _GROUP))

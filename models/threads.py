@@ -14,13 +14,16 @@ from typing import TypeVar
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-ELEMENTS_WORTH_A_THREAD = 2**20
-"""Of pixels x classes: a few milliseconds of one core."""
-
+_ELEMENTS_WORTH_A_THREAD = 2**20  # of pixels x classes: a few milliseconds of one core
 # Python's own time for a tile, some tenths of a millisecond, is spent by one thread at a time. So tiles must
 # not become small, nor workers many; further threads of torch's share the workers' operations.
 _LEAST_WORK_BYTES, _MOST_WORKERS = 2**22, 4
 Piece = TypeVar("Piece")
+
+
+def pieces_of(num_pixels: int, num_classes: int) -> int:
+    """Into how many pieces, each worth a thread, comparing all pixels with all classes can be cut."""
+    return -(-num_pixels * num_classes // _ELEMENTS_WORTH_A_THREAD)
 
 
 def num_workers(device: torch.device, pieces: int, work_bytes: int, bytes_each: int = 0) -> int:
@@ -74,16 +77,17 @@ def for_each(pieces: Sequence[Piece], work: Callable[[int, Piece], None], worker
             failures.append(failure)
 
     helpers = [threading.Thread(target=help_out, args=(worker,)) for worker in range(1, workers)]
-    for thread in helpers:
-        thread.start()
     try:
+        for thread in helpers:
+            thread.start()
         take_turns(0)
     except BaseException as failure:
         failures.append(failure)
         raise
     finally:
         for thread in helpers:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
         torch.set_num_threads(total)
     if failures:
         raise failures[0]

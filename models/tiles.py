@@ -23,7 +23,7 @@ from torch import Tensor
 
 from models.upsampling import CellUpsampling
 
-LEAST_SHARE = 1e-30  # well above what underflows
+_LEAST_SHARE = 1e-30  # well above what underflows
 
 
 @dataclass
@@ -190,19 +190,15 @@ class Tiles:
 
     def _lost_targets(self, losses: Tensor, of_targets: Tensor, chunk: PixelChunk, rows: int) -> None:
         """Form the losses anew of those pixels whose target's share underflows."""
-        if of_targets.amin().item() > LEAST_SHARE:
+        if of_targets.amin().item() > _LEAST_SHARE:
             return
-        lost = (of_targets[:, 0] <= LEAST_SHARE).nonzero()[:, 0]  # none where they are NaN
+        lost = (of_targets[:, 0] <= _LEAST_SHARE).nonzero()[:, 0]  # none where they are NaN
         for some in lost.split(rows) if len(lost) > 0 else ():
             part = self.chunk(chunk.scaled[some], chunk.targets[some, 0])
             losses[some] = self.softmax(part, 0, chunk.num_classes)[1] - part.target_logits
 
     def _normalisers(self, shares: Tensor, chunk: PixelChunk, start: int) -> Tensor:
-        """A share is exp(logit - normaliser): read off the targets, off the largest if those underflow."""
-        if shares.shape[1] == chunk.num_classes:
-            of_targets = shares.gather(1, chunk.targets)
-            if of_targets.amin().item() > LEAST_SHARE:
-                return chunk.target_logits - of_targets.log_()
+        """A share is exp(logit - normaliser): read off the largest, which does not underflow."""
         largest, places = shares.max(dim=1, keepdim=True)
         logits = self._logits_of(chunk, start + places)
         if self.offsets is not None:
