@@ -17,7 +17,6 @@ from torch import Tensor
 
 from models.heads import EmbeddingHead
 from models.losses import (
-    exact_cross_entropy,
     exact_cross_entropy_of_maps,
     knn_cross_entropy,
     sampled_cross_entropy,
@@ -149,10 +148,8 @@ def embedding_cross_entropy(
     settings: LossSettings,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """The cross-entropy that the settings name, of rows (P, D) against classes (C, D)."""
+    """The cross-entropy `knn` or `sampled`, of rows (P, D) against classes (C, D)."""
     common = _common(settings)
-    if settings.name == "exact":
-        return exact_cross_entropy(pixel_embeddings, class_embeddings, target, **common)
     if settings.name == "knn":
         return knn_cross_entropy(
             pixel_embeddings, class_embeddings, target, num_negatives=settings.num_negatives, **common
