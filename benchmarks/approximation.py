@@ -3,7 +3,7 @@
     python -m benchmarks.approximation --steps 150 --save
     python -m benchmarks.approximation --root PATH --weights FILE --backbone tf_efficientnet_lite0 --save
 
-Each variant is trained as `pipeline.training` trains, with the settings of params.yaml, and judged by its
+Each variant is trained as `pipeline.training.trainer` trains, with the settings of params.yaml, and judged by its
 last weights (validated once, at the end: nothing is chosen) on val and on the images it learnt from. Seeds
 are the same for all variants, so data order and initial weights are too.
 
@@ -35,20 +35,20 @@ import typer
 import yaml
 
 from benchmarks.record import describe_machine, save
-from pipeline.checkpoint import load_checkpoint
-from pipeline.data.bootstrap import bootstrap
-from pipeline.data.dataset import SegmentationDataset
-from pipeline.data.loaders import evaluation_loader
-from pipeline.data.tiny import generate_tiny
-from pipeline.ending import run
-from pipeline.errors import UsageProblem
-from pipeline.evaluation import evaluate
-from pipeline.metrics import Metrics
-from pipeline.runtime import choose_device
-from pipeline.settings import Settings
-from pipeline.settings_file import load_settings
-from pipeline.tracking import NoTracker
-from pipeline.training import train
+from pipeline.checkpoint.format import load_checkpoint
+from pipeline.config.load import load_settings
+from pipeline.config.schema import Settings
+from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.loading.dataset import SegmentationDataset
+from pipeline.data.loading.loaders import evaluation_loader
+from pipeline.data.tiny.generate import generate_tiny
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.metrics import Metrics
+from pipeline.runtime.device import choose_device
+from pipeline.runtime.errors import UsageProblem
+from pipeline.runtime.signals import run
+from pipeline.tracking.tracker import NoTracker
+from pipeline.training.trainer import train
 
 REFERENCE = "exact"
 VARIANTS: dict[str, dict[str, object]] = {

@@ -30,17 +30,17 @@ from benchmarks.record import describe_machine, save
 from benchmarks.reference_masks import Annotated as Content
 from benchmarks.reference_masks import draw_as_reference
 from benchmarks.repeated_dataset import full_size, repeat
-from pipeline.data.annotations import ImageEntry
-from pipeline.data.bootstrap import _draw_batch
-from pipeline.data.dataset import SegmentationDataset
-from pipeline.data.export import export_masks
-from pipeline.data.label_space import STUFF
-from pipeline.data.masks import Shape
-from pipeline.data.official_layout import OfficialLayout
-from pipeline.data.rows import RowReader
-from pipeline.data.shards import ROWS_PER_BATCH, write_shard
-from pipeline.ending import run
-from pipeline.runtime import GIB
+from pipeline.data.annotations.index import RowReader
+from pipeline.data.annotations.validation import ImageEntry
+from pipeline.data.bootstrap.build import _draw_batch
+from pipeline.data.labels.label_space import STUFF
+from pipeline.data.layouts.coco_lvis import OfficialLayout
+from pipeline.data.layouts.layout import Shape
+from pipeline.data.loading.dataset import SegmentationDataset
+from pipeline.data.loading.visualize import export_masks
+from pipeline.data.store.shards import ROWS_PER_BATCH, write_shard
+from pipeline.runtime.device import GIB
+from pipeline.runtime.signals import run
 
 ROUNDS = 5
 
@@ -118,17 +118,17 @@ def _content(layout: OfficialLayout, entry: ImageEntry, reader: RowReader) -> Co
 
 
 COMMAND = """
-from pipeline.cli import main
+from pipeline.cli.main import main
 if __name__ == '__main__':
     main()
 """
 READING = """
 import sys
 from pathlib import Path
-from pipeline.data.parallel import worker_pool
+from pipeline.runtime.workers import worker_pool
 if __name__ == '__main__':
-    with worker_pool(int(sys.argv[2]), 'pipeline.data.bootstrap') as pool:
-        from pipeline.data.layouts import open_layout
+    with worker_pool(int(sys.argv[2]), 'pipeline.data.bootstrap.build') as pool:
+        from pipeline.data.layouts.opening import open_layout
         open_layout('coco_lvis', Path(sys.argv[1]), pool=pool).splits(0.1, 0)
 """
 
@@ -221,7 +221,15 @@ def reading(root: Path) -> str:
 def memory_at_full_size(source: Path, root: Path) -> str:
     """The most memory that all processes of the command take together, with two workers."""
     size = full_size(source, root, 100_000, 1_270_000)
-    command = [sys.executable, "-m", "pipeline.cli", "data", "bootstrap", str(root), str(root.parent / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli.main",
+        "data",
+        "bootstrap",
+        str(root),
+        str(root.parent / "out"),
+    ]
     began, before, peak = time.perf_counter(), os.times(), 0
     process = subprocess.Popen(
         [*command, "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

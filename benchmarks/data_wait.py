@@ -16,13 +16,12 @@ from typing import Annotated
 import typer
 
 from benchmarks.record import describe_machine, save
-from pipeline.data.bootstrap import bootstrap
-from pipeline.data.dataset import SegmentationDataset
-from pipeline.data.loaders import train_loader
-from pipeline.data.transforms import TrainTransform
-from pipeline.data_wait import DataWait
-from pipeline.ending import run
-from pipeline.train_state import TrainState
+from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.loading.dataset import SegmentationDataset
+from pipeline.data.loading.loaders import train_loader
+from pipeline.data.loading.transforms import TrainTransform
+from pipeline.runtime.signals import run
+from pipeline.training.state import DataWait, TrainState
 
 
 def main(

@@ -19,7 +19,7 @@ import torch
 from benchmarks.loss_candidates import Candidate, Inputs, make_candidates, make_inputs
 from benchmarks.loss_measure import available_bytes, gpu_speed, lower_bound, measure
 from benchmarks.record import describe_machine, save
-from models.nearest import SIMILARITIES
+from models.embeddings import SIMILARITIES
 
 CLASS_COUNTS = (150, 1_284, 10_000, 100_000, 1_000_000)
 

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import fused
-from models.exact import ExactCrossEntropy
-from models.exact_maps import ExactCrossEntropyOfMaps
-from models.fused_launch import require
-from models.losses import knn_cross_entropy, sampled_cross_entropy
+from models.fused.launch import require
+from models.losses.knn import knn_cross_entropy
+from models.losses.sampled import sampled_cross_entropy
+from models.tiled.cross_entropy import ExactCrossEntropy
+from models.tiled.cross_entropy_of_maps import ExactCrossEntropyOfMaps
 
 TEMPERATURE = 0.05
 MOST_PRESENT = 256  # classes present among the targets

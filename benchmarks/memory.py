@@ -16,9 +16,9 @@ from typing import Annotated
 import typer
 
 from benchmarks.record import describe_machine, save
-from pipeline.ending import run
-from pipeline.memory import HEADS, count_cpu_bytes, predict_bytes, with_changes
-from pipeline.settings_file import load_settings
+from pipeline.config.load import load_settings
+from pipeline.memory.predict import HEADS, count_cpu_bytes, predict_bytes, with_changes
+from pipeline.runtime.signals import run
 
 MIB = 2**20
 BACKBONES = {"resnet50": 16, "convnext_tiny": 32, "vit_small_patch16_224": 16}  # with their output strides

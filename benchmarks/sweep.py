@@ -21,16 +21,16 @@ import typer
 import yaml
 
 from benchmarks.record import describe_machine, save
-from pipeline.checkpoint import load_checkpoint
-from pipeline.data.bootstrap import bootstrap
-from pipeline.data.tiny import generate_tiny
-from pipeline.ending import run
-from pipeline.results import judge
-from pipeline.runtime import choose_device, set_threads
-from pipeline.settings import Settings
-from pipeline.settings_file import load_settings
-from pipeline.tracking import NoTracker
-from pipeline.training import train
+from pipeline.checkpoint.format import load_checkpoint
+from pipeline.config.load import load_settings
+from pipeline.config.schema import Settings
+from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.tiny.generate import generate_tiny
+from pipeline.evaluation.outputs import judge
+from pipeline.runtime.device import choose_device, set_threads
+from pipeline.runtime.signals import run
+from pipeline.tracking.tracker import NoTracker
+from pipeline.training.trainer import train
 
 RELATIVE, SECONDS = 0.05, 15.0
 
@@ -99,7 +99,7 @@ def _bare(settings: Settings, trials: int) -> float:
 def _sweep(folder: Path) -> float:
     """Seconds of the command."""
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    code = "import sys; from pipeline.cli import main; sys.exit(main())"
+    code = "import sys; from pipeline.cli.main import main; sys.exit(main())"
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", code, "tune"], cwd=folder, env=environment, check=True)
     return time.perf_counter() - began

@@ -3,7 +3,7 @@
     python -m benchmarks.training --threads 2 --save
     python -m benchmarks.training --device cuda --crop 512 --batch 10 --precision bf16 --channels-last --save
 
-Every candidate takes the step that `pipeline.training` takes (forward, loss, backward, SGD with momentum), in
+Every candidate takes the step that `pipeline.training.trainer` takes (forward, loss, backward, SGD with momentum), in
 turns, on one synthetic batch with every pixel labelled. `embedding` is ours with the exact loss; `dense` the
 same network with the same cross-entropy, of the logits of all pixels and classes; `softmax` our network with
 the usual head; `smp` the DeepLabV3Plus of segmentation_models_pytorch with the same timm backbone and plain
@@ -33,12 +33,12 @@ import typer
 
 from benchmarks.record import describe_machine, save
 from benchmarks.training_candidates import Step, make_candidates
-from pipeline.arithmetic import arithmetic
-from pipeline.batch_fit import USABLE, capacity_bytes
-from pipeline.ending import run
-from pipeline.memory import allocated_cpu_bytes, with_changes
-from pipeline.runtime import choose_device, is_out_of_memory, set_threads
-from pipeline.settings import DataSettings, Settings
+from pipeline.config.schema import DataSettings, Settings
+from pipeline.memory.batch_size import USABLE, capacity_bytes
+from pipeline.memory.predict import allocated_cpu_bytes, with_changes
+from pipeline.runtime.device import choose_device, is_out_of_memory, set_threads
+from pipeline.runtime.signals import run
+from pipeline.train_step.precision import arithmetic
 
 MIB = 2**20
 CLASSES = (19, 1_284, 10_000)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from benchmarks.loss_candidates import dense_logits
 from models.heads import EmbeddingHead
 from models.upsampling import full_resolution_rows
-from pipeline.arithmetic import autocast
-from pipeline.data.loaders import Batch
-from pipeline.memory import predict_bytes, with_changes
-from pipeline.network import build_network
-from pipeline.objective import segmentation_losses
-from pipeline.settings import Settings
-from pipeline.train_step import Optimisation
+from pipeline.config.schema import Settings
+from pipeline.data.loading.batch import Batch
+from pipeline.memory.predict import predict_bytes, with_changes
+from pipeline.train_step.loss import segmentation_losses
+from pipeline.train_step.model import build_network
+from pipeline.train_step.precision import autocast
+from pipeline.train_step.step import Optimisation
 
 try:
     import segmentation_models_pytorch as smp

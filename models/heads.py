@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.nearest import WORK_BYTES, nearest_classes
+from .embeddings import WORK_BYTES
+from .nearest import nearest_classes
 
 
 class EmbeddingHead(nn.Module):

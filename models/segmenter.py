@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbone import LOW_STRIDE, Backbone
-from models.decoder import DeepLabV3PlusDecoder, LinearDecoder
-from models.decoder_pyramid import FPNDecoder, UPerNetDecoder
-from models.heads import EmbeddingHead, SoftmaxHead
-from models.nearest import WORK_BYTES
+from .backbone.backbone import LOW_STRIDE, Backbone
+from .decoders.deeplabv3plus import DeepLabV3PlusDecoder
+from .decoders.fpn import FPNDecoder
+from .decoders.linear import LinearDecoder
+from .decoders.upernet import UPerNetDecoder
+from .embeddings import WORK_BYTES
+from .heads import EmbeddingHead, SoftmaxHead
 
 Decoder = DeepLabV3PlusDecoder | FPNDecoder | UPerNetDecoder | LinearDecoder
 DecoderName = Literal["deeplabv3plus", "deeplabv3plus_separable", "fpn", "upernet", "linear"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from pipeline.data.bootstrap import bootstrap
-from pipeline.data.parallel import worker_pool
-from pipeline.ending import run
-from pipeline.runtime import resolve_num_workers
-from pipeline.settings_file import load_settings
+from pipeline.config.load import load_settings
+from pipeline.data.bootstrap.build import bootstrap
+from pipeline.runtime.device import resolve_num_workers
+from pipeline.runtime.signals import run
+from pipeline.runtime.workers import worker_pool
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     data = settings.data
     # the loaders' number is of processes beside the one that trains
     num_workers = resolve_num_workers(settings.runtime.num_workers) + 1
-    with worker_pool(num_workers, "pipeline.data.bootstrap") as pool:
+    with worker_pool(num_workers, "pipeline.data.bootstrap.build") as pool:
         bootstrap(
             data.root,
             settings.bootstrapped,

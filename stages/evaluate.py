@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 
-from pipeline.checkpoint import load_checkpoint
-from pipeline.ending import run
-from pipeline.mlflow_tracker import open_run
-from pipeline.results import evaluate_variant, results_folder
-from pipeline.settings_file import load_settings, variant_argument
-from pipeline.training import checkpoint_folder
+from pipeline.checkpoint.format import load_checkpoint
+from pipeline.config.load import load_settings, variant_argument
+from pipeline.config.paths import checkpoint_folder, results_folder
+from pipeline.evaluation.outputs import evaluate_variant
+from pipeline.runtime.signals import run
+from pipeline.tracking.mlflow_tracker import open_run
 
 
 def main(variant: str) -> None:

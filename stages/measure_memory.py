@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 
-from pipeline.atomic_file import write_text
-from pipeline.ending import run
-from pipeline.memory import as_json, measuring_device, memory_rows
-from pipeline.runtime import set_threads
-from pipeline.settings_file import load_settings
+from pipeline.config.load import load_settings
+from pipeline.memory.predict import as_json, measuring_device, memory_rows
+from pipeline.runtime.device import set_threads
+from pipeline.runtime.files import write_text
+from pipeline.runtime.signals import run
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline.data.tiny import generate_tiny
-from pipeline.ending import run
+from pipeline.data.tiny.generate import generate_tiny
+from pipeline.runtime.signals import run
 
 
 def main() -> None:

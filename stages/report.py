@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 
-from pipeline.ending import run
-from pipeline.mlflow_tracker import log_to_finished_run
-from pipeline.reporting import write_comparison, write_report
-from pipeline.settings_file import load_settings
+from pipeline.config.load import load_settings
+from pipeline.report.build import write_comparison, write_report
+from pipeline.runtime.signals import run
+from pipeline.tracking.mlflow_tracker import log_to_finished_run
 
 
 def main() -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 
-from pipeline.ending import run
-from pipeline.mlflow_tracker import open_run
-from pipeline.out_of_memory import explained_memory
-from pipeline.results import write_training
-from pipeline.settings_file import load_settings, variant_argument
-from pipeline.training import interrupted_state, train
+from pipeline.config.load import load_settings, variant_argument
+from pipeline.memory.out_of_memory import explained_memory
+from pipeline.runtime.signals import run
+from pipeline.tracking.mlflow_tracker import open_run
+from pipeline.training.outputs import write_training
+from pipeline.training.trainer import interrupted_state, train
 
 
 def main(variant: str) -> None:

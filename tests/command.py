@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from pipeline.cli import main
+from pipeline.cli.main import main
 
 
 def pipeline_here(*arguments: str, environment: Mapping[str, str] | None = None) -> int:

@@ -54,8 +54,8 @@ PARAMS = {
 @pytest.fixture(scope="session")
 def bootstrapped_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with shrunken settings and bootstrapped data, for all tests: not to be changed."""
-    from pipeline.data.bootstrap import bootstrap
-    from pipeline.data.tiny import generate_tiny
+    from pipeline.data.bootstrap.build import bootstrap
+    from pipeline.data.tiny.generate import generate_tiny
 
     folder = tmp_path_factory.mktemp("project")
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))

@@ -16,8 +16,7 @@ from benchmarks.loss import table
 from benchmarks.loss_candidates import Candidate, make_inputs
 from benchmarks.loss_measure import Speed, gpu_speed, lower_bound, peak_resident_bytes
 from tests.interpreter import WHY_NOT
-
-ROOT = Path(__file__).parents[1]
+from tests.paths import ROOT
 
 # Everything the project depends on but torch and triton, and the peers, which take long to compile.
 ALONE = """

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from pipeline.cli import app
-from pipeline.settings import SECTIONS, Settings
+from pipeline.cli.main import app
+from pipeline.config.schema import SECTIONS, Settings
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 HISTORY = {"CHANGELOG.md", "LOG.md"}  # may name what was
 DOCUMENTS = sorted(
     path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")] if path.name not in HISTORY

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbone_weights import LoadedWeights, check_weights_reachable, load_weights
+from .weights import LoadedWeights, check_weights_reachable, load_weights
 
 OutputStride = Literal[8, 16, 32]
 

@@ -1,7 +1,7 @@
 """Decoders of a backbone's ends: DeepLabV3+ takes the finest and the coarsest level, `linear` the coarsest.
 
 Every decoder takes all levels of a backbone, fine to coarse and the first at stride 4, and gives one map at
-stride 4. Those that use all of them are in `models.decoder_pyramid`.
+stride 4. Those that use all of them are in `models.decoders.fpn`.
 
 DeepLabV3+: context from the high-level features, edges from the low-level ones. As in the paper's reference
 network: atrous spatial pyramid pooling (ASPP) with rates that follow the output stride, low-level features
@@ -18,6 +18,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .blocks import convolution, separable_convolution
 
 _RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
 
@@ -96,51 +98,3 @@ class DeepLabV3PlusDecoder(nn.Module):
         low, high = levels[0], levels[-1]
         context = F.interpolate(self.aspp(high), size=low.shape[-2:], mode="bilinear", align_corners=False)
         return self.fuse(torch.cat([context, self.low(low)], dim=1))
-
-
-class LinearDecoder(nn.Module):
-    """A 1x1 convolution of the normalised coarsest features, resized to stride 4: for vision transformers.
-
-    With the embedding head, class scores are then distances of a linear map of the patch features.
-
-    Args:
-        high_channels: channels of the coarsest features.
-        channels: of the output.
-    """
-
-    def __init__(self, high_channels: int, *, channels: int = 256) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(high_channels)
-        self.project = nn.Conv2d(high_channels, channels, 1)
-        self.channels = channels
-
-    def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """(N, C_0, h, w), ..., (N, high_channels, h', w') to (N, channels, h, w)."""
-        projected = self.project(self.norm(levels[-1]))
-        return F.interpolate(projected, size=levels[0].shape[-2:], mode="bilinear", align_corners=False)
-
-
-def convolution(in_channels: int, out_channels: int, kernel: int, *, dilation: int = 1) -> nn.Sequential:
-    """A convolution that keeps the size, batch norm and ReLU."""
-    padding = dilation * (kernel // 2)
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
-
-
-def separable_convolution(
-    in_channels: int, out_channels: int, kernel: int, *, dilation: int = 1
-) -> nn.Sequential:
-    """A convolution within each channel and one across them, instead of `convolution`."""
-    depthwise = nn.Conv2d(
-        in_channels,
-        in_channels,
-        kernel,
-        padding=dilation * (kernel // 2),
-        dilation=dilation,
-        groups=in_channels,
-        bias=False,
-    )
-    return nn.Sequential(depthwise, *convolution(in_channels, out_channels, 1))

@@ -1,8 +1,8 @@
 """Exact cross-entropy over every class as GPU kernels: the loss and both gradients, nothing of size pixels x
 classes.
 
-Same values as `models.losses.exact_cross_entropy`; the kernels and their arithmetic are in
-`models.fused_kernels`. Pixels are taken in chunks. For each chunk one kernel finds the loss and the gradient
+Same values as `models.losses.exact.exact_cross_entropy`; the kernels and their arithmetic are in
+`models.fused.loss_kernels`. Pixels are taken in chunks. For each chunk one kernel finds the loss and the gradient
 of its pixels, and a second the chunk's share of the class gradient while the chunk is still in the cache; so
 the per-pixel softmax sums live for one chunk only, and when the forward pass ends both gradients exist and
 are the only thing kept.
@@ -19,18 +19,9 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from models.fused_launch import on_device_of, require, supports
-from models.fused_loss import WORK_BYTES, Measured, Plan, measure_rows
-from models.fused_search import MAX_NEAREST, fused_nearest_classes
-from models.fused_upsample import measure_maps
-
-__all__ = [
-    "MAX_NEAREST",
-    "fused_exact_cross_entropy",
-    "fused_exact_cross_entropy_upsampled",
-    "fused_nearest_classes",
-    "supports",
-]
+from .launch import on_device_of, require
+from .loss_pass import WORK_BYTES, Measured, Plan, measure_rows
+from .upsample import measure_maps
 
 
 def fused_exact_cross_entropy(

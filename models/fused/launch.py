@@ -5,14 +5,20 @@ Imports cleanly where Triton is not installed (macOS, CPU-only builds); the func
 reason.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from ..embeddings import compute_dtype
 
 TRITON_INSTALLED = find_spec("triton") is not None
 SMALLEST_DIM = 4
@@ -87,7 +93,7 @@ def require(pixel_embeddings: torch.Tensor, class_embeddings: torch.Tensor, simi
 
 
 def _reason_against(pixel_embeddings: torch.Tensor, class_embeddings: torch.Tensor) -> Exception | None:
-    mend = "use the functions of models.losses and models.nearest instead"
+    mend = "use the functions of models.losses.exact and models.nearest instead"
     if not TRITON_INSTALLED:
         return RuntimeError(f"the fused kernels need Triton, which is not installed; {mend}")
     on_gpu = pixel_embeddings.is_cuda and pixel_embeddings.device == class_embeddings.device
@@ -120,7 +126,7 @@ def arithmetic(pixel_dtype: torch.dtype, class_dtype: torch.dtype, dim: int) -> 
     import triton
     import triton.language as tl
 
-    from models import fused_kernels as kernels
+    from . import loss_kernels as kernels
 
     dtypes = {pixel_dtype, class_dtype}
     split = torch.float32 in dtypes
@@ -152,7 +158,7 @@ def class_terms(class_embeddings: torch.Tensor, similarity: str, absent: float) 
 
 def write_squared_lengths(table: torch.Tensor, out: torch.Tensor) -> None:
     """out[r] = |table[r]|² for a contiguous (R, D) table; `out` is fp32 and may be longer."""
-    from models import fused_kernels as kernels
+    from . import loss_kernels as kernels
 
     block = 128
     grid = (-(-table.shape[0] // block),)
@@ -171,3 +177,24 @@ def on_device_of(tensor: torch.Tensor) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def fused_kernels(pixel_embeddings: Tensor, class_embeddings: Tensor) -> ModuleType | None:
+    """Return the package `fused` where its kernels can take these tensors, else None.
+
+    They need CUDA, triton and 4 to 256 channels, and accumulate in float32, so float64 stays in torch.
+    """
+    if not pixel_embeddings.is_cuda or not 4 <= pixel_embeddings.shape[1] <= 256:
+        return None
+    if compute_dtype(pixel_embeddings, class_embeddings) == torch.float64:
+        return None
+    if not TRITON_INSTALLED:
+        return None
+    from .. import fused
+
+    return fused
+
+
+def to_kernel_dtype(tensor: Tensor) -> Tensor:
+    """Return the tensor as the kernels read it: float16 as float32, everything else unchanged."""
+    return tensor.float() if tensor.dtype == torch.float16 else tensor

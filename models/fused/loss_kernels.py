@@ -1,4 +1,4 @@
-"""The GPU programs behind `models.fused` and `models.fused_search`; only those two modules import this one.
+"""The GPU programs behind `models.fused.cross_entropy` and `models.fused.search`; only those two modules import this one.
 
 What bounds these programs is the special-function unit, not the matrix products: with D of 6..64 a pair of
 pixel and class costs one exponential (and, for "distance", one reciprocal root) but few multiplications. So

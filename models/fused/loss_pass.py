@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from models.fused_launch import Tile, arithmetic, class_terms, small_tile, write_squared_lengths
+from .launch import Tile, arithmetic, class_terms, small_tile, write_squared_lengths
 
 WORK_BYTES = 32 * 2**20
 LOG2_E = 1.4426950408889634
@@ -63,7 +63,7 @@ class Measured:
 
     def scaled_gradients(self, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Both gradients times grad_output / labelled, scaled in place and in fp32."""
-        from models import fused_kernels as kernels
+        from . import loss_kernels as kernels
 
         factor = (grad_output.double() / self.labelled).float().reshape(1)
         block = 2048
@@ -122,7 +122,7 @@ class LossPass:
             gradient: (B, D) to be overwritten with the gradient of the summed loss, or None where none is
                 wanted.
         """
-        from models import fused_kernels as kernels
+        from . import loss_kernels as kernels
 
         num_pixels, num_classes, tile = len(pixels), len(self.classes), self.forward_tile
         pixel_terms, log_sums, target_weights = self.sums

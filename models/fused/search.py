@@ -2,12 +2,12 @@
 
 import torch
 
-from models.fused_launch import Tile, arithmetic, class_terms, on_device_of, require, small_tile
+from .launch import Tile, arithmetic, class_terms, on_device_of, require, small_tile
 
 MAX_NEAREST = 64
 """Longest list that still fits a program's registers; ask `models.nearest` for more."""
 
-# By padded D; see FORWARD_TILES in models.fused_loss for how they were chosen.
+# By padded D; see FORWARD_TILES in models.fused.loss_pass for how they were chosen.
 SEARCH_TILES = {
     16: Tile(64, 64, 4, 2),
     32: Tile(64, 64, 4, 2),
@@ -45,7 +45,7 @@ def fused_nearest_classes(
             f"k is {k}; allowed here: 1..{min(num_classes, MAX_NEAREST)} "
             f"(C is {num_classes}; models.nearest.nearest_classes has no limit but C)"
         )
-    from models import fused_search_kernels as kernels
+    from . import search_kernels as kernels
 
     pixels, classes = pixel_embeddings.contiguous(), class_embeddings.contiguous()
     found = torch.empty(len(pixels), k, dtype=torch.int64, device=pixels.device)

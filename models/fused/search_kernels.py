@@ -10,7 +10,7 @@ and "cosine" -e·w: smaller is nearer. `class_terms` is |w|² or 0, and infinite
 import triton
 import triton.language as tl
 
-from models.fused_kernels import load_rows, products
+from .loss_kernels import load_rows, products
 
 
 @triton.jit

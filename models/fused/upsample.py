@@ -9,7 +9,7 @@ full-resolution pixels would scatter with atomics, whose order, and so whose res
 
 import torch
 
-from models.fused_loss import LossPass, Measured, Plan
+from .loss_pass import LossPass, Measured, Plan
 
 MOST_BAND_PIXELS = 2**22
 
@@ -58,7 +58,7 @@ def rows_per_band(
 
 def upsample_rows(maps: torch.Tensor, band: torch.Tensor, first_row: int, full_size: tuple[int, int]) -> None:
     """Writes the (B, D) full-resolution pixels from row `first_row` on, rows counted through all images."""
-    from models import fused_upsample_kernels as kernels
+    from . import upsample_kernels as kernels
 
     _, height, width, dim = maps.shape
     block = 64
@@ -77,7 +77,7 @@ def add_rows_gradient(
     full_size: tuple[int, int],
 ) -> None:
     """Adds the transpose of `upsample_rows`, for full-resolution rows up to `end_row`, to (N, h, w, D)."""
-    from models import fused_upsample_kernels as kernels
+    from . import upsample_kernels as kernels
 
     images, height, width, dim = map_gradient.shape
     row_ratio, column_ratio = height / full_size[0], width / full_size[1]

@@ -11,13 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.exact import labelled_rows, row_chunks, scaled_gradients
-from models.nearest import Similarity, compute_dtype, full_precision, nearest_classes
-from models.threads import for_each, num_workers, pieces_of
+from ..embeddings import (
+    WORK_BYTES,
+    Similarity,
+    check_loss_inputs,
+    check_target,
+    compute_dtype,
+    full_precision,
+)
+from ..nearest import nearest_classes
+from ..tiled.cross_entropy import labelled_rows, row_chunks, scaled_gradients
+from ..tiled.threads import for_each, num_workers, pieces_of
 
 
 class KnnCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy over the target and K nearest others; `models.losses` has the public function."""
+    """Mean cross-entropy over the target and K nearest others; `models.losses.exact` has the public function."""
 
     @staticmethod
     def forward(
@@ -32,7 +40,7 @@ class KnnCrossEntropy(torch.autograd.Function):
         work_bytes: int,
         with_gradients: bool,
     ) -> Tensor:
-        """Return the scalar loss and keep both gradients. Arguments as `models.losses.knn_cross_entropy`."""
+        """Return the scalar loss and keep both gradients. Arguments as `models.losses.knn.knn_cross_entropy`."""
         need_pixel, need_class = (with_gradients and need for need in ctx.needs_input_grad[:2])
         classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
         rows = labelled_rows(target, ignore_index)
@@ -118,3 +126,57 @@ def _logits_and_slopes(
     distances = torch.linalg.vector_norm(differences, dim=2)
     directions = differences.div_(distances.masked_fill(distances == 0, 1)[:, :, None])
     return -distances / temperature, -directions, directions
+
+
+@torch.compiler.disable
+def knn_cross_entropy(
+    pixel_embeddings: Tensor,
+    class_embeddings: Tensor,
+    target: Tensor,
+    *,
+    num_negatives: int = 7,
+    temperature: float = 0.05,
+    similarity: Similarity = "distance",
+    ignore_index: int = -1,
+    work_bytes: int = WORK_BYTES,
+) -> Tensor:
+    """Compute the paper's loss: cross-entropy over the target and the classes nearest to each pixel.
+
+    num_negatives + 1 classes are searched; the target is dropped from them, or the furthest where it is not
+    among them. A lower bound of `exact_cross_entropy`, and equal to it with num_negatives = C - 1.
+
+    Args:
+        pixel_embeddings: (P, D) float.
+        class_embeddings: (C, D) float.
+        target: (P,) int64, 0..C-1 or `ignore_index`.
+        num_negatives: K, other classes a pixel is compared with; at most C - 1 are used.
+        temperature: divides the similarities.
+        similarity: "distance" or "cosine", of the search and of the logits.
+        ignore_index: target of pixels that take no part.
+        work_bytes: size of the work buffer in bytes.
+
+    Returns:
+        Scalar, as `exact_cross_entropy`.
+
+    Raises:
+        ValueError: as `exact_cross_entropy`, and `num_negatives` below 1.
+    """
+    check_loss_inputs(pixel_embeddings, class_embeddings, target, temperature, similarity)
+    check_target(target, len(class_embeddings), ignore_index)
+    _check_num_negatives(num_negatives)
+    return KnnCrossEntropy.apply(
+        pixel_embeddings,
+        class_embeddings,
+        target,
+        min(num_negatives, len(class_embeddings) - 1),
+        temperature,
+        similarity,
+        ignore_index,
+        work_bytes,
+        torch.is_grad_enabled(),
+    )
+
+
+def _check_num_negatives(num_negatives: int) -> None:
+    if num_negatives < 1:
+        raise ValueError(f"num_negatives is {num_negatives}; allowed are 1 and more")

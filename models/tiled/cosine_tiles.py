@@ -1,12 +1,12 @@
-"""Tiles of inner products, and what they add to the gradients of cross-entropy: see `models.tiles`."""
+"""Tiles of inner products, and what they add to the gradients of cross-entropy: see `models.tiled.tiles`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from models.tiles import PixelChunk, Tiles
-from models.upsampling import CellUpsampling
+from ..upsampling import CellUpsampling
+from .tiles import PixelChunk, Tiles
 
 
 class CosineTiles(Tiles):

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.cosine_tiles import CosineTiles
-from models.distance_tiles import DistanceTiles
-from models.nearest import compute_dtype, full_precision
-from models.threads import for_each, num_workers, pieces_of
-from models.tiles import PixelChunk, Tiles
+from ..embeddings import compute_dtype, full_precision
+from .cosine_tiles import CosineTiles
+from .distance_tiles import DistanceTiles
+from .threads import for_each, num_workers, pieces_of
+from .tiles import PixelChunk, Tiles
 
 # Of distances two tiles are held, and for a moment half as much again: a tile is a quarter of the buffer. Of
 # products one is held: it is an eighth, which caches like, but for very many classes up to three quarters.
@@ -31,7 +31,7 @@ _CHUNK_ROWS = 2048  # pixels prepared together for tiles of all classes
 
 
 class ExactCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of the labelled pixels over all classes; `models.losses` has the public function."""
+    """Mean cross-entropy of the labelled pixels over all classes; `models.losses.exact` has the public function."""
 
     @staticmethod
     def forward(

@@ -1,6 +1,6 @@
 """Exact cross-entropy of low-resolution maps at the resolution of their target, in plain torch.
 
-As `models.exact`, but embeddings at full resolution, and their gradients, exist for a few pixels at a time.
+As `models.tiled.cross_entropy`, but embeddings at full resolution, and their gradients, exist for a few pixels at a time.
 And where the factor of upsampling is whole, the matrix products are done at low resolution: interpolation is
 linear, so the products of interpolated embeddings with the classes are the interpolated products, and what a
 tile adds to the gradients is brought to low resolution by the transpose before it meets the classes. At
@@ -20,7 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.exact import (
+from ..embeddings import compute_dtype, full_precision
+from ..upsampling import CellUpsampling, corners_of_pixels, whole_factor
+from .cross_entropy import (
     TileSize,
     compare,
     make_tiles,
@@ -28,17 +30,15 @@ from models.exact import (
     share_out,
     summed_class_gradients,
 )
-from models.nearest import compute_dtype, full_precision
-from models.threads import for_each
-from models.tiles import Tiles
-from models.upsampling import CellUpsampling, corners_of_pixels, whole_factor
+from .threads import for_each
+from .tiles import Tiles
 
 _LEAST_LABELLED = 0.6  # of a block's pixels; with fewer, comparing the labelled ones alone is faster
 _MOST_CELLS = 1024  # in a block: what is unlabelled should fill blocks of its own
 
 
 class ExactCrossEntropyOfMaps(torch.autograd.Function):
-    """Mean cross-entropy of the labelled pixels over all classes; `models.losses` has the public function."""
+    """Mean cross-entropy of the labelled pixels over all classes; `models.losses.exact` has the public function."""
 
     @staticmethod
     def forward(

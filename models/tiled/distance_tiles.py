@@ -1,12 +1,12 @@
-"""Tiles of distances, the paper's similarity, and their gradients: see `models.tiles`."""
+"""Tiles of distances, the paper's similarity, and their gradients: see `models.tiled.tiles`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from models.tiles import PixelChunk, Tiles, between, part_of
-from models.upsampling import CellUpsampling
+from ..upsampling import CellUpsampling
+from .tiles import PixelChunk, Tiles, between, part_of
 
 _NEAR = 2.0**-12  # share of the squared norms below which a squared distance is formed from differences
 

@@ -1,7 +1,7 @@
 """One tile of logits, pixels x classes, and what it adds to the gradients of cross-entropy.
 
 Everything here is in coordinates divided by the temperature, e' = e / temperature, so that a logit is
--|e' - w'| (`models.distance_tiles`, the paper's) or e'.w (`models.cosine_tiles`), and no pass over the tile
+-|e' - w'| (`models.tiled.distance_tiles`, the paper's) or e'.w (`models.tiled.cosine_tiles`), and no pass over the tile
 scales it. Buffers of the size of a tile, two for distances and one for products, are used again and again;
 nothing else here grows with pixels x classes.
 
@@ -21,7 +21,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from models.upsampling import CellUpsampling
+from ..upsampling import CellUpsampling
 
 _LEAST_SHARE = 1e-30  # well above what underflows
 

@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
-from pipeline.atomic_file import atomic_path
-from pipeline.data.label_space import LabelSpace
-from pipeline.errors import DataProblem
+from pipeline.data.labels.label_space import LabelSpace
+from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.files import atomic_path
 
 FORMAT = 1
 

@@ -10,14 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.checkpoint import Checkpoint, load_checkpoint
-from pipeline.errors import DataProblem, Problem
-from pipeline.settings import Settings
-
-
-def checkpoint_folder(settings: Settings) -> Path:
-    """Folder of this variant's `best.safetensors`, and, to resume from, `last` and `previous.safetensors`."""
-    return settings.project / "checkpoints" / (settings.variant or "default")
+from pipeline.checkpoint.format import Checkpoint, load_checkpoint
+from pipeline.config.schema import Settings
+from pipeline.runtime.errors import DataProblem, Problem
 
 
 @dataclass(frozen=True)

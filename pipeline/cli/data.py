@@ -24,10 +24,10 @@ def fetch(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is to do.")] = False,
 ) -> None:
     """Download, verify and unpack a dataset into ROOT; run it again to go on after an interruption."""
-    from pipeline.data import fetch as library
-    from pipeline.data.archives import DATASETS
-    from pipeline.errors import UsageProblem
-    from pipeline.runtime import GIB
+    from pipeline.data.download import fetch as library
+    from pipeline.data.download.archives import DATASETS
+    from pipeline.runtime.device import GIB
+    from pipeline.runtime.errors import UsageProblem
 
     if dataset not in DATASETS:
         raise UsageProblem("no such dataset", found=dataset, allowed=", ".join(DATASETS))
@@ -57,7 +57,7 @@ def check(
     workers: Annotated[int, typer.Option(help="Processes that decode and draw.", min=0)] = 0,
 ) -> None:
     """Read everything under ROOT once and name what is wrong with it; exit code 3 where something is."""
-    from pipeline.data.check import check as examine
+    from pipeline.data.check.check import check as examine
 
     result = examine(root, num_workers=workers)
     if quarantine:
@@ -100,10 +100,10 @@ def bootstrap(
     check_images: Annotated[bool, typer.Option(help="Open every image and compare its size.")] = True,
 ) -> None:
     """Turn the annotations under ROOT into class-id masks, splits and a label space in OUT."""
-    from pipeline.data.parallel import worker_pool
+    from pipeline.runtime.workers import worker_pool
 
-    with worker_pool(workers, "pipeline.data.bootstrap") as pool:
-        from pipeline.data.bootstrap import bootstrap as make  # while the workers start
+    with worker_pool(workers, "pipeline.data.bootstrap.build") as pool:
+        from pipeline.data.bootstrap.build import bootstrap as make  # while the workers start
 
         result = make(
             root,
@@ -131,7 +131,7 @@ def masks(
     split: Annotated[str | None, typer.Option(help="Only train, holdout or val.")] = None,
 ) -> None:
     """Write every mask of OUT as <image_id>.png, 16-bit class ids, to look at or use elsewhere."""
-    from pipeline.data.export import export_masks
+    from pipeline.data.loading.visualize import export_masks
 
     number = export_masks(out, folder, split=split)
     typer.echo(f"{folder}: {number} masks")
@@ -149,8 +149,8 @@ def show(
     ] = None,
 ) -> None:
     """Write a picture of one image with its classes laid over it by colour and name."""
-    from pipeline.data.export import overlay
-    from pipeline.settings_file import load_settings
+    from pipeline.config.load import load_settings
+    from pipeline.data.loading.visualize import overlay
 
     picture = overlay(out, root or load_settings().data.root, image_id)
     to = to or Path(f"{image_id:012d}.png")

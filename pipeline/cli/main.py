@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from pipeline.data_commands import app as data_app
-from pipeline.ending import run
-from pipeline.errors import Problem
-from pipeline.memory_commands import memory
-from pipeline.tune_commands import app as tune_app
+from pipeline.cli.data import app as data_app
+from pipeline.cli.memory import memory
+from pipeline.cli.tune import app as tune_app
+from pipeline.runtime.errors import Problem
+from pipeline.runtime.signals import run
 
 app = typer.Typer(
     name="pipeline",
@@ -49,7 +49,7 @@ def root(
 @app.command()
 def doctor(params: Params = PARAMS) -> None:
     """Say which versions, GPU, store, data and disk there are, what is missing and how to mend it."""
-    from pipeline.doctor import examine, show
+    from pipeline.doctor.project import examine, show
 
     findings = examine(params)
     show(findings)
@@ -66,9 +66,9 @@ def evaluate(
     """Print how a trained variant does on a split, without writing anything."""
     import json
 
-    from pipeline.results import best_checkpoint, judge
-    from pipeline.runtime import choose_device, set_threads
-    from pipeline.settings_file import load_settings
+    from pipeline.config.load import load_settings
+    from pipeline.evaluation.outputs import best_checkpoint, judge
+    from pipeline.runtime.device import choose_device, set_threads
 
     settings = load_settings(params, variant=variant)
     set_threads(settings.runtime.threads)
@@ -85,8 +85,8 @@ def ui(
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 5000,
 ) -> None:
     """Open MLflow's comparison UI on the store that the runs went to."""
-    from pipeline.settings_file import load_settings
-    from pipeline.tracking import tracking_uri
+    from pipeline.config.load import load_settings
+    from pipeline.tracking.tracker import tracking_uri
 
     uri = tracking_uri(load_settings(params))
     if uri.startswith(("http://", "https://")):

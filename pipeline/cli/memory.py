@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import yaml
 
-from pipeline.errors import UsageProblem
+from pipeline.runtime.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from pipeline.memory import MemoryRow
-    from pipeline.settings import Settings
+    from pipeline.config.schema import Settings
+    from pipeline.memory.predict import MemoryRow
 
 UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "GB": 10**9, "MB": 10**6}
 
@@ -36,18 +36,13 @@ def memory(
     ] = None,
 ) -> None:
     """Predict, without a GPU, the peak memory of one training step; measure it too where there is one."""
-    from pipeline.settings_file import load_settings
+    from pipeline.config.load import load_settings
 
     budget_bytes = None if budget is None else parse_budget(budget)
     settings = load_settings(params, variant=variant, overrides=parse_changes(change or []))
 
-    from pipeline.memory import (  # only now: torch takes seconds to import
-        CLASS_COUNTS,
-        NOTE,
-        measuring_device,
-        memory_rows,
-    )
-    from pipeline.runtime import set_threads
+    from pipeline.memory.predict import CLASS_COUNTS, NOTE, measuring_device, memory_rows
+    from pipeline.runtime.device import set_threads
 
     set_threads(settings.runtime.threads)
     typer.echo(_described(settings))
@@ -88,8 +83,8 @@ def _show(rows: list[MemoryRow], with_measured: bool) -> None:
 
 
 def _answer(settings: Settings, num_classes: int, budget_bytes: int) -> None:
-    from pipeline.batch_fit import fewest_parts, largest_batch
-    from pipeline.runtime import GIB
+    from pipeline.memory.batch_size import fewest_parts, largest_batch
+    from pipeline.runtime.device import GIB
 
     fit = largest_batch(settings, num_classes, budget_bytes)
     typer.echo(
@@ -108,7 +103,7 @@ def _answer(settings: Settings, num_classes: int, budget_bytes: int) -> None:
 
 def _bootstrapped_classes(settings: Settings) -> int:
     """C of the bootstrapped label space, or of LVIS and COCO-Stuff merged where there is none yet."""
-    from pipeline.data.label_space import LabelSpace
+    from pipeline.data.labels.label_space import LabelSpace
 
     path = settings.bootstrapped / "label_space.json"
     return LabelSpace.load(path).num_classes if path.is_file() else 1_284

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.errors import Problem, UsageProblem
+from pipeline.runtime.errors import Problem, UsageProblem
 
 if TYPE_CHECKING:
-    from pipeline.settings import Settings
+    from pipeline.config.schema import Settings
     from pipeline.tuning.space import Space
     from pipeline.tuning.sweep import Plan, Sweep
 
@@ -55,7 +55,7 @@ def tune(
     """Sweep the settings of the tune section over the bootstrapped data."""
     if context.invoked_subcommand is not None:
         return
-    from pipeline.settings_file import load_settings, with_overrides
+    from pipeline.config.load import load_settings, with_overrides
 
     seconds = None if time_budget is None else parse_seconds(time_budget)
     if (resume or extend) and trials is not None:
@@ -66,8 +66,8 @@ def tune(
         section = settings.tune.model_copy(update={"gpus_per_trial": gpus_per_trial})
         settings = with_overrides(settings.model_copy(update={"tune": section}), {})
 
-    from pipeline.tuning.driver import run_sweep
-    from pipeline.tuning.planning import continue_plan, new_plan
+    from pipeline.tuning.plan import continue_plan, new_plan
+    from pipeline.tuning.runner import run_sweep
     from pipeline.tuning.sweep import find_sweep
 
     if resume or extend:
@@ -124,8 +124,7 @@ def apply_(
     params: Params = PARAMS,
 ) -> None:
     """Write the best trial's values into the settings file; `dvc repro` then trains with them."""
-    from pipeline.tuning.decision import apply_values
-    from pipeline.tuning.outcome import winner
+    from pipeline.tuning.results import apply_values, winner
 
     sweep = _sweep(_settings(params), name)
     record = winner(sweep, trial)
@@ -152,7 +151,7 @@ def parse_seconds(text: str) -> float:
 
 
 def _settings(params: Path) -> Settings:
-    from pipeline.settings_file import load_settings
+    from pipeline.config.load import load_settings
 
     return load_settings(params)
 
@@ -182,7 +181,7 @@ def _show(sweep: Sweep) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.tuning.outcome import pareto_front, ranked, summary
+    from pipeline.tuning.results import pareto_front, ranked, summary
 
     plan, records = sweep.plan, sweep.records()
     front = {record.number for record in pareto_front(records)}

@@ -16,8 +16,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.errors import UsageProblem
-from pipeline.settings import NOT_IN_THE_FILE, SECTIONS, Section, Settings
+from pipeline.config.schema import NOT_IN_THE_FILE, SECTIONS, Section, Settings
+from pipeline.runtime.errors import UsageProblem
 
 
 def load_settings(

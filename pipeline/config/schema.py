@@ -1,6 +1,6 @@
 """What can be configured: frozen, checked settings, section by section as in params.yaml.
 
-`pipeline.settings_file` reads them. A value that follows from others, such as the number of classes, is
+`pipeline.config.load` reads them. A value that follows from others, such as the number of classes, is
 computed where it is needed and never configured.
 """
 

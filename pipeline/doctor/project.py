@@ -18,19 +18,12 @@ import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from pipeline.errors import Problem
-from pipeline.installation import (
-    DEADLINE,
-    Finding,
-    Status,
-    look_at_gpu,
-    look_at_opencv,
-    look_at_versions,
-)
-from pipeline.runtime import GIB
-from pipeline.settings import Settings
-from pipeline.settings_file import load_settings
-from pipeline.tracking import tracking_uri
+from pipeline.config.load import load_settings
+from pipeline.config.schema import Settings
+from pipeline.doctor.software import DEADLINE, Finding, Status, look_at_gpu, look_at_opencv, look_at_versions
+from pipeline.runtime.device import GIB
+from pipeline.runtime.errors import Problem
+from pipeline.tracking.tracker import tracking_uri
 
 __all__ = ["Finding", "examine", "show"]
 

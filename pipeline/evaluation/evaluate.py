@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from models.segmenter import Segmenter
-from pipeline.data.loaders import Batch
-from pipeline.metrics import ClassCounts, Metrics, summarise
-from pipeline.progress import Progress
+from pipeline.data.loading.batch import Batch
+from pipeline.evaluation.metrics import ClassCounts, Metrics, summarise
+from pipeline.runtime.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -6,67 +6,33 @@ the report needs (record, table, pictures), in one place that DVC can depend on 
 
 from __future__ import annotations
 
-import colorsys
-import csv
-import io
 import json
 import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from models.segmenter import Segmenter
-from pipeline.atomic_file import write_text
-from pipeline.checkpoint import Checkpoint, load_checkpoint
-from pipeline.data.dataset import IGNORE_INDEX, SegmentationDataset
-from pipeline.data.label_space import LabelSpace
-from pipeline.data.loaders import Batch, evaluation_loader
-from pipeline.environment import environment
-from pipeline.errors import DataProblem
-from pipeline.evaluation import Evaluation, evaluate
-from pipeline.runtime import PeakMemory, choose_device, set_threads
-from pipeline.settings import Settings
-from pipeline.training import TrainResult, checkpoint_folder
+from pipeline.checkpoint.format import Checkpoint, load_checkpoint
+from pipeline.config.paths import checkpoint_folder, evaluation_folder, results_folder
+from pipeline.config.schema import Settings
+from pipeline.data.labels.label_space import LabelSpace
+from pipeline.data.loading.batch import IGNORE_INDEX, Batch
+from pipeline.data.loading.dataset import SegmentationDataset
+from pipeline.data.loading.loaders import evaluation_loader
+from pipeline.data.loading.visualize import class_colour, colourise
+from pipeline.evaluation.evaluate import Evaluation, evaluate
+from pipeline.runtime.device import PeakMemory, choose_device, set_threads
+from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.files import _csv, _read_csv, write_text
+from pipeline.tracking.environment import environment
 
 LEGEND_CLASSES = 8
 Number = float | int
-
-
-def results_folder(settings: Settings) -> Path:
-    """What people look at: metrics.json, per_class.csv, curves."""
-    return settings.project / "results" / (settings.variant or "default")
-
-
-def evaluation_folder(settings: Settings) -> Path:
-    """What the report reads."""
-    return settings.project / "evaluations" / (settings.variant or "default")
-
-
-def write_training(settings: Settings, result: TrainResult) -> None:
-    """Writes the curves as CSV (for `dvc plots`) and the facts of the training as JSON."""
-    folder = results_folder(settings)
-    state = result.state
-    write_text(folder / "loss.csv", _csv(["step", "loss"], state.loss_curve))
-    write_text(folder / "holdout.csv", _csv(["step", "miou", "pixel_accuracy"], state.validation_curve))
-    facts = {
-        "steps": result.steps,
-        "seconds": state.seconds,
-        "images_per_second": result.images_per_second,
-        "data_wait_share": state.data_wait_share,
-        "accumulate": result.accumulate,
-        "best_step": state.best_step,
-        "best_holdout_miou": state.best_miou,
-        "peak_memory_gib": state.peak_memory_gib,
-        "peak_memory_kind": result.peak_memory_kind,
-        "device": result.device,
-    }
-    write_text(folder / "training.json", json.dumps(facts, indent=1) + "\n")
 
 
 def best_checkpoint(settings: Settings) -> Checkpoint:
@@ -180,17 +146,6 @@ def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:
     return _csv(header, rows)
 
 
-def _csv(header: list[str], rows: list[list[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
-
-
-def _read_csv(path: Path) -> list[list[float]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]
-
-
 class _Pictures:
     """Saves evenly spaced images with their truth and prediction in colours."""
 
@@ -230,20 +185,3 @@ class _Pictures:
             }
             for train_id in commonest
         ]
-
-
-def class_colour(train_id: int) -> tuple[int, int, int]:
-    """A fixed colour for a class: hues at the golden ratio, three lightnesses and two saturations."""
-    hue = (train_id * 0.6180339887498949) % 1.0
-    lightness, saturation = (0.42, 0.56, 0.70)[train_id % 3], (0.85, 0.55)[train_id // 3 % 2]
-    red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def colourise(train_ids: np.ndarray) -> np.ndarray:
-    """(H, W) train ids -> (H, W, 3) uint8; unlabelled pixels are white."""
-    ids, inverse = np.unique(train_ids, return_inverse=True)
-    colours = [
-        (255, 255, 255) if train_id == IGNORE_INDEX else class_colour(int(train_id)) for train_id in ids
-    ]
-    return np.array(colours, dtype=np.uint8)[inverse].reshape(*train_ids.shape, 3)

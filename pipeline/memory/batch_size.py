@@ -1,6 +1,6 @@
 """How many images fit: the largest batch for a budget, and the fewest parts to divide a step into.
 
-Both are found by prediction (`pipeline.memory`), so nothing need run out of memory first. With
+Both are found by prediction (`pipeline.memory.predict`), so nothing need run out of memory first. With
 `train.batch_size: auto` the images of a step stay those of `effective_batch_size`; only batch norm sees
 parts.
 """
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.errors import MemoryProblem
-from pipeline.memory import predict_bytes, with_changes
-from pipeline.runtime import GIB
-from pipeline.settings import Settings
+from pipeline.config.schema import Settings
+from pipeline.memory.predict import predict_bytes, with_changes
+from pipeline.runtime.device import GIB
+from pipeline.runtime.errors import MemoryProblem
 
 SMALLEST_CROP = 48
 USABLE = 0.9

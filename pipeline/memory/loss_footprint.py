@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from models.heads import EmbeddingHead
-from models.losses import exact_cross_entropy_of_maps, separation_loss
+from models.losses.exact import exact_cross_entropy_of_maps
+from models.losses.separation import separation_loss
 from models.segmenter import Segmenter
 from models.upsampling import full_resolution_rows, rows_of_pixels, whole_factor
-from pipeline.objective import Losses, embedding_cross_entropy, map_work_bytes, softmax_losses
-from pipeline.settings import LossSettings
+from pipeline.config.schema import LossSettings
+from pipeline.train_step.loss import Losses, embedding_cross_entropy, map_work_bytes, softmax_losses
 
 _FEW_CLASSES = 512  # as large a tile as any number of classes has, and pixels prepared for no more than that
 _MANY_PIXELS = 2**16

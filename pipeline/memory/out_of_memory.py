@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from pipeline.batch_fit import USABLE, capacity_bytes, fewest_parts, largest_batch
-from pipeline.data.label_space import LabelSpace
-from pipeline.errors import MemoryProblem, Problem
-from pipeline.memory import predict_bytes
-from pipeline.runtime import GIB, choose_device, is_out_of_memory
-from pipeline.settings import Settings
+from pipeline.config.schema import Settings
+from pipeline.data.labels.label_space import LabelSpace
+from pipeline.memory.batch_size import USABLE, capacity_bytes, fewest_parts, largest_batch
+from pipeline.memory.predict import predict_bytes
+from pipeline.runtime.device import GIB, choose_device, is_out_of_memory
+from pipeline.runtime.errors import MemoryProblem, Problem
 
 
 @contextlib.contextmanager

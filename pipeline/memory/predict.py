@@ -7,7 +7,7 @@ GPU kernels.
 Measured: the same step on the GPU, by its allocator. The two are kept apart.
 
 A step is that of the middle of a training: momentum buffers exist, and the gradients of the step before, or
-of the part before where a step is divided, live on in the forward pass. It is `pipeline.train_step`'s own
+of the part before where a step is divided, live on in the forward pass. It is `pipeline.train_step.step`'s own
 code. All pixels count as labelled.
 """
 
@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from models.segmenter import Segmenter
-from pipeline.errors import UsageProblem
-from pipeline.loss_footprint import PeakTracker, PixelSource, losses_without_values, probe_work_memory
-from pipeline.network import build_network
-from pipeline.objective import Losses, segmentation_losses
-from pipeline.optim import build_optimizer
-from pipeline.runtime import GIB, choose_device, is_out_of_memory
-from pipeline.settings import LossSettings, Settings
-from pipeline.train_step import LossFunction, accumulate_gradients
+from pipeline.config.schema import LossSettings, Settings
+from pipeline.memory.loss_footprint import PeakTracker, PixelSource, losses_without_values, probe_work_memory
+from pipeline.runtime.device import GIB, choose_device, is_out_of_memory
+from pipeline.runtime.errors import UsageProblem
+from pipeline.train_step.loss import Losses, segmentation_losses
+from pipeline.train_step.model import build_network
+from pipeline.train_step.optimizer import build_optimizer
+from pipeline.train_step.step import LossFunction, accumulate_gradients
 
 CLASS_COUNTS = (19, 150, 1_284, 10_000, 100_000)
 HEADS: tuple[Literal["embedding", "softmax"], ...] = ("embedding", "softmax")

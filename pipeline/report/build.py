@@ -14,17 +14,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline.atomic_file import write_text
-from pipeline.report_charts import (
-    SERIES,
-    curves_chart,
-    dash_of,
-    long_tail_chart,
-    memory_chart,
-    source_chart,
-)
-from pipeline.report_input import DataSummary, MemoryCurve, Variant, read_data, read_memory, read_variants
-from pipeline.report_tables import (
+from pipeline.report.charts import SERIES, curves_chart, dash_of, long_tail_chart, memory_chart, source_chart
+from pipeline.report.inputs import DataSummary, MemoryCurve, Variant, read_data, read_memory, read_variants
+from pipeline.report.tables import (
     GROUPS,
     best_and_worst,
     best_variant,
@@ -37,6 +29,7 @@ from pipeline.report_tables import (
     training_table,
     value_of,
 )
+from pipeline.runtime.files import write_text
 
 COMPARED = (
     "miou",
@@ -74,7 +67,7 @@ def write_report(
     evaluated = read_variants(evaluations, variants)
     data, memory = read_data(bootstrapped), read_memory(results)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from pipeline.report_input import MemoryRow
+from pipeline.report.inputs import MemoryRow
 
 SERIES = 6
 """Colours of the page; variants beyond share them in other dashes."""

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.data.manifest import read_manifest
-from pipeline.errors import DataProblem, UsageProblem
+from pipeline.data.store.manifest import read_manifest
+from pipeline.runtime.errors import DataProblem, UsageProblem
 
 LARGEST_SIDE = 640
 """Pixels; larger pictures are shrunk, so that the page stays light enough to send."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report_input import ClassResult, Variant
+from pipeline.report.inputs import ClassResult, Variant
 
 SHOWN_CLASSES = 8
 """Best and worst classes listed for each variant."""

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.errors import MemoryProblem, Problem
+from pipeline.runtime.errors import MemoryProblem, Problem
 
 if TYPE_CHECKING:
     import torch

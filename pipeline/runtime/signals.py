@@ -1,6 +1,6 @@
 """How a command ends: between two steps when it is asked to stop, and with an exit code whatever happens.
 
-What goes wrong because of the user's input or machine is one message (`pipeline.errors`), no traceback.
+What goes wrong because of the user's input or machine is one message (`pipeline.runtime.errors`), no traceback.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import INTERRUPTED, Problem
-from pipeline.runtime import GIB, is_out_of_memory, out_of_memory
+from pipeline.runtime.device import GIB, is_out_of_memory, out_of_memory
+from pipeline.runtime.errors import INTERRUPTED, Problem
 
 
 class Interrupted(KeyboardInterrupt):
@@ -66,7 +66,7 @@ def run(function: Callable[[], object]) -> int:
     """Calls `function` and turns what it raises into a message on stderr and an exit code.
 
     Returns:
-        0 when it returns, else the code of the error: see `pipeline.errors`. A defect of ours keeps its
+        0 when it returns, else the code of the error: see `pipeline.runtime.errors`. A defect of ours keeps its
         traceback (code 1): hiding it would only make it harder to report.
     """
     terminated: list[Interrupted] = []  # typer and Ray make of it a KeyboardInterrupt or exit of their own

@@ -16,8 +16,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from pipeline.errors import Problem
-from pipeline.runtime import keep_freed_memory
+from pipeline.runtime.device import keep_freed_memory
+from pipeline.runtime.errors import Problem
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

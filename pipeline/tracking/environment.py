@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.settings import Settings
+from pipeline.config.schema import Settings
 
 if TYPE_CHECKING:
     import torch

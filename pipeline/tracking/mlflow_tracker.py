@@ -25,10 +25,10 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 
-from pipeline.environment import git_commit
-from pipeline.errors import Problem
-from pipeline.settings import Settings
-from pipeline.tracking import tracking_uri
+from pipeline.config.schema import Settings
+from pipeline.runtime.errors import Problem
+from pipeline.tracking.environment import git_commit
+from pipeline.tracking.tracker import tracking_uri
 
 
 class MlflowTracker:

@@ -1,7 +1,7 @@
 """What training and evaluation may say about a run, with no third-party import.
 
 Training is handed a `Tracker` and does not know where its numbers go: to MLflow in the stages
-(`pipeline.mlflow_tracker`), to a sweep's trial, or nowhere in tests.
+(`pipeline.tracking.mlflow_tracker`), to a sweep's trial, or nowhere in tests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.settings import Settings
+from pipeline.config.schema import Settings
 
 
 class Tracker(Protocol):

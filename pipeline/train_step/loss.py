@@ -1,7 +1,7 @@
 """From the network's stride-4 output and a target to the loss that is minimised.
 
 The output is upsampled bilinearly to the target's size, by the exact loss itself, and for the others of
-`models.losses` to rows; all of them leave out unlabelled pixels. The softmax baseline is left as it is
+`models.losses.exact` to rows; all of them leave out unlabelled pixels. The softmax baseline is left as it is
 usually built: full-resolution logits of every class, since their memory is what is being compared against. A
 pixel budget holds for all: only the pixels drawn are upsampled.
 """
@@ -16,16 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.heads import EmbeddingHead
-from models.losses import (
-    exact_cross_entropy_of_maps,
-    knn_cross_entropy,
-    sampled_cross_entropy,
-    separation_loss,
-)
+from models.losses.exact import exact_cross_entropy_of_maps
+from models.losses.knn import knn_cross_entropy
+from models.losses.sampled import sampled_cross_entropy
+from models.losses.separation import separation_loss
 from models.segmenter import Segmenter
 from models.upsampling import full_resolution_rows, rows_of_pixels
-from pipeline.data.dataset import IGNORE_INDEX
-from pipeline.settings import LossSettings
+from pipeline.config.schema import LossSettings
+from pipeline.data.loading.batch import IGNORE_INDEX
 
 _WORK_BYTES_OF_A_PIXEL = 128
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 
-from models.backbone import OutputStrideWarning
+from models.backbone.backbone import OutputStrideWarning
 from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
-from pipeline.errors import Problem, UsageProblem
-from pipeline.settings import ModelSettings
+from pipeline.config.schema import ModelSettings
+from pipeline.runtime.errors import Problem, UsageProblem
 
 
 def segmenter_arguments(settings: ModelSettings, num_classes: int) -> SegmenterArguments:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from models.segmenter import Segmenter
-from pipeline.settings import TrainSettings
+from pipeline.config.schema import TrainSettings
 
 
 def build_optimizer(segmenter: Segmenter, settings: TrainSettings) -> torch.optim.Optimizer:

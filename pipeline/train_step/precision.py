@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline.errors import UsageProblem
-from pipeline.settings import TrainSettings
+from pipeline.config.schema import TrainSettings
+from pipeline.runtime.errors import UsageProblem
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _REFUSAL = "does not have a deterministic implementation"

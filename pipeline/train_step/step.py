@@ -1,7 +1,7 @@
 """One step of training: forward, loss and backward of every part of the batch, then one update.
 
 Nothing in it asks the device for a value, so a GPU is never waited for: what a step costs is read later
-(`pipeline.train_state.PendingLosses`). `pipeline.memory` predicts the peak of `accumulate_gradients` itself.
+(`pipeline.training.state.PendingLosses`). `pipeline.memory.predict` predicts the peak of `accumulate_gradients` itself.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from models.segmenter import Segmenter
-from pipeline.arithmetic import autocast
-from pipeline.averaging import MovingAverage
-from pipeline.data.dataset import IGNORE_INDEX
-from pipeline.data.loaders import Batch
-from pipeline.errors import Problem
-from pipeline.objective import Losses, segmentation_losses
-from pipeline.optim import build_optimizer, set_learning_rate
-from pipeline.settings import LossSettings, Settings, TrainSettings
+from pipeline.config.schema import LossSettings, Settings, TrainSettings
+from pipeline.data.loading.batch import IGNORE_INDEX, Batch
+from pipeline.runtime.errors import Problem
+from pipeline.train_step.ema import MovingAverage
+from pipeline.train_step.loss import Losses, segmentation_losses
+from pipeline.train_step.optimizer import build_optimizer, set_learning_rate
+from pipeline.train_step.precision import autocast
 
 LossFunction = Callable[[Tensor, Tensor, LossSettings], Losses]
 

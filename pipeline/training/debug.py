@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.data.loaders import Batch
-from pipeline.settings import TrainSettings
+from pipeline.config.schema import TrainSettings
+from pipeline.data.loading.batch import Batch
 
 FEW_STEPS = 10
 _SKIPPED, _TRACED = 4, 4  # the first steps allocate and warm up

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pipeline.ending import StopRequest
+from pipeline.runtime.signals import StopRequest
 
 PATIENCE_SECONDS = 4.0
 """How long a step that is being taken may still end by itself, in which case nothing of it is lost."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import Problem
-from pipeline.train_step import StepLosses
+from pipeline.data.loading.batch import Batch
+from pipeline.runtime.errors import Problem
+from pipeline.train_step.step import StepLosses
 
 READ_EVERY = 16
 """Steps between two readings of the loss. Each one waits for the GPU; a NaN is noticed this late at most."""
@@ -115,3 +119,40 @@ class PendingLosses:
 
 def _listed(image_ids: tuple[int, ...]) -> str:
     return ", ".join(str(image_id) for image_id in image_ids)
+
+
+# MERGED from pipeline.data_wait: How long a training waits for its data: measured in every run, as nobody sees it otherwise.
+
+
+class DataWait:
+    """Takes the time that the loop over the steps waits for batches, and all the time it takes.
+
+    On a GPU, which still computes while the next batch is awaited, this is the most that waiting can cost.
+
+    Args:
+        state: its `waiting_seconds` and `stepping_seconds` grow.
+    """
+
+    def __init__(self, state: TrainState) -> None:
+        self.state, self._aside = state, 0.0
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches. The wait for the first is left out: worker processes start before it."""
+        iterator = iter(batches)
+        batch, began = next(iterator, None), time.perf_counter()
+        while batch is not None:
+            self._aside = 0.0
+            yield batch
+            asked = time.perf_counter()
+            batch = next(iterator, None)
+            got = time.perf_counter()
+            self.state.waiting_seconds += got - asked
+            self.state.stepping_seconds += got - began - self._aside
+            began = got
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done in the block, a validation say, is no part of the loop's time."""
+        began = time.perf_counter()
+        yield
+        self._aside += time.perf_counter() - began

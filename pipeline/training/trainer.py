@@ -3,7 +3,7 @@
 Everything random is a function of the seed and the step (data order, augmentation, drawn negatives,
 dropout), and all else that a step depends on is in the checkpoint (weights, optimiser, loss scale, moving
 average), so a killed run that resumes computes what it would have computed. The checkpoint to report is
-chosen on the held-out part of train, never on val. A step itself is in `pipeline.train_step`.
+chosen on the held-out part of train, never on val. A step itself is in `pipeline.train_step.step`.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.arithmetic import arithmetic
-from pipeline.batch_fit import find_accumulation
-from pipeline.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
-from pipeline.data.dataset import SegmentationDataset
-from pipeline.data.loaders import Batch, evaluation_loader, train_loader
-from pipeline.data.sampling import repeat_factors
-from pipeline.data.transforms import TrainTransform
-from pipeline.data_wait import DataWait
-from pipeline.early_save import EarlySave
-from pipeline.ending import StopRequest
-from pipeline.environment import environment
-from pipeline.errors import DataProblem
-from pipeline.evaluation import evaluate
-from pipeline.network import build_network, segmenter_arguments
-from pipeline.progress import Progress
-from pipeline.run_folder import RunFolder, checkpoint_folder
-from pipeline.runtime import PeakMemory, choose_device, set_threads
-from pipeline.settings import Settings
-from pipeline.tracking import Tracker
-from pipeline.train_state import PendingLosses, TrainState
-from pipeline.train_step import Optimisation
-from pipeline.training_debug import batches_to_take, images_to_judge, steps_to_take, traced
+from pipeline.checkpoint.format import Checkpoint, optimizer_tensors, restore_optimizer
+from pipeline.checkpoint.run_folder import RunFolder
+from pipeline.config.paths import checkpoint_folder
+from pipeline.config.schema import Settings
+from pipeline.data.loading.batch import Batch
+from pipeline.data.loading.dataset import SegmentationDataset
+from pipeline.data.loading.loaders import evaluation_loader, train_loader
+from pipeline.data.loading.sampler import repeat_factors
+from pipeline.data.loading.transforms import TrainTransform
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.memory.batch_size import find_accumulation
+from pipeline.runtime.device import PeakMemory, choose_device, set_threads
+from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.signals import StopRequest
+from pipeline.tracking.environment import environment
+from pipeline.tracking.tracker import Tracker
+from pipeline.train_step.model import build_network, segmenter_arguments
+from pipeline.train_step.precision import arithmetic
+from pipeline.train_step.step import Optimisation
+from pipeline.training.debug import batches_to_take, images_to_judge, steps_to_take, traced
+from pipeline.training.early_save import EarlySave
+from pipeline.training.state import DataWait, PendingLosses, TrainState
 
 WORTH_WORKERS = 500
 """Held-out images from which on worker processes read them: those take seconds to start."""

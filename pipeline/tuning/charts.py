@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from pipeline.atomic_file import atomic_path
-from pipeline.tuning.outcome import pareto_front
+from pipeline.runtime.files import atomic_path
+from pipeline.tuning.results import pareto_front
 from pipeline.tuning.sweep import Plan, TrialRecord
 
 MEMORY_LABELS = {

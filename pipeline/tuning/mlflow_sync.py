@@ -19,12 +19,11 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
 
-from pipeline.atomic_file import write_text
-from pipeline.mlflow_tracker import experiment_id, open_client, run_tags, unreachable
-from pipeline.settings import Settings
-from pipeline.tracking import tracking_uri
-from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
-from pipeline.tuning.trial_files import read_journal, trial_settings
+from pipeline.config.schema import Settings
+from pipeline.runtime.files import write_text
+from pipeline.tracking.mlflow_tracker import experiment_id, open_client, run_tags, unreachable
+from pipeline.tracking.tracker import tracking_uri
+from pipeline.tuning.sweep import Plan, Sweep, TrialRecord, read_journal, trial_settings
 
 _STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "infeasible": "FINISHED", "failed": "FAILED"}
 _UNREACHABLE = (MlflowException, RequestException, OSError)

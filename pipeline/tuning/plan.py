@@ -1,6 +1,6 @@
 """What a sweep is to do, decided and checked before anything is started.
 
-A mistake ends here, with files read and nothing made: see `pipeline.tuning.driver` for what runs the plan.
+A mistake ends here, with files read and nothing made: see `pipeline.tuning.runner` for what runs the plan.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from pipeline.errors import DataProblem, MemoryProblem, UsageProblem
-from pipeline.runtime import GIB
-from pipeline.settings import Settings
+from pipeline.config.schema import Settings
+from pipeline.runtime.device import GIB
+from pipeline.runtime.errors import DataProblem, MemoryProblem, UsageProblem
 from pipeline.tuning.space import Space, read_space
-from pipeline.tuning.sweep import Plan, Sweep, name_in_use
-from pipeline.tuning.trial_files import trial_settings
+from pipeline.tuning.sweep import Plan, Sweep, name_in_use, trial_settings
 
 
 def new_plan(settings: Settings, *, name: str | None = None, trials: int | None = None) -> tuple[Plan, Space]:
@@ -29,7 +28,7 @@ def new_plan(settings: Settings, *, name: str | None = None, trials: int | None 
         DataProblem: nothing bootstrapped.
         MemoryProblem: no point of the space fits the memory budget.
     """
-    from pipeline.settings_file import with_overrides
+    from pipeline.config.load import with_overrides
 
     tune = settings.tune
     settings = with_overrides(settings, tune.fixed, where=f"{settings.file}: tune.fixed")
@@ -88,8 +87,8 @@ def _check_memory(plan: Plan, space: Space) -> None:
     """Some corner of the space must fit the budget, by prediction; without a budget nothing is predicted."""
     if plan.memory_budget_gib is None or plan.base().train.batch_size == "auto":
         return  # auto: each trial divides its batch on the device it gets
-    from pipeline.data.label_space import LabelSpace
-    from pipeline.memory import predict_bytes
+    from pipeline.data.labels.label_space import LabelSpace
+    from pipeline.memory.predict import predict_bytes
 
     num_classes = LabelSpace.load(plan.base().bootstrapped / "label_space.json").num_classes
     least, point = float("inf"), {}

@@ -11,21 +11,18 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.atomic_file import write_text
-from pipeline.tuning.cluster import join
-from pipeline.tuning.mortality import LOW_MEMORY, RESTARTS, note_low_memory
-from pipeline.tuning.resources import Resources, share
+from pipeline.tuning.callbacks import LOW_MEMORY, RESTARTS, note_low_memory
+from pipeline.tuning.cluster import Resources, join, share
+from pipeline.tuning.finish import _end
 from pipeline.tuning.space import Space
-from pipeline.tuning.survivor import driving, survived
 from pipeline.tuning.sweep import Plan, Sweep
+from pipeline.tuning.watchdog import driving, survived
 
 if TYPE_CHECKING:
-    from pipeline.tuning.mirror import Mirror
+    pass
 
 
 def run_sweep(
@@ -55,7 +52,7 @@ def run_sweep(
     """
     settings = plan.base()
     sweep = Sweep(settings.tune.folder / plan.name)
-    from pipeline.tuning.mirror import Mirror, check_store
+    from pipeline.tuning.mlflow_sync import Mirror, check_store
 
     check_store(settings)
     machines = join(address)
@@ -88,29 +85,6 @@ def run_sweep(
     return sweep
 
 
-def end_runs(sweep: Sweep) -> None:
-    """Ends the runs of a sweep whose driver was killed, with what its files hold.
-
-    Raises:
-        Problem: the store cannot be reached.
-    """
-    from pipeline.tuning.mirror import Mirror
-
-    plan = sweep.plan
-    mirror = Mirror(sweep, plan.base())
-    mirror.open()
-    whole = sum(record.done for record in sweep.records()) == plan.trials
-    _end(sweep, mirror, "FINISHED" if whole else "KILLED")
-
-
-def _end(sweep: Sweep, mirror: Mirror, status: str) -> bool:
-    """Writes table and pictures of what there is and ends the runs; returns whether everything arrived."""
-    for record in sweep.records():
-        if record.outcome == "running":
-            sweep.write(replace(record, outcome="stopped"))
-    return mirror.close(status, _write_results(sweep))
-
-
 def _fit_to_the_end(
     sweep: Sweep,
     plan: Plan,
@@ -139,8 +113,8 @@ def _fit_to_the_end(
 def _fit(sweep: Sweep, plan: Plan, space: Space, resources: Resources, time_budget: float | None) -> None:
     from ray import tune
 
+    from pipeline.tuning.callbacks import Watcher
     from pipeline.tuning.search import SweepSearch, asha
-    from pipeline.tuning.watcher import Watcher
 
     left = plan.trials - sum(record.done for record in sweep.records())
     if left <= 0:
@@ -181,14 +155,3 @@ def _trial(config: dict[str, Any], folder: str, runtime: Mapping[str, Any]) -> N
     from pipeline.tuning.trial import run_trial
 
     run_trial(config, folder=folder, runtime=runtime, report=tune.report)
-
-
-def _write_results(sweep: Sweep) -> list[Path]:
-    """The table and the pictures of what there is so far."""
-    from pipeline.tuning.charts import draw
-    from pipeline.tuning.outcome import results_csv
-
-    plan, records = sweep.plan, sweep.records()
-    table = sweep.folder / "results.csv"
-    write_text(table, results_csv(plan, records))
-    return [table, *draw(plan, records, sweep.folder)]

@@ -21,8 +21,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import Searcher
 
 from pipeline.tuning.space import Space
-from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
-from pipeline.tuning.trial_files import read_journal
+from pipeline.tuning.sweep import Plan, Sweep, TrialRecord, read_journal
 
 _ASKS = 10
 _MOST_POINTS = 100_000

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UsageProblem
-from pipeline.settings import Settings
-from pipeline.settings_file import with_overrides
+from pipeline.config.load import with_overrides
+from pipeline.config.schema import Settings
+from pipeline.runtime.errors import UsageProblem
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

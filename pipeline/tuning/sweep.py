@@ -13,18 +13,16 @@ ones with their results, the others with their checkpoints.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.atomic_file import write_text
-from pipeline.errors import DataProblem, Problem, UsageProblem
-from pipeline.settings import Settings
+from pipeline.config.load import with_overrides
+from pipeline.config.schema import Settings
+from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.files import write_text
 
 FORMAT = 1
 DONE = ("finished", "pruned", "infeasible", "failed")
@@ -203,34 +201,26 @@ def find_sweep(folder: Path, name: str | None) -> Sweep:
     return Sweep(folder / (name or names[-1]))
 
 
-@contextlib.contextmanager
-def locked(path: Path, *, wait_seconds: float = 0.0, holder: str = "another process") -> Iterator[None]:
-    """Holds a lock that ends with this process, however that ends.
+# MERGED from pipeline.tuning.trial_files: What the driver of a sweep needs to know of its trials: read from files, without torch.
 
-    Args:
-        path: of the lock's file.
-        wait_seconds: how long to wait for another holder to end.
-        holder: who may hold it, for the message.
 
-    Raises:
-        Problem: somebody else holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        end = time.monotonic() + wait_seconds
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    raise Problem(
-                        f"{holder} is at work here", where=path.parent, mend="wait for it to end, or stop it"
-                    ) from None
-                time.sleep(0.2)
-        os.ftruncate(file, 0)
-        os.write(file, str(os.getpid()).encode())  # for people: who holds it
-        yield
-    finally:
-        os.close(file)
+def trial_settings(plan: Plan, values: Mapping[str, Any]) -> Settings:
+    """The settings of the trial with these swept values."""
+    return with_overrides(plan.base(), values)
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The whole events of a trial's metrics.jsonl; a line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(json.JSONDecodeError):
+            events.append(json.loads(line))
+    return [event for event in events if isinstance(event, dict) and {"step", "metrics"} <= set(event)]
+
+
+def predicted_gib(place: Path) -> float | None:
+    """Predicted peak of a training step of the trial whose folder this is, if it came to predicting."""
+    path = place / "predicted.json"
+    return float(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None

@@ -15,15 +15,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import Checkpoint, load_checkpoint
-from pipeline.errors import MemoryProblem, Problem
-from pipeline.results import judge
-from pipeline.runtime import PeakMemory, choose_device, is_out_of_memory, set_threads
-from pipeline.settings import Settings
-from pipeline.settings_file import with_overrides
-from pipeline.training import train
-from pipeline.tuning.sweep import Plan, Sweep, TrialRecord, locked, write_result
-from pipeline.tuning.trial_files import predicted_gib, read_journal, trial_settings
+from pipeline.checkpoint.format import Checkpoint, load_checkpoint
+from pipeline.config.load import with_overrides
+from pipeline.config.schema import Settings
+from pipeline.evaluation.outputs import judge
+from pipeline.runtime.device import PeakMemory, choose_device, is_out_of_memory, set_threads
+from pipeline.runtime.errors import MemoryProblem, Problem
+from pipeline.runtime.locks import locked
+from pipeline.training.trainer import train
+from pipeline.tuning.sweep import (
+    Plan,
+    Sweep,
+    TrialRecord,
+    predicted_gib,
+    read_journal,
+    trial_settings,
+    write_result,
+)
 
 Report = Callable[[dict[str, Any]], None]
 _PATIENCE_SECONDS = 120.0  # for the process that had this trial before to be gone
@@ -145,11 +153,11 @@ def _predict(settings: Settings, place: Path) -> float:
     known = predicted_gib(place)
     if known is not None:
         return known
-    from pipeline.atomic_file import write_text
-    from pipeline.batch_fit import find_accumulation
-    from pipeline.data.label_space import LabelSpace
-    from pipeline.memory import predict_bytes, with_changes
-    from pipeline.runtime import GIB
+    from pipeline.data.labels.label_space import LabelSpace
+    from pipeline.memory.batch_size import find_accumulation
+    from pipeline.memory.predict import predict_bytes, with_changes
+    from pipeline.runtime.device import GIB
+    from pipeline.runtime.files import write_text
 
     num_classes = LabelSpace.load(settings.bootstrapped / "label_space.json").num_classes
     if settings.train.batch_size == "auto":

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import Problem
+from pipeline.runtime.errors import Problem
 
 _WORD = b"ended\n"
 _HANDOVER_SECONDS = 120.0
@@ -52,7 +52,7 @@ def driving(folder: Path) -> Iterator[None]:
     Raises:
         Problem: another driver holds it.
     """
-    from pipeline.tuning.sweep import locked
+    from pipeline.runtime.locks import locked
 
     with contextlib.ExitStack() as held:
         with locked(folder / ".ending", wait_seconds=_HANDOVER_SECONDS, holder="the end of the sweep before"):
@@ -64,8 +64,9 @@ def main(folder: Path) -> None:
     """Waits for the driver's end; then ends its runs, unless it did or another driver has the sweep."""
     if sys.stdin.buffer.read():
         return
-    from pipeline.tuning.driver import end_runs
-    from pipeline.tuning.sweep import Sweep, locked
+    from pipeline.runtime.locks import locked
+    from pipeline.tuning.finish import end_runs
+    from pipeline.tuning.sweep import Sweep
 
     with contextlib.suppress(Problem), locked(folder / ".ending"):
         with locked(folder / ".lock", wait_seconds=_LOCK_SECONDS):

@@ -2,7 +2,7 @@
 
 Triton decides between compiler and interpreter when a kernel is decorated, its own language functions
 included. So Triton is imported here, once, with TRITON_INTERPRET=1; the variable is taken back at once, so
-that no other test and no process it starts is interpreted. The functions of models.fused accept CPU tensors
+that no other test and no process it starts is interpreted. The functions of models.fused.cross_entropy accept CPU tensors
 only while it is set.
 """
 
@@ -16,8 +16,8 @@ import torch
 if find_spec("triton") is not None and not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
     os.environ["TRITON_INTERPRET"] = "1"
     try:
-        import models.fused_search_kernels
-        import models.fused_upsample_kernels  # noqa: F401
+        import models.fused.search_kernels
+        import models.fused.upsample_kernels  # noqa: F401
     finally:
         del os.environ["TRITON_INTERPRET"]
 

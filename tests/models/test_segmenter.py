@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from models.backbone import OutputStrideWarning
+from models.backbone.backbone import OutputStrideWarning
 from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
 
 KINDS = ["test_resnet", "test_convnext", "test_efficientnet", "test_mambaout", "test_vit", "test_vit_relpos"]

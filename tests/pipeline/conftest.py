@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="session")
 def swept(tmp_path_factory: pytest.TempPathFactory, bootstrapped_project: Path, empty_store: Path) -> Path:
     """A project after a sweep of four of the six points of a grid: not to be changed, but for more trials."""
-    from tests.pipeline.sweeping import make_project, tune
+    from tests.pipeline.tuning.sweeping import make_project, tune
 
     folder = tmp_path_factory.mktemp("swept") / "project"
     space = {"model.embedding_dim": {"grid": [4, 8]}, "loss.num_negatives": {"grid": [1, 3, 7]}}

@@ -16,8 +16,8 @@ import yaml
 from mlflow import MlflowClient
 
 from tests.command import pipeline_here
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 VARIANTS = ("exact", "softmax")
 
 

@@ -1,7 +1,7 @@
 """Annotation files read in one piece: indexed by the `lvis` and `pycocotools` libraries, or refused by name.
 
-Everything that these libraries take for granted is checked before (`pipeline.data.annotations`). Reading a
-file in pieces (`pipeline.data.rows`) is faster and comes here where it meets something odd.
+Everything that these libraries take for granted is checked before (`pipeline.data.annotations.validation`). Reading a
+file in pieces (`pipeline.data.annotations.index`) is faster and comes here where it meets something odd.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.annotations import NOTHING, RESTORE, AnnotationFile, RowChecks, Rows, kind_of
-from pipeline.errors import DataProblem, Problem
-from pipeline.runtime import without_collector
+from pipeline.data.annotations.validation import NOTHING, RESTORE, AnnotationFile, RowChecks, Rows, kind_of
+from pipeline.runtime.device import without_collector
+from pipeline.runtime.errors import DataProblem, Problem
 
 
 def read_lvis(path: Path, without: Rows = NOTHING) -> AnnotationFile:
@@ -24,7 +24,7 @@ def read_lvis(path: Path, without: Rows = NOTHING) -> AnnotationFile:
 
     Args:
         path: the file.
-        without: rows to pass over, see `pipeline.data.quarantine`.
+        without: rows to pass over, see `pipeline.data.annotations.quarantine`.
 
     Raises:
         DataProblem: missing, malformed, or at odds with itself.
@@ -48,7 +48,7 @@ def read_stuff(path: Path, without: Rows = NOTHING) -> AnnotationFile:
 
     Args:
         path: the file.
-        without: rows to pass over, see `pipeline.data.quarantine`.
+        without: rows to pass over, see `pipeline.data.annotations.quarantine`.
 
     Raises:
         DataProblem: missing, malformed, or at odds with itself.

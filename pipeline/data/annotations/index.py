@@ -4,7 +4,7 @@ LVIS's train file is a gigabyte of JSON. Parsed in one piece it takes one core m
 the list of annotations is cut between two rows into pieces, each is parsed alone, and of each row no more is
 kept than its ids and the bytes it takes up; whoever draws an image parses its rows again. A cut in the wrong
 place leaves brackets or quotes open, so that pieces which all parse are the list. A file that looks otherwise
-than expected is not read here: `pipeline.data.whole_files` reads it in one piece, and names what is wrong.
+than expected is not read here: `pipeline.data.annotations.fallback` reads it in one piece, and names what is wrong.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from pipeline.errors import DataProblem
-from pipeline.runtime import without_collector
+from pipeline.runtime.device import without_collector
+from pipeline.runtime.errors import DataProblem
 
 PIECE = 2**20
 """Bytes, about."""

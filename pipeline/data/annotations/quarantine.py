@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.atomic_file import write_text
-from pipeline.data.annotations import NOTHING, Rows
-from pipeline.errors import DataProblem
+from pipeline.data.annotations.validation import NOTHING, Rows
+from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.files import write_text
 
 FORMAT = "kiloseg quarantine 1"
 AGAIN = "check again: pipeline data check ROOT --quarantine"

@@ -1,8 +1,8 @@
 """Reading all annotation files of a dataset at once, by as many processes as there are.
 
-Each file is indexed (`pipeline.data.rows`) and its rows are held against the rules of
-`pipeline.data.annotations`. Where one breaks a rule, or a file looks otherwise than expected, that file is
-read in one piece instead (`pipeline.data.whole_files`): that names what is wrong, and reads what only looks
+Each file is indexed (`pipeline.data.annotations.index`) and its rows are held against the rules of
+`pipeline.data.annotations.validation`. Where one breaks a rule, or a file looks otherwise than expected, that file is
+read in one piece instead (`pipeline.data.annotations.fallback`): that names what is wrong, and reads what only looks
 odd.
 """
 
@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.data.annotations import NOTHING, AnnotationFile, Form, RowChecks, Rows
-from pipeline.data.parallel import WorkerPool, ordered_map
-from pipeline.data.rows import Columns, IndexedRows, cut, index
-from pipeline.data.whole_files import read_coco, read_lvis, read_stuff, without_rows
-from pipeline.errors import DataProblem
-from pipeline.progress import Progress
+from pipeline.data.annotations.fallback import read_coco, read_lvis, read_stuff, without_rows
+from pipeline.data.annotations.index import Columns, IndexedRows, cut, index
+from pipeline.data.annotations.validation import NOTHING, AnnotationFile, Form, RowChecks, Rows
+from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.workers import WorkerPool, ordered_map
 
 
 class Source(NamedTuple):
@@ -29,7 +29,7 @@ class Source(NamedTuple):
         path: the file.
         form: see `RowChecks`.
         folder: of the images, with "coco".
-        without: rows to pass over, see `pipeline.data.quarantine`.
+        without: rows to pass over, see `pipeline.data.annotations.quarantine`.
     """
 
     path: Path

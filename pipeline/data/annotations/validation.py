@@ -1,20 +1,20 @@
 """What an annotation file in LVIS's or COCO's form holds, and the rules by which its rows can be trusted.
 
 The rules say everything that reading takes for granted: keys, types, ids that point to something. Files are
-read by `pipeline.data.reading`; the outlines are checked where they are drawn (`pipeline.data.masks`).
+read by `pipeline.data.annotations.reader`; the outlines are checked where they are drawn (`pipeline.data.bootstrap.rasterize`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Container, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pipeline.data.label_space import UNLABELLED_STUFF
-from pipeline.data.rows import IndexedRows
-from pipeline.errors import DataProblem
+from pipeline.data.annotations.index import IndexedRows
+from pipeline.data.labels.label_space import UNLABELLED_STUFF
+from pipeline.runtime.errors import DataProblem
 
 MAX_SIDE = 65_500
 """Pixels; JPEG's limit. Beyond it pycocotools' 32-bit pixel numbers could overflow."""
@@ -250,3 +250,71 @@ def kind_of(value: object) -> str:
     """What JSON calls a value: "a list", "null", "a number"."""
     names = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "true or false"}
     return names.get(type(value), "a number")
+
+
+# MERGED from pipeline.data.agreement: What the annotation files of one dataset must agree about: categories, images, sizes.
+
+
+def require_agreement(
+    train: AnnotationFile, val: AnnotationFile, passed_over: Container[int] = frozenset()
+) -> None:
+    """Holds the two halves of a dataset against each other.
+
+    Args:
+        train: one half.
+        val: the other.
+        passed_over: ids of images that both may list.
+
+    Raises:
+        DataProblem: the first category that is not the same in both, or image that both list.
+    """
+    for problem in category_disagreements(train, val):
+        raise problem
+    for image_id, problem in listed_twice(train, val):
+        if image_id not in passed_over:
+            raise problem
+
+
+def category_disagreements(first: AnnotationFile, second: AnnotationFile) -> Iterator[DataProblem]:
+    """What is wrong with each category that is not the same in both files."""
+    names = [{category["id"]: category["name"] for category in file.categories} for file in (first, second)]
+    for category_id in sorted(names[0].keys() | names[1].keys()):
+        found = [repr(by_id[category_id]) if category_id in by_id else "absent" for by_id in names]
+        if found[0] != found[1]:
+            yield DataProblem(
+                "two files disagree about a category",
+                where=f"{first.name} and {second.name}",
+                found=f"category {category_id}: {found[0]} and {found[1]}",
+                allowed="the same categories in both",
+                mend="take both from the same release",
+            )
+
+
+def listed_twice(first: AnnotationFile, second: AnnotationFile) -> Iterator[tuple[int, DataProblem]]:
+    """Image id and what is wrong, for each image that both files list."""
+    for image_id in first.images:
+        if image_id in second.images:
+            yield (
+                image_id,
+                DataProblem(
+                    "an image is listed in both halves of a dataset",
+                    where=f"{first.name} and {second.name}",
+                    found=f"image {image_id}",
+                    allowed="each image in one of them",
+                    mend=RESTORE,
+                ),
+            )
+
+
+def size_disagreement(image: ImageEntry, file: AnnotationFile) -> DataProblem | None:
+    """What is wrong where the file gives the image another size."""
+    other = file.images.get(image.image_id)
+    if other is None or (other.height, other.width) == (image.height, image.width):
+        return None
+    return DataProblem(
+        "two files disagree about the size of an image",
+        where=f"{file.name}: image {image.image_id}",
+        found=f"{other.width} x {other.height} (width x height)",
+        allowed=f"{image.width} x {image.height} as in the LVIS file",
+        mend="take both from the same release",
+    )

@@ -1,12 +1,12 @@
 """From a dataset on disk to masks, splits, statistics and a label space.
 
-The images are those that the dataset lists, in whatever layout (`pipeline.data.layouts`): its train list
+The images are those that the dataset lists, in whatever layout (`pipeline.data.layouts.layout`): its train list
 gives `train` and `holdout` (a part kept back for choosing checkpoints), its val list gives `val`. An image
 without a single labelled pixel teaches and measures nothing: it is left out, by name. The output is the same
 to the byte whatever the machine and the number of workers, and names no path outside the dataset:
 
     label_space.json label_space.csv     the classes
-    train-000.arrow ...                  masks, see `pipeline.data.shards`
+    train-000.arrow ...                  masks, see `pipeline.data.store.shards`
     class_statistics.csv                 images and pixels of each class in each split
     statistics.json                      the same, and sums: coverage, sources, frequency groups, never seen
     manifest.json                        how it was made, from what, what is in it and what was left out
@@ -22,21 +22,19 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.atomic_file import write_text
-from pipeline.data.annotations import ImageEntry
-from pipeline.data.atomic_folder import atomic_folder
-from pipeline.data.label_space import LabelSpace
-from pipeline.data.layouts import open_layout
-from pipeline.data.manifest import SplitCounts, describe, is_bootstrapped
-from pipeline.data.masks import Shape, check_overlap_rule, draw
-from pipeline.data.masks_layout import StoredMask
-from pipeline.data.parallel import WorkerPool, ordered_map
-from pipeline.data.rows import RowReader
-from pipeline.data.shards import ROWS_PER_BATCH, MaskRow, compress_mask, serialize_rows, write_shard
-from pipeline.data.splits import SPLITS, LeftOut
-from pipeline.data.statistics import as_json, class_table, statistics
-from pipeline.errors import DataProblem, UsageProblem
-from pipeline.progress import Progress
+from pipeline.data.annotations.index import RowReader
+from pipeline.data.annotations.validation import ImageEntry
+from pipeline.data.bootstrap.rasterize import check_overlap_rule, draw
+from pipeline.data.bootstrap.statistics import as_json, class_table, statistics
+from pipeline.data.labels.label_space import LabelSpace
+from pipeline.data.layouts.layout import Shape, StoredMask
+from pipeline.data.layouts.opening import open_layout
+from pipeline.data.store.manifest import SPLITS, LeftOut, SplitCounts, describe, is_bootstrapped
+from pipeline.data.store.shards import ROWS_PER_BATCH, MaskRow, compress_mask, serialize_rows, write_shard
+from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.files import atomic_folder, write_text
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.workers import WorkerPool, ordered_map
 
 IMAGES_PER_SHARD = 5_000
 
@@ -79,10 +77,10 @@ def bootstrap(
         holdout_fraction: share of LVIS's train images to keep back, 0 <= fraction < 1. At least one is kept
             back and one left, where there are two.
         holdout_seed: which images are kept back; their ids and the seed alone decide.
-        overlap: which annotation keeps a pixel claimed by several, see `pipeline.data.masks`.
+        overlap: which annotation keeps a pixel claimed by several, see `pipeline.data.bootstrap.rasterize`.
         keep_classes: names or class ids of the whole label space to keep; None for all.
-        layout: how the dataset lies on disk, see `pipeline.data.layouts`.
-        pool: processes that read and draw beside this one, see `pipeline.data.parallel.worker_pool`.
+        layout: how the dataset lies on disk, see `pipeline.data.layouts.layout`.
+        pool: processes that read and draw beside this one, see `pipeline.runtime.workers.worker_pool`.
         check_images: open each image for its size. Without it only its presence is checked.
         images_per_shard: the most images in one file of masks.
 

@@ -15,53 +15,19 @@ pieces are painted from bottom to top, so that the uppermost annotation wins wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
-from pipeline.data.outlines import Intervals, foreground_intervals
-from pipeline.errors import UsageProblem
+from pipeline.data.bootstrap.rle import Intervals, foreground_intervals
+from pipeline.data.layouts.layout import Drawing, Shape
+from pipeline.runtime.errors import UsageProblem
 
 OverlapRule = Literal["first", "smallest"]
 OVERLAP_RULES = get_args(OverlapRule)
 
 COLUMNS = 128
 """Turned at once from columns to rows: what fits the processor's first cache."""
-
-
-class Shape(NamedTuple):
-    """One annotation to draw.
-
-    Args:
-        class_id: the value of its pixels, 0 for unlabelled.
-        segmentation: polygons [[x, y, x, y, ...], ...] in pixels, or RLE {"size": [height, width], "counts":
-            run lengths or COCO's string}.
-        where: names the annotation in errors.
-        stuff: a background region, which things cover.
-    """
-
-    class_id: int
-    segmentation: Any
-    where: str
-    stuff: bool = False
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A drawn image.
-
-    Args:
-        mask: (height, width) uint16 class ids, 0 = unlabelled.
-        class_ids: those present, ascending, without the unlabelled.
-        pixel_counts: the pixels of each.
-        stuff_pixels: how many of them were drawn from stuff annotations.
-    """
-
-    mask: np.ndarray
-    class_ids: list[int]
-    pixel_counts: list[int]
-    stuff_pixels: int
 
 
 def draw(shapes: Sequence[Shape], height: int, width: int, *, overlap: str = "first") -> Drawing:

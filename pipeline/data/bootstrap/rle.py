@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pipeline.errors import DataProblem
+from pipeline.runtime.errors import DataProblem
 
 REPAIR = "take the file from its source again, or remove this annotation"
 

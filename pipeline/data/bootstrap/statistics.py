@@ -8,9 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.data.label_space import LabelSpace
-from pipeline.data.manifest import SplitCounts
-from pipeline.data.splits import SPLITS
+from pipeline.data.labels.label_space import LabelSpace
+from pipeline.data.store.manifest import SPLITS, SplitCounts
 
 FORMAT = "kiloseg statistics 1"
 

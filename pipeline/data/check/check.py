@@ -15,17 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.atomic_file import write_text
-from pipeline.data.agreement import category_disagreements, listed_twice, size_disagreement
-from pipeline.data.annotations import RESTORE, AnnotationFile, RowChecks
-from pipeline.data.categories import official_categories
-from pipeline.data.examine import ORIGINAL, Examined, Outline, Task, examine
-from pipeline.data.official_layout import LVIS_FILES, STUFF_FILES
-from pipeline.data.parallel import ordered_map, worker_pool
-from pipeline.data.quarantine import Quarantine, digest
-from pipeline.data.whole_files import load_tree
-from pipeline.errors import DataProblem
-from pipeline.progress import Progress
+from pipeline.data.annotations.fallback import load_tree
+from pipeline.data.annotations.quarantine import Quarantine, digest
+from pipeline.data.annotations.validation import (
+    RESTORE,
+    AnnotationFile,
+    RowChecks,
+    category_disagreements,
+    listed_twice,
+    size_disagreement,
+)
+from pipeline.data.check.image import ORIGINAL, Examined, Outline, Task, examine
+from pipeline.data.labels.official import official_categories
+from pipeline.data.layouts.coco_lvis import LVIS_FILES, STUFF_FILES
+from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.files import write_text
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.workers import ordered_map, worker_pool
 
 COLUMNS = ("file", "kind", "detail", "remedy", "weight", "quarantined")
 
@@ -144,7 +150,7 @@ def check(root: Path, *, num_workers: int = 0) -> CheckResult:
     files = _read_files(root, report)
     _check_categories(files, report)
     _compare_files(files, report)
-    with worker_pool(num_workers, "pipeline.data.examine") as pool:
+    with worker_pool(num_workers, "pipeline.data.check.image") as pool:
         tasks = list(_tasks(root, files, report))
         with Progress("check images", len(tasks)) as progress:
             for (split, task), examined in zip(

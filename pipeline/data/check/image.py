@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.annotations import ImageEntry
-from pipeline.data.outlines import foreground_runs
-from pipeline.errors import DataProblem
+from pipeline.data.annotations.validation import ImageEntry
+from pipeline.data.bootstrap.rle import foreground_runs
+from pipeline.runtime.errors import DataProblem
 
 ORIGINAL = "take the original file from its source again"
 

@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.atomic_file import write_text
-from pipeline.data.archives import Archive
-from pipeline.data.disk import naming_full_disk
-from pipeline.data.download import CHUNK, Wanted, download
-from pipeline.errors import DataProblem, Problem, UsageProblem
-from pipeline.progress import Progress
-from pipeline.runtime import GIB
+from pipeline.data.download.archives import Archive
+from pipeline.data.download.http import CHUNK, Wanted, download
+from pipeline.runtime.device import GIB
+from pipeline.runtime.errors import DataProblem, Problem, UsageProblem
+from pipeline.runtime.files import naming_full_disk, write_text
+from pipeline.runtime.progress import Progress
 
 MIB = 2**20
 SPARE = 64 * MIB

@@ -20,8 +20,8 @@ from pathlib import Path
 import requests
 from urllib3.exceptions import HTTPError
 
-from pipeline.atomic_file import write_text
-from pipeline.errors import DataProblem, Problem
+from pipeline.runtime.errors import DataProblem, Problem
+from pipeline.runtime.files import write_text
 
 CHUNK = 2**20
 ATTEMPTS = 6

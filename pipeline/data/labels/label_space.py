@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.atomic_file import write_text
-from pipeline.data.categories import OfficialCategories as OfficialCategories
-from pipeline.data.categories import official_categories as official_categories
-from pipeline.errors import DataProblem, UsageProblem
+from pipeline.data.labels.official import OfficialCategories as OfficialCategories
+from pipeline.data.labels.official import official_categories as official_categories
+from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.files import write_text
 
 FORMAT = "kiloseg label space 1"
 MAX_CLASSES = 65_534

@@ -12,15 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.data.agreement import require_agreement
-from pipeline.data.annotations import ImageEntry
-from pipeline.data.label_space import ClassEntry, LabelSpace
-from pipeline.data.masks import Shape
-from pipeline.data.parallel import WorkerPool
-from pipeline.data.quarantine import Quarantine
-from pipeline.data.reading import Source, read_files
-from pipeline.data.splits import Splits, divide, lacking_annotation
-from pipeline.errors import DataProblem
+from pipeline.data.annotations.quarantine import Quarantine
+from pipeline.data.annotations.reader import Source, read_files
+from pipeline.data.annotations.validation import ImageEntry, require_agreement
+from pipeline.data.labels.label_space import ClassEntry, LabelSpace
+from pipeline.data.layouts.layout import Shape
+from pipeline.data.layouts.splits import Splits, divide, lacking_annotation
+from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.workers import WorkerPool
 
 SOURCE = "coco"
 OTHER = (183, "other")
@@ -32,7 +31,7 @@ class CocoLayout:
     Args:
         root: the dataset's folder.
         keep_classes: names or class ids of the whole label space to keep; None for all.
-        pool: processes that share the reading, see `pipeline.data.parallel`.
+        pool: processes that share the reading, see `pipeline.runtime.workers`.
 
     Raises:
         DataProblem: missing or damaged files, or files that contradict each other.

@@ -12,14 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.data.agreement import require_agreement, size_disagreement
-from pipeline.data.annotations import ImageEntry
-from pipeline.data.label_space import LVIS, STUFF, merge_categories, official_categories
-from pipeline.data.masks import Shape
-from pipeline.data.parallel import WorkerPool
-from pipeline.data.quarantine import Quarantine
-from pipeline.data.reading import Source, read_files
-from pipeline.data.splits import Splits, divide, lacking_annotation
+from pipeline.data.annotations.quarantine import Quarantine
+from pipeline.data.annotations.reader import Source, read_files
+from pipeline.data.annotations.validation import ImageEntry, require_agreement, size_disagreement
+from pipeline.data.labels.label_space import LVIS, STUFF, merge_categories, official_categories
+from pipeline.data.layouts.layout import Shape
+from pipeline.data.layouts.splits import Splits, divide, lacking_annotation
+from pipeline.runtime.workers import WorkerPool
 
 LVIS_FILES = {"train": "lvis_v1_train.json", "val": "lvis_v1_val.json"}
 STUFF_FILES = ("stuff_train2017.json", "stuff_val2017.json")
@@ -33,7 +32,7 @@ class OfficialLayout:
     Args:
         root: the dataset's folder.
         keep_classes: names or class ids of the whole label space to keep; None for all.
-        pool: processes that share the reading, see `pipeline.data.parallel`.
+        pool: processes that share the reading, see `pipeline.runtime.workers`.
 
     Raises:
         DataProblem: missing or damaged files, or files that contradict each other.

@@ -1,28 +1,25 @@
 """The ways in which a dataset may lie on disk; what comes out of each looks the same to bootstrapping.
 
-    coco_lvis   COCO 2017 with LVIS v1 and COCO-Stuff as published: `pipeline.data.official_layout`
-    coco        any COCO-format annotations, one file for train and one for val: `pipeline.data.coco_layout`
-    masks       images beside 8- or 16-bit PNG masks and a list of classes: `pipeline.data.masks_layout`
+    coco_lvis   COCO 2017 with LVIS v1 and COCO-Stuff as published: `pipeline.data.layouts.coco_lvis`
+    coco        any COCO-format annotations, one file for train and one for val: `pipeline.data.layouts.coco`
+    masks       images beside 8- or 16-bit PNG masks and a list of classes: `pipeline.data.layouts.png_masks`
 
 docs/data.md shows them to users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
-from pipeline.data.annotations import ImageEntry
-from pipeline.data.coco_layout import CocoLayout
-from pipeline.data.label_space import LabelSpace
-from pipeline.data.masks import Shape
-from pipeline.data.masks_layout import MasksLayout, StoredMask
-from pipeline.data.official_layout import OfficialLayout
-from pipeline.data.parallel import WorkerPool
-from pipeline.data.quarantine import Quarantine
-from pipeline.data.splits import Splits
-from pipeline.errors import DataProblem, UsageProblem
+import numpy as np
+
+from pipeline.data.annotations.quarantine import Quarantine
+from pipeline.data.annotations.validation import ImageEntry
+from pipeline.data.labels.label_space import LabelSpace
+from pipeline.data.layouts.splits import Splits
+from pipeline.runtime.errors import DataProblem
 
 LayoutName = Literal["coco_lvis", "coco", "masks"]
 LAYOUTS = get_args(LayoutName)
@@ -51,37 +48,110 @@ class Layout(Protocol):
         """What is annotated on an image; segmentations may still have to be read by `RowReader`."""
 
 
-def open_layout(
-    name: str,
-    root: Path,
-    keep_classes: Sequence[str | int] | None = None,
-    pool: WorkerPool | None = None,
-) -> Layout:
-    """Reads a dataset's annotations.
+class Shape(NamedTuple):
+    """One annotation to draw.
 
     Args:
-        name: coco_lvis, coco or masks.
-        root: the dataset's folder.
-        keep_classes: names or class ids of the whole label space to keep; None for all.
-        pool: processes that share the reading, see `pipeline.data.parallel`.
-
-    Raises:
-        DataProblem: missing or damaged files, or files that contradict each other.
-        UsageProblem: an unknown layout or class to keep.
+        class_id: the value of its pixels, 0 for unlabelled.
+        segmentation: polygons [[x, y, x, y, ...], ...] in pixels, or RLE {"size": [height, width], "counts":
+            run lengths or COCO's string}.
+        where: names the annotation in errors.
+        stuff: a background region, which things cover.
     """
-    if name not in LAYOUTS:
-        raise UsageProblem(
-            "unknown layout", where="data.layout", found=repr(name), allowed=", ".join(LAYOUTS)
-        )
-    if not root.is_dir():
-        raise DataProblem(
-            "no such dataset folder",
-            where=root,
-            allowed="a folder with images and annotations/, see docs/data.md",
-            mend="name the right folder in data.root; data/tiny is made by dvc repro",
-        )
-    if name == "coco":
-        return CocoLayout(root, keep_classes, pool)
-    if name == "masks":
-        return MasksLayout(root, keep_classes)
-    return OfficialLayout(root, keep_classes, pool)
+
+    class_id: int
+    segmentation: Any
+    where: str
+    stuff: bool = False
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawn image.
+
+    Args:
+        mask: (height, width) uint16 class ids, 0 = unlabelled.
+        class_ids: those present, ascending, without the unlabelled.
+        pixel_counts: the pixels of each.
+        stuff_pixels: how many of them were drawn from stuff annotations.
+    """
+
+    mask: np.ndarray
+    class_ids: list[int]
+    pixel_counts: list[int]
+    stuff_pixels: int
+
+
+LARGEST = 65_535
+
+
+@dataclass(frozen=True)
+class StoredMask:
+    """A mask to read.
+
+    Args:
+        path: a PNG.
+        class_ids: pixel value -> class id, 0 for unlabelled.
+    """
+
+    path: Path
+    class_ids: dict[int, int]
+
+    def read(self, height: int, width: int) -> Drawing:
+        """The mask with class ids for pixel values.
+
+        Raises:
+            DataProblem: unreadable, of another size than its image, in colours, or with an unlisted value.
+        """
+        values = self._values()
+        if values.shape != (height, width):
+            raise DataProblem(
+                "a mask of another size than its image",
+                where=self.path,
+                found=f"{values.shape[1]} x {values.shape[0]} (width x height)",
+                allowed=f"{width} x {height}",
+                mend="export it at the image's size, without resampling",
+            )
+        counts = np.bincount(values.ravel(), minlength=1)
+        table = np.zeros(len(counts), np.uint16)
+        for value in np.flatnonzero(counts).tolist():
+            if value not in self.class_ids:
+                raise DataProblem(
+                    "a pixel value that is not in the list of classes",
+                    where=self.path,
+                    found=f"{value}, on {counts[value]} pixels",
+                    allowed=f"the {len(self.class_ids)} values of annotations/classes.csv",
+                    mend="add it to the list, without a name if it means unlabelled",
+                )
+            table[value] = self.class_ids[value]
+        pixels = np.bincount(table, counts)[1:].astype(np.int64)
+        ids = np.flatnonzero(pixels)
+        return Drawing(table[values], (ids + 1).tolist(), pixels[ids].tolist(), 0)
+
+    def _values(self) -> np.ndarray:
+        from PIL import Image
+
+        try:
+            with Image.open(self.path) as opened:
+                mode, pixels = opened.mode, np.asarray(opened)
+        except Exception as error:  # Pillow raises nearly anything on damaged files
+            raise DataProblem(
+                "unreadable mask" if self.path.is_file() else "missing mask",
+                where=self.path,
+                found=error,
+                mend="every image needs a mask under its own name; make it again",
+            ) from error
+        if mode not in ("L", "P", "I", "1") and not mode.startswith("I;16"):
+            raise DataProblem(
+                "a mask in colours",
+                where=self.path,
+                found=f"mode {mode}",
+                allowed="8- or 16-bit grey, or a palette",
+                mend="write class numbers instead of colours",
+            )
+        values: np.ndarray = pixels.astype(np.int32)  # at once: 16-bit arithmetic wraps
+        if values.size and not 0 <= values.min() <= values.max() <= LARGEST:
+            raise DataProblem(
+                "a pixel value out of range", where=self.path, found=f"{values.min()} to {values.max()}"
+            )
+        return values

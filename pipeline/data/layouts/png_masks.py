@@ -12,94 +12,18 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from pipeline.data.annotations import ImageEntry
-from pipeline.data.coco_layout import one_folder
-from pipeline.data.label_space import ClassEntry, LabelSpace
-from pipeline.data.masks import Drawing
-from pipeline.data.quarantine import Quarantine
-from pipeline.data.splits import Splits, divide
-from pipeline.errors import DataProblem
+from pipeline.data.annotations.quarantine import Quarantine
+from pipeline.data.annotations.validation import ImageEntry
+from pipeline.data.labels.label_space import ClassEntry, LabelSpace
+from pipeline.data.layouts.coco import one_folder
+from pipeline.data.layouts.layout import LARGEST, StoredMask
+from pipeline.data.layouts.splits import Splits, divide
+from pipeline.runtime.errors import DataProblem
 
 SOURCE = "masks"
-LARGEST = 65_535
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-
-
-@dataclass(frozen=True)
-class StoredMask:
-    """A mask to read.
-
-    Args:
-        path: a PNG.
-        class_ids: pixel value -> class id, 0 for unlabelled.
-    """
-
-    path: Path
-    class_ids: dict[int, int]
-
-    def read(self, height: int, width: int) -> Drawing:
-        """The mask with class ids for pixel values.
-
-        Raises:
-            DataProblem: unreadable, of another size than its image, in colours, or with an unlisted value.
-        """
-        values = self._values()
-        if values.shape != (height, width):
-            raise DataProblem(
-                "a mask of another size than its image",
-                where=self.path,
-                found=f"{values.shape[1]} x {values.shape[0]} (width x height)",
-                allowed=f"{width} x {height}",
-                mend="export it at the image's size, without resampling",
-            )
-        counts = np.bincount(values.ravel(), minlength=1)
-        table = np.zeros(len(counts), np.uint16)
-        for value in np.flatnonzero(counts).tolist():
-            if value not in self.class_ids:
-                raise DataProblem(
-                    "a pixel value that is not in the list of classes",
-                    where=self.path,
-                    found=f"{value}, on {counts[value]} pixels",
-                    allowed=f"the {len(self.class_ids)} values of annotations/classes.csv",
-                    mend="add it to the list, without a name if it means unlabelled",
-                )
-            table[value] = self.class_ids[value]
-        pixels = np.bincount(table, counts)[1:].astype(np.int64)
-        ids = np.flatnonzero(pixels)
-        return Drawing(table[values], (ids + 1).tolist(), pixels[ids].tolist(), 0)
-
-    def _values(self) -> np.ndarray:
-        from PIL import Image
-
-        try:
-            with Image.open(self.path) as opened:
-                mode, pixels = opened.mode, np.asarray(opened)
-        except Exception as error:  # Pillow raises nearly anything on damaged files
-            raise DataProblem(
-                "unreadable mask" if self.path.is_file() else "missing mask",
-                where=self.path,
-                found=error,
-                mend="every image needs a mask under its own name; make it again",
-            ) from error
-        if mode not in ("L", "P", "I", "1") and not mode.startswith("I;16"):
-            raise DataProblem(
-                "a mask in colours",
-                where=self.path,
-                found=f"mode {mode}",
-                allowed="8- or 16-bit grey, or a palette",
-                mend="write class numbers instead of colours",
-            )
-        values: np.ndarray = pixels.astype(np.int32)  # at once: 16-bit arithmetic wraps
-        if values.size and not 0 <= values.min() <= values.max() <= LARGEST:
-            raise DataProblem(
-                "a pixel value out of range", where=self.path, found=f"{values.min()} to {values.max()}"
-            )
-        return values
 
 
 class MasksLayout:

@@ -6,19 +6,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from pipeline.data.annotations import AnnotationFile, ImageEntry
-
-SPLITS = ("train", "holdout", "val")
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """An image that got no place in a split, and why."""
-
-    image_id: int
-    file: str
-    split: str
-    reason: str
+from pipeline.data.annotations.validation import AnnotationFile, ImageEntry
+from pipeline.data.store.manifest import SPLITS, LeftOut
 
 
 @dataclass(frozen=True)

@@ -4,36 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipeline.data.label_space import LabelSpace
-from pipeline.data.manifest import read_manifest
-from pipeline.data.shards import MaskRow, MaskShards
-from pipeline.data.splits import SPLITS
-from pipeline.errors import DataProblem, UsageProblem
-
-IGNORE_INDEX = -1
-"""Train id of unlabelled pixels: below all classes, since every number from 0 on may be a class."""
-
-
-class Sample(NamedTuple):
-    """One image with its truth.
-
-    Args:
-        image: (3, H, W) uint8, RGB.
-        target: (H, W) int64 train ids 0..C-1, or IGNORE_INDEX.
-        image_id: COCO's.
-    """
-
-    image: Tensor
-    target: Tensor
-    image_id: int
+from pipeline.data.labels.label_space import LabelSpace
+from pipeline.data.loading.batch import Sample
+from pipeline.data.store.manifest import SPLITS, read_manifest
+from pipeline.data.store.shards import MaskRow, MaskShards
+from pipeline.runtime.errors import DataProblem, UsageProblem
 
 
 class SegmentationDataset(Dataset[Sample]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -12,29 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.data.dataset import Sample
-from pipeline.data.sampling import Draw, ShuffledBatches, sample_seed
-from pipeline.errors import DataProblem, Problem
-from pipeline.runtime import resolve_num_workers
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What the network is given at a step.
-
-    Args:
-        images: (N, 3, H, W) uint8; become floats in [0, 1] only on the device.
-        target: (N, H, W) int64 train ids, `IGNORE_INDEX` where unlabelled.
-        image_ids: N ids.
-    """
-
-    images: Tensor
-    target: Tensor
-    image_ids: tuple[int, ...]
-
-    def pin_memory(self) -> Batch:
-        """Called by torch's loader: a copy from which the GPU can fetch while it computes."""
-        return Batch(self.images.pin_memory(), self.target.pin_memory(), self.image_ids)
+from pipeline.data.loading.batch import Batch, Sample
+from pipeline.data.loading.sampler import Draw, ShuffledBatches, sample_seed
+from pipeline.runtime.device import resolve_num_workers
+from pipeline.runtime.errors import DataProblem, Problem
 
 
 class Transform(Protocol):

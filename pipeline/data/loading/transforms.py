@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.data.dataset import IGNORE_INDEX
+from pipeline.data.loading.batch import IGNORE_INDEX
 
 PADDING_COLOUR = (124, 116, 104)
 """The mean of ImageNet in 8 bits: what the backbones normalise to about zero."""

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.atomic_file import atomic_path
-from pipeline.data.dataset import SegmentationDataset, read_image
-from pipeline.data.splits import SPLITS
-from pipeline.errors import UsageProblem
-from pipeline.progress import Progress
+from pipeline.data.loading.batch import IGNORE_INDEX
+from pipeline.data.loading.dataset import SegmentationDataset, read_image
+from pipeline.data.store.manifest import SPLITS
+from pipeline.runtime.errors import UsageProblem
+from pipeline.runtime.files import atomic_path
+from pipeline.runtime.progress import Progress
 
 
 def export_masks(bootstrapped: Path, folder: Path, *, split: str | None = None) -> int:
@@ -84,3 +85,20 @@ def _lay_over(image: np.ndarray, mask: np.ndarray, names: dict[int, str]) -> Ima
             stroke_fill="black",
         )
     return picture
+
+
+def class_colour(train_id: int) -> tuple[int, int, int]:
+    """A fixed colour for a class: hues at the golden ratio, three lightnesses and two saturations."""
+    hue = (train_id * 0.6180339887498949) % 1.0
+    lightness, saturation = (0.42, 0.56, 0.70)[train_id % 3], (0.85, 0.55)[train_id // 3 % 2]
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def colourise(train_ids: np.ndarray) -> np.ndarray:
+    """(H, W) train ids -> (H, W, 3) uint8; unlabelled pixels are white."""
+    ids, inverse = np.unique(train_ids, return_inverse=True)
+    colours = [
+        (255, 255, 255) if train_id == IGNORE_INDEX else class_colour(int(train_id)) for train_id in ids
+    ]
+    return np.array(colours, dtype=np.uint8)[inverse].reshape(*train_ids.shape, 3)

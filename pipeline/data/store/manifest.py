@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.label_space import LabelSpace
-from pipeline.data.shards import MaskRow
-from pipeline.data.splits import SPLITS, LeftOut
-from pipeline.errors import DataProblem
+from pipeline.data.labels.label_space import LabelSpace
+from pipeline.data.store.shards import MaskRow
+from pipeline.runtime.errors import DataProblem
 
 FORMAT = "kiloseg bootstrapped dataset 1"
 
@@ -132,3 +131,16 @@ def _fingerprint(path: Path) -> dict[str, object]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
+
+
+SPLITS = ("train", "holdout", "val")
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """An image that got no place in a split, and why."""
+
+    image_id: int
+    file: str
+    split: str
+    reason: str

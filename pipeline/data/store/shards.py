@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import DataProblem
+from pipeline.runtime.errors import DataProblem
 
 SCHEMA = pa.schema(
     [

@@ -1,6 +1,6 @@
 """Draws one scene of the embedded dataset: stuff in bands, figures on them, and which pixel is whose.
 
-What a class looks like stands in `tiny_figures.json` and what a scene is made of in `tiny_scenes.json`, so
+What a class looks like stands in `figures.json` and what a scene is made of in `scenes.json`, so
 this module knows no class by name. A shape is a line of text, in a box from -1 to 1 with y downwards:
 `box left top right bottom`, `ellipse x y across down [corners]`, `polygon x y x y ...`, `mirrored x y ...`
 (a left half, reflected in the upright axis), `star points inner`, `flower x y radius`, and
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
-from pipeline.data import tiny_textures
-from pipeline.data.tiny_textures import Surface
+from pipeline.data.tiny import textures as tiny_textures
+from pipeline.data.tiny.textures import Surface
 
 _FINE = 3
 """Masks are drawn this many times finer than the picture and averaged, so that edges are soft."""
@@ -116,7 +116,7 @@ def _surface(words: str) -> Surface:
 
 
 def _read(name: str) -> Any:
-    return json.loads(files("pipeline.data").joinpath(name).read_text("utf-8"))
+    return json.loads(files(__package__).joinpath(name).read_text("utf-8"))
 
 
 @cache
@@ -134,7 +134,7 @@ def figures() -> dict[tuple[bool, str], Figure]:
             tuple(entry["size"]),
             entry["turn"],
         )
-        for kind, entries in _read("tiny_figures.json").items()
+        for kind, entries in _read("figures.json").items()
         for entry in entries
     }
 
@@ -142,13 +142,13 @@ def figures() -> dict[tuple[bool, str], Figure]:
 @cache
 def grounds() -> dict[str, Surface]:
     """The surfaces that stuff covers in whole bands, by COCO-Stuff category name."""
-    return {name: _surface(words) for name, words in _read("tiny_scenes.json")["grounds"].items()}
+    return {name: _surface(words) for name, words in _read("scenes.json")["grounds"].items()}
 
 
 @cache
 def scenes() -> list[dict[str, Any]]:
     """The kinds of scene: bands from top to bottom, with what may stand, hang or lie in each."""
-    found: list[dict[str, Any]] = _read("tiny_scenes.json")["scenes"]
+    found: list[dict[str, Any]] = _read("scenes.json")["scenes"]
     return found
 
 

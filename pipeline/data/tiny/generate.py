@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipeline.data.label_space import official_categories
-from pipeline.data.tiny_drawing import Drawing, Region, draw_scene
-from pipeline.errors import DataProblem
+from pipeline.data.labels.label_space import official_categories
+from pipeline.data.tiny.drawing import Drawing, Region, draw_scene
+from pipeline.runtime.errors import DataProblem
 
 COMMONNESS = {"f": 1.0, "c": 0.4, "r": 0.12}
 """How readily a thing is drawn, by its LVIS frequency: the long tail."""

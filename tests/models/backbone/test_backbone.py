@@ -1,17 +1,17 @@
 """The backbone: any timm model gives two levels of features, and its weights come in whole or not at all."""
 
 import warnings
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import backbone_weights
-from models.backbone import Backbone, OutputStrideWarning
+from models.backbone import weights as backbone_weights
+from models.backbone.backbone import Backbone, OutputStrideWarning
+from tests.paths import SHARED
 
-REAL_WEIGHTS = Path(__file__).parents[2] / ".." / "shared" / "weights" / "tf_efficientnet_lite0.safetensors"
+REAL_WEIGHTS = SHARED / "weights" / "tf_efficientnet_lite0.safetensors"
 
 # Convolutional with and without a stride-2 level, channels last, plain transformer, one input size only.
 KINDS = ["test_resnet", "test_convnext", "test_efficientnet", "test_mambaout", "test_vit", "test_vit_relpos"]

@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from models.decoder import ASPP, DeepLabV3PlusDecoder, LinearDecoder, convolution, separable_convolution
-from models.decoder_pyramid import POOLED_SIZES, FPNDecoder, PyramidPooling, UPerNetDecoder
+from models.decoders.blocks import convolution, separable_convolution
+from models.decoders.deeplabv3plus import ASPP, DeepLabV3PlusDecoder
+from models.decoders.fpn import FPNDecoder
+from models.decoders.linear import LinearDecoder
+from models.decoders.upernet import POOLED_SIZES, PyramidPooling, UPerNetDecoder
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from fused_comparison import (
+
+from models import fused
+from models.fused import launch as fused_launch
+from models.fused import loss_pass as fused_loss
+from models.losses import exact as losses
+from tests.models.fused.comparison import (
     DEVICE,
     assert_same,
     labels,
@@ -16,8 +21,6 @@ from fused_comparison import (
     unit_rows,
     with_gradients,
 )
-
-from models import fused, fused_launch, fused_loss, losses
 
 pytestmark = pytest.mark.usefixtures("fused_kernels_run_here", "one_thread")
 
@@ -192,7 +195,7 @@ class TestTheLoss:
 
 def count_launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Counts the launches of the two heavy kernels from here on."""
-    from models import fused_kernels
+    from models.fused import loss_kernels as fused_kernels
 
     counts = {}
     for name in ("loss_forward", "class_backward"):

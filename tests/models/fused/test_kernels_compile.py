@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
+
 SHARED_MEMORY = {90: 227 * 1024, 89: 99 * 1024}
 POINTERS = {
     torch.float32: "*fp32",
@@ -81,7 +82,10 @@ def main() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from models import fused, fused_launch, fused_search_kernels, fused_upsample_kernels
+    from models import fused
+    from models.fused import launch as fused_launch
+    from models.fused import search_kernels as fused_search_kernels
+    from models.fused import upsample_kernels as fused_upsample_kernels
 
     architecture = int(sys.argv[1])
     fused_launch.shared_memory = lambda device: SHARED_MEMORY[architecture]

@@ -1,15 +1,18 @@
-"""The fused kernels as others call them: chosen by `models.losses`, and refusing what they cannot do."""
+"""The fused kernels as others call them: chosen by `models.losses.exact`, and refusing what they cannot do."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fused_comparison import (
+
+from models import fused
+from models.fused import launch as fused_launch
+from models.losses import exact as losses
+from tests.models.fused.comparison import (
     DEVICE,
     assert_same,
     labels,
@@ -17,15 +20,14 @@ from fused_comparison import (
     unit_rows,
     with_gradients,
 )
-
-from models import fused, fused_launch, losses
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("fused_kernels_run_here", "one_thread")
 
 
 @needs_triton
 class TestAsTheLossesOfTensorsOnCuda:
-    """`models.losses` chooses the kernels for CUDA tensors; here it is told that it may, on any device."""
+    """`models.losses.exact` chooses the kernels for CUDA tensors; here it is told that it may, on any device."""
 
     @pytest.mark.parametrize("similarity", ["distance", "cosine"])
     def test_the_loss_of_maps_is_that_of_the_torch_twin(
@@ -102,6 +104,6 @@ class TestWhatIsRefused:
             fused.fused_nearest_classes(unit_rows(5, 6), unit_rows(4, 6), 1)
 
     def test_importing_the_module_does_not_import_triton(self) -> None:
-        program = "import sys, models.fused; sys.exit('triton' in sys.modules)"
-        root = Path(__file__).parents[2]
+        program = "import sys, models.fused.cross_entropy; sys.exit('triton' in sys.modules)"
+        root = ROOT
         assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0

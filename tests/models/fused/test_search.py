@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fused_comparison import (
+
+from models import fused, nearest
+from tests.models.fused.comparison import (
     DEVICE,
     needs_gpu,
     needs_triton,
     plain_logits,
     unit_rows,
 )
-
-from models import fused, nearest
 
 pytestmark = pytest.mark.usefixtures("fused_kernels_run_here", "one_thread")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fused_comparison import (
+
+from models import fused
+from tests.models.fused.comparison import (
     assert_same,
     labels,
     needs_gpu,
@@ -13,8 +15,6 @@ from fused_comparison import (
     upsampled_plain_loss,
     with_gradients,
 )
-
-from models import fused
 
 pytestmark = pytest.mark.usefixtures("fused_kernels_run_here", "one_thread")
 
@@ -62,7 +62,7 @@ class TestTheUpsampledLoss:
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
     def test_a_band_keeps_to_the_byte_budget(self) -> None:
-        from models.fused_upsample import rows_per_band
+        from models.fused.upsample import rows_per_band
 
         rows = rows_per_band(512, 16 * 512, 16, 4, 32 * 2**20, True)
         assert 100 < rows < 16 * 512

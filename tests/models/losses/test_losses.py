@@ -12,13 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.losses import (
-    exact_cross_entropy,
-    exact_cross_entropy_of_maps,
-    knn_cross_entropy,
-    sampled_cross_entropy,
-    separation_loss,
-)
+from models.losses.exact import exact_cross_entropy, exact_cross_entropy_of_maps
+from models.losses.knn import knn_cross_entropy
+from models.losses.sampled import sampled_cross_entropy
+from models.losses.separation import separation_loss
 
 SIMILARITIES = ["distance", "cosine"]
 

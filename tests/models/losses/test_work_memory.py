@@ -8,11 +8,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from allocation import extra_bytes
 
 from models.heads import EmbeddingHead, SoftmaxHead
-from models.losses import exact_cross_entropy, knn_cross_entropy, sampled_cross_entropy, separation_loss
+from models.losses.exact import exact_cross_entropy
+from models.losses.knn import knn_cross_entropy
+from models.losses.sampled import sampled_cross_entropy
+from models.losses.separation import separation_loss
 from models.nearest import nearest_classes
+from tests.models.allocation import extra_bytes
 
 SIMILARITIES = ["distance", "cosine"]
 BUFFER = 2**19

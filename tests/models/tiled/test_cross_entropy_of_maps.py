@@ -7,13 +7,13 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from allocation import extra_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models import exact_maps
-from models.losses import exact_cross_entropy_of_maps
+from models.losses.exact import exact_cross_entropy_of_maps
+from models.tiled import cross_entropy_of_maps as exact_maps
+from tests.models.allocation import extra_bytes
 
 SIMILARITIES = ["distance", "cosine"]
 

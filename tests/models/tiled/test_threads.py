@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.profiler import ProfilerActivity, profile
 
-from models.losses import exact_cross_entropy, knn_cross_entropy
+from models.losses.exact import exact_cross_entropy
+from models.losses.knn import knn_cross_entropy
 from models.nearest import nearest_classes
-from models.threads import for_each, num_workers
+from models.tiled.threads import for_each, num_workers
 
 CPU = torch.device("cpu")
 

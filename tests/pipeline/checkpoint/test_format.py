@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from models.segmenter import SegmenterArguments, build_segmenter
-from pipeline.checkpoint import Checkpoint, load_checkpoint, optimizer_tensors, restore_optimizer
-from pipeline.data.label_space import LabelSpace
-from pipeline.errors import DataProblem
+from pipeline.checkpoint.format import Checkpoint, load_checkpoint, optimizer_tensors, restore_optimizer
+from pipeline.data.labels.label_space import LabelSpace
+from pipeline.runtime.errors import DataProblem
 
 ARGUMENTS = SegmenterArguments(backbone="test_resnet", decoder_channels=8, embedding_dim=4, num_classes=300)
 

@@ -14,7 +14,7 @@ import yaml
 from mlflow import MlflowClient
 
 from pipeline.tuning.sweep import Sweep
-from tests.pipeline.sweeping import make_project, outcomes, runs, steps_of, tune, tune_here
+from tests.pipeline.tuning.sweeping import make_project, outcomes, runs, steps_of, tune, tune_here
 
 pytestmark = pytest.mark.slow
 

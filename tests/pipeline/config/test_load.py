@@ -10,11 +10,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import UsageProblem
-from pipeline.settings import Settings
-from pipeline.settings_file import load_settings
+from pipeline.config.load import load_settings
+from pipeline.config.schema import Settings
+from pipeline.runtime.errors import UsageProblem
+from tests.paths import ROOT
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = ROOT
 
 
 def write(folder: Path, **sections: object) -> Path:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import installation
-from pipeline.doctor import LAYOUT, Finding, examine, show
+from pipeline.doctor import software as installation
+from pipeline.doctor.project import LAYOUT, Finding, examine, show
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def one(project: Path, name: str) -> Finding:
 
 def test_doctor_imports_nothing_heavy_even_when_it_examines(place: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from pipeline.doctor import examine, show;"
+        "import sys; from pathlib import Path; from pipeline.doctor.project import examine, show;"
         f"show(examine(Path({str(place / 'params.yaml')!r})));"
         "print('HEAVY', sorted({'torch', 'mlflow', 'ray', 'timm', 'cv2', 'numpy', 'dvc'} & set(sys.modules)))"
     )
@@ -306,7 +306,7 @@ def test_little_disk_space_is_told(
     class Usage:
         free = int(gib * 1024**3)
 
-    monkeypatch.setattr("pipeline.doctor.shutil.disk_usage", lambda path: Usage)
+    monkeypatch.setattr("pipeline.doctor.project.shutil.disk_usage", lambda path: Usage)
     assert one(place, "disk").status == status
 
 

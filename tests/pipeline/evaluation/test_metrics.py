@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from models.segmenter import SegmenterArguments, build_segmenter
-from pipeline.data.loaders import Batch
-from pipeline.evaluation import evaluate
-from pipeline.memory import allocated_cpu_bytes
-from pipeline.metrics import ClassCounts, summarise
+from pipeline.data.loading.batch import Batch
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.metrics import ClassCounts, summarise
+from pipeline.memory.predict import allocated_cpu_bytes
 
 
 def test_counts_by_hand() -> None:

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_memory import MIB, settings_of
-from test_training import Recorder
 
-from pipeline.batch_fit import budget_bytes, fewest_parts
-from pipeline.errors import MemoryProblem, UsageProblem
-from pipeline.memory import predict_bytes, with_changes
-from pipeline.settings import Settings
-from pipeline.settings_file import load_settings
-from pipeline.tracking import NoTracker
-from pipeline.training import interrupted_state, train
+from pipeline.config.load import load_settings
+from pipeline.config.schema import Settings
+from pipeline.memory.batch_size import budget_bytes, fewest_parts
+from pipeline.memory.predict import predict_bytes, with_changes
+from pipeline.runtime.errors import MemoryProblem, UsageProblem
+from pipeline.tracking.tracker import NoTracker
+from pipeline.training.trainer import interrupted_state, train
+from tests.pipeline.memory.measured_steps import MIB, settings_of
+from tests.pipeline.training.recording import Recorder
 
 
 def test_one_part_fewer_would_not_fit() -> None:
@@ -57,7 +57,9 @@ def test_a_batch_found_by_itself_keeps_the_images_of_a_step_and_resumes_with_its
     state = interrupted_state(settings)
     assert state is not None
     assert state.accumulate == 2
-    monkeypatch.setattr("pipeline.training.find_accumulation", lambda *arguments: 5)  # another GPU, say
+    monkeypatch.setattr(
+        "pipeline.training.trainer.find_accumulation", lambda *arguments: 5
+    )  # another GPU, say
     result = train(settings, second)
     assert result.accumulate == 2
     monkeypatch.undo()

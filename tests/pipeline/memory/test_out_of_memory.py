@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.settings_file import load_settings
+from pipeline.config.load import load_settings
 
 LIMITED = """
 import resource, sys
 import torch
 from pathlib import Path
-from pipeline.out_of_memory import explained_memory
-from pipeline.ending import run
-from pipeline.settings_file import load_settings
-from pipeline.tracking import NoTracker
-from pipeline.training import train
+from pipeline.memory.out_of_memory import explained_memory
+from pipeline.runtime.signals import run
+from pipeline.config.load import load_settings
+from pipeline.tracking.tracker import NoTracker
+from pipeline.training.trainer import train
 
 torch.ones(1, requires_grad=True).sum().backward()  # starts autograd's threads, which need address space
 pages = int(Path("/proc/self/statm").read_text().split()[0])

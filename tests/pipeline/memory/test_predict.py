@@ -12,40 +12,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from typer.testing import CliRunner
 
-from pipeline.batch_fit import largest_batch
-from pipeline.cli import app
-from pipeline.errors import MemoryProblem, UsageProblem
-from pipeline.loss_footprint import PeakTracker, PixelSource, probe_work_memory
-from pipeline.memory import (
-    as_json,
-    count_cpu_bytes,
-    memory_rows,
-    predict_bytes,
-    with_changes,
-)
-from pipeline.memory_commands import parse_budget
-from pipeline.settings import LossSettings, Settings
-from pipeline.settings_file import load_settings
-
-PARAMS = Path(__file__).parents[2] / "params.yaml"
-MIB = 2**20
-
-
-def settings_of(
-    backbone: str = "test_resnet",
-    *,
-    head: str = "embedding",
-    output_stride: int = 16,
-    batch_size: int = 2,
-    crop_size: int = 64,
-    **loss: object,
-) -> Settings:
-    settings = with_changes(
-        load_settings(PARAMS),
-        model={"backbone": backbone, "head": head, "output_stride": output_stride},
-        train={"batch_size": batch_size, "crop_size": crop_size},
-    )
-    return settings.model_copy(update={"loss": settings.loss.model_copy(update=loss)})
+from pipeline.cli.main import app
+from pipeline.cli.memory import parse_budget
+from pipeline.config.schema import LossSettings
+from pipeline.memory.batch_size import largest_batch
+from pipeline.memory.loss_footprint import PeakTracker, PixelSource, probe_work_memory
+from pipeline.memory.predict import as_json, count_cpu_bytes, memory_rows, predict_bytes, with_changes
+from pipeline.runtime.errors import MemoryProblem, UsageProblem
+from tests.pipeline.memory.measured_steps import MIB, PARAMS, settings_of
 
 
 @pytest.fixture(autouse=True)

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import DataProblem, UsageProblem
-from pipeline.report_charts import curves_chart
-from pipeline.report_tables import number, percent
-from pipeline.reporting import write_comparison, write_report
+from pipeline.report.build import write_comparison, write_report
+from pipeline.report.charts import curves_chart
+from pipeline.report.tables import number, percent
+from pipeline.runtime.errors import DataProblem, UsageProblem
 
 CLASSES = [  # name, source, frequency, true pixels, predicted pixels, IoU
     ("<b>", "lvis", "f", 500, 400, 0.75),

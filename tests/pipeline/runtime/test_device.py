@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.errors import Problem
-from pipeline.runtime import PeakMemory, choose_device, set_threads
+from pipeline.runtime.device import PeakMemory, choose_device, set_threads
+from pipeline.runtime.errors import Problem
 
 
 def test_devices_and_threads() -> None:

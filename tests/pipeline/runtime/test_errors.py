@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import DataProblem, MemoryProblem, Problem, UsageProblem
+from pipeline.runtime.errors import DataProblem, MemoryProblem, Problem, UsageProblem
 
 
 @pytest.mark.parametrize("kind", [Problem, UsageProblem, DataProblem, MemoryProblem])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.progress import Progress
+from pipeline.runtime.progress import Progress
 
 
 def test_progress_without_a_terminal_is_lines_at_intervals(capsys: pytest.CaptureFixture[str]) -> None:

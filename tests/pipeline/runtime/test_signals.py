@@ -11,8 +11,8 @@ import time
 import pytest
 import typer
 
-from pipeline.ending import Interrupted, StopRequest, run
-from pipeline.errors import DataProblem, MemoryProblem, Problem, UsageProblem
+from pipeline.runtime.errors import DataProblem, MemoryProblem, Problem, UsageProblem
+from pipeline.runtime.signals import Interrupted, StopRequest, run
 
 
 def raising(error: BaseException):

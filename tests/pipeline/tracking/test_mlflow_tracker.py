@@ -12,12 +12,12 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
-from pipeline.ending import Interrupted
-from pipeline.errors import Problem
-from pipeline.mlflow_tracker import log_to_finished_run, open_run
-from pipeline.settings import Settings
-from pipeline.settings_file import load_settings
-from pipeline.tracking import tracking_uri
+from pipeline.config.load import load_settings
+from pipeline.config.schema import Settings
+from pipeline.runtime.errors import Problem
+from pipeline.runtime.signals import Interrupted
+from pipeline.tracking.mlflow_tracker import log_to_finished_run, open_run
+from pipeline.tracking.tracker import tracking_uri
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from models.segmenter import SegmenterArguments, build_segmenter
-from pipeline.objective import draw_pixels, labelled_rows, segmentation_losses
-from pipeline.settings import LossSettings
+from pipeline.config.schema import LossSettings
+from pipeline.train_step.loss import draw_pixels, labelled_rows, segmentation_losses
 
 
 def build(head: str, num_classes: int = 37):

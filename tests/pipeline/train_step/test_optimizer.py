@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
-from pipeline.checkpoint import optimizer_tensors, restore_optimizer
-from pipeline.errors import UsageProblem
-from pipeline.optim import build_optimizer, set_learning_rate
-from pipeline.settings import TrainSettings
-from pipeline.settings_file import load_settings
+from pipeline.checkpoint.format import optimizer_tensors, restore_optimizer
+from pipeline.config.load import load_settings
+from pipeline.config.schema import TrainSettings
+from pipeline.runtime.errors import UsageProblem
+from pipeline.train_step.optimizer import build_optimizer, set_learning_rate
 
 
 def build(head: str = "embedding") -> Segmenter:

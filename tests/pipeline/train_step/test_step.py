@@ -7,21 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import Recorder, same_weights
 
 from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
-from pipeline.averaging import MovingAverage
-from pipeline.checkpoint import load_checkpoint
-from pipeline.data.dataset import IGNORE_INDEX
-from pipeline.ending import Interrupted
-from pipeline.errors import Problem, UsageProblem
-from pipeline.objective import Losses, segmentation_losses
-from pipeline.settings import LossSettings, Settings
-from pipeline.settings_file import load_settings
-from pipeline.tracking import NoTracker
-from pipeline.train_state import READ_EVERY
-from pipeline.train_step import accumulate_gradients
-from pipeline.training import checkpoint_folder, train
+from pipeline.checkpoint.format import load_checkpoint
+from pipeline.config.load import load_settings
+from pipeline.config.paths import checkpoint_folder
+from pipeline.config.schema import LossSettings, Settings
+from pipeline.data.loading.batch import IGNORE_INDEX
+from pipeline.runtime.errors import Problem, UsageProblem
+from pipeline.runtime.signals import Interrupted
+from pipeline.tracking.tracker import NoTracker
+from pipeline.train_step.ema import MovingAverage
+from pipeline.train_step.loss import Losses, segmentation_losses
+from pipeline.train_step.step import accumulate_gradients
+from pipeline.training.state import READ_EVERY
+from pipeline.training.trainer import train
+from tests.pipeline.training.recording import Recorder, same_weights
 
 
 def build(head: str = "embedding") -> Segmenter:
@@ -75,7 +76,7 @@ def test_a_pixel_budget_is_of_a_step_not_of_its_parts(project: Path, monkeypatch
         taken.append(len(pixels))
         return real(*arguments, pixels=pixels, **options)
 
-    monkeypatch.setattr("pipeline.objective.exact_cross_entropy_of_maps", counted)
+    monkeypatch.setattr("pipeline.train_step.loss.exact_cross_entropy_of_maps", counted)
     gradients_of(build(), settings, some_target(slice(0, 0)), 4)
     assert taken == [25, 25, 25, 25]
 
@@ -168,7 +169,7 @@ def test_a_loss_scale_is_restored_and_changes_no_loss(project: Path, monkeypatch
     def scaler(device: str, *, enabled: bool) -> torch.amp.GradScaler:
         return real(device, init_scale=2.0**10, growth_interval=3)
 
-    monkeypatch.setattr("pipeline.train_step.torch.amp.GradScaler", scaler)
+    monkeypatch.setattr("pipeline.train_step.step.torch.amp.GradScaler", scaler)
     first, second = Recorder(at=5, do=lambda: (_ for _ in ()).throw(MemoryError())), Recorder()
     with pytest.raises(MemoryError):
         train(settings, first)
@@ -200,7 +201,7 @@ def test_an_operation_without_a_deterministic_kernel_is_refused_by_name(
     def refuses(*arguments: object) -> Losses:
         raise RuntimeError("some_backward_cuda does not have a deterministic implementation, but you set ...")
 
-    monkeypatch.setattr("pipeline.train_step.segmentation_losses", refuses)
+    monkeypatch.setattr("pipeline.train_step.step.segmentation_losses", refuses)
     with pytest.raises(UsageProblem, match=r"train\.deterministic(.|\n)*some_backward_cuda"):
         train(load_settings(variant="exact", overrides={"train.deterministic": True}), NoTracker())
 
@@ -249,7 +250,7 @@ def broken_from(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
         factor = float("nan") if next(calls) >= call else 1.0
         return Losses(losses.total * factor, losses.cross_entropy * factor, losses.separation)
 
-    monkeypatch.setattr("pipeline.train_step.segmentation_losses", broken)
+    monkeypatch.setattr("pipeline.train_step.step.segmentation_losses", broken)
 
 
 def test_a_nan_is_named_soon_though_the_loss_is_read_seldom(
@@ -260,7 +261,7 @@ def test_a_nan_is_named_soon_though_the_loss_is_read_seldom(
     reads = []
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: (reads.append(1), real(tensor))[1])
     broken_from(19, monkeypatch)
-    from pipeline.train_step import Optimisation
+    from pipeline.train_step.step import Optimisation
 
     step = Optimisation.step
     monkeypatch.setattr(
@@ -299,7 +300,7 @@ def test_weights_that_an_update_spoilt_are_not_saved_though_the_loss_was_finite(
         losses = segmentation_losses(*arguments)  # type: ignore[arg-type]
         return Losses(losses.total * (float("inf") if next(calls) == 4 else 1), *_scalars(losses))
 
-    monkeypatch.setattr("pipeline.train_step.segmentation_losses", spoils)
+    monkeypatch.setattr("pipeline.train_step.step.segmentation_losses", spoils)
     settings = load_settings(variant="exact")
     with pytest.raises(Problem, match=r"the weights are no longer finite(.|\n)*step 4, images \d+"):
         train(settings, NoTracker())
@@ -322,7 +323,7 @@ def test_a_stop_during_a_validation_is_answered_at_once_and_the_validation_done_
         self.stop.signal_number = 15  # type: ignore[attr-defined]
         leave(self, *prediction)
 
-    from pipeline.training import _Training
+    from pipeline.training.trainer import _Training
 
     leave = _Training._leave_if_stopped
     monkeypatch.setattr(_Training, "_leave_if_stopped", stop_first)

@@ -19,11 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.ending import run
-from pipeline.run_folder import checkpoint_folder
-from pipeline.settings_file import load_settings
-from pipeline.tracking import NoTracker
-from pipeline.training import train
+from pipeline.config.load import load_settings
+from pipeline.config.paths import checkpoint_folder
+from pipeline.runtime.signals import run
+from pipeline.tracking.tracker import NoTracker
+from pipeline.training.trainer import train
 
 OVERRIDES: dict[str, Any] = {
     "runtime.num_workers": 2,

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from test_training import Recorder
 
-from pipeline.results import write_training
-from pipeline.settings_file import load_settings
-from pipeline.tracking import NoTracker
-from pipeline.training import train
-from pipeline.training_debug import FEW_STEPS
+from pipeline.config.load import load_settings
+from pipeline.tracking.tracker import NoTracker
+from pipeline.training.debug import FEW_STEPS
+from pipeline.training.outputs import write_training
+from pipeline.training.trainer import train
+from tests.pipeline.training.recording import Recorder
 
 
 def test_one_batch_is_learned_by_heart(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.train_step import Optimisation
+    from pipeline.train_step.step import Optimisation
 
     seen = set()
     step = Optimisation.step
@@ -79,7 +79,7 @@ def test_environment_and_time_spent_waiting_for_data_are_recorded(project: Path)
 def test_a_line_of_progress_says_how_it_goes(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.progress import Progress
+    from pipeline.runtime.progress import Progress
 
     monkeypatch.setattr(Progress.__init__, "__kwdefaults__", {"start": 0, "seconds": 0.0})
     train(load_settings(variant="exact"), NoTracker())

@@ -9,15 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
-from test_training import Recorder, same_weights
 
-from pipeline import early_save, train_step
-from pipeline.checkpoint import Checkpoint, load_checkpoint
-from pipeline.ending import Interrupted
-from pipeline.run_folder import RunFolder, checkpoint_folder
-from pipeline.settings import Settings
-from pipeline.settings_file import load_settings
-from pipeline.training import train
+from pipeline.checkpoint.format import Checkpoint, load_checkpoint
+from pipeline.checkpoint.run_folder import RunFolder
+from pipeline.config.load import load_settings
+from pipeline.config.paths import checkpoint_folder
+from pipeline.config.schema import Settings
+from pipeline.runtime.signals import Interrupted
+from pipeline.train_step import step as train_step
+from pipeline.training import early_save
+from pipeline.training.trainer import train
+from tests.pipeline.training.recording import Recorder, same_weights
 
 SOON = 60.0
 """Seconds after which the test gives up."""

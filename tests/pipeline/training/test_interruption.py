@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_training import same_weights
+
+from tests.pipeline.training.recording import same_weights
 
 SCRIPT = Path(__file__).with_name("interrupted_training.py")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="starts processes by fork")

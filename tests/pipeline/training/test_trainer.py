@@ -6,39 +6,21 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.checkpoint import load_checkpoint
-from pipeline.ending import Interrupted
-from pipeline.errors import DataProblem, Problem
-from pipeline.run_folder import checkpoint_folder
-from pipeline.settings import Settings
-from pipeline.settings_file import load_settings
-from pipeline.tracking import NoTracker
-from pipeline.training import interrupted_state, train
-
-
-class Recorder(NoTracker):
-    """Keeps the losses by step, and can do something at a step."""
-
-    def __init__(self, at: int | None = None, do=None) -> None:
-        self.losses: dict[int, float] = {}
-        self.at, self.do = at, do
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        if "train/loss" in metrics:
-            self.losses[step] = metrics["train/loss"]
-            if step == self.at:
-                self.do()
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    first, second = load_checkpoint(one).model, load_checkpoint(other).model
-    return all(torch.equal(first[name], second[name]) for name in first | second)
+from pipeline.checkpoint.format import load_checkpoint
+from pipeline.config.load import load_settings
+from pipeline.config.paths import checkpoint_folder
+from pipeline.config.schema import Settings
+from pipeline.runtime.errors import DataProblem, Problem
+from pipeline.runtime.signals import Interrupted
+from pipeline.tracking.tracker import NoTracker
+from pipeline.training.trainer import interrupted_state, train
+from tests.paths import ROOT
+from tests.pipeline.training.recording import Recorder, same_weights
 
 
 @pytest.fixture
@@ -112,10 +94,10 @@ def test_a_polite_stop_loses_no_step(settings: Settings) -> None:
 def test_a_killed_process_resumes(settings: Settings) -> None:
     code = f"""
 import os, signal, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_training import Recorder
-from pipeline.settings_file import load_settings
-from pipeline.training import train
+sys.path.insert(0, {str(ROOT)!r})
+from tests.pipeline.training.recording import Recorder
+from pipeline.config.load import load_settings
+from pipeline.training.trainer import train
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 train(load_settings(variant="exact"), Recorder(at=7, do=kill))
 """
@@ -143,7 +125,9 @@ def test_a_run_killed_before_its_first_step_ended_goes_on_in_the_same_tracked_ru
 
 
 def test_two_processes_do_not_train_into_one_folder(settings: Settings) -> None:
-    code = "import sys, time; from pathlib import Path; from pipeline.run_folder import RunFolder\n"
+    code = (
+        "import sys, time; from pathlib import Path; from pipeline.checkpoint.run_folder import RunFolder\n"
+    )
     code += "with RunFolder(Path(sys.argv[1])).locked(): print('held', flush=True); time.sleep(600)"
     command = [sys.executable, "-c", code, str(checkpoint_folder(settings))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
@@ -209,7 +193,7 @@ def test_the_best_checkpoint_is_chosen_on_the_held_out_part_and_describes_itself
 def test_a_loss_that_is_no_longer_finite_names_step_and_images(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipeline.train_step as module
+    import pipeline.train_step.step as module
 
     real = module.segmentation_losses
 

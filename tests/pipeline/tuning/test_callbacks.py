@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.settings_file import load_settings
-from pipeline.tuning import driver
-from pipeline.tuning.mortality import RESTARTS
-from pipeline.tuning.resources import Resources
+from pipeline.config.load import load_settings
+from pipeline.tuning import runner as driver
+from pipeline.tuning.callbacks import RESTARTS
+from pipeline.tuning.cluster import Resources
 from pipeline.tuning.space import read_space
 from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import Problem, UsageProblem
-from pipeline.settings_file import load_settings
-from pipeline.tuning.cluster import Machine
-from pipeline.tuning.resources import Resources, share
+from pipeline.config.load import load_settings
+from pipeline.runtime.errors import Problem, UsageProblem
+from pipeline.tuning.cluster import Machine, Resources, share
 from pipeline.tuning.sweep import Plan
 
 HEAD = Machine(cpus=16)  # a head with processors of its own and no GPU

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.pipeline.sweeping import (
+from tests.pipeline.tuning.sweeping import (
     BIN,
     environment,
     journal_lines,
@@ -102,7 +102,7 @@ def test_nothing_is_lost_while_the_tracking_server_is_down(
 def test_a_person_can_compare_the_trials_in_the_ui(swept: Path, tmp_path: Path) -> None:
     """Open the experiment, find the sweep's children, select them, compare; the page names what was swept.
 
-    `KILOSEG_SCREENSHOTS=docs pytest tests/pipeline/test_sweep_tracking.py -k compare` makes docs/compare.png.
+    `KILOSEG_SCREENSHOTS=docs pytest tests/pipeline/test_mlflow_sync.py -k compare` makes docs/compare.png.
     """
     from playwright.sync_api import sync_playwright
 

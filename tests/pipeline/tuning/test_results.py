@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.errors import DataProblem, UsageProblem
-from pipeline.settings_file import load_settings
-from pipeline.tuning.decision import apply_values
-from pipeline.tuning.outcome import pareto_front, ranked, results_csv, summary, winner
+from pipeline.config.load import load_settings
+from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.tuning.results import apply_values, pareto_front, ranked, results_csv, summary, winner
 from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
-
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
 
 
 def trial(number: int, score: float, memory: float, outcome: str = "finished", **values: Any) -> TrialRecord:

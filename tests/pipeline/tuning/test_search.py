@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from pipeline.settings_file import load_settings
+from pipeline.config.load import load_settings
 from pipeline.tuning.search import SweepSearch, asha
 from pipeline.tuning.space import read_space
 from pipeline.tuning.sweep import Plan, Sweep, TrialRecord, write_result

@@ -11,10 +11,10 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from typer.testing import CliRunner
 
-from pipeline.errors import UsageProblem
-from pipeline.settings import Settings
-from pipeline.settings_file import load_settings
-from pipeline.tune_commands import app
+from pipeline.cli.tune import app
+from pipeline.config.load import load_settings
+from pipeline.config.schema import Settings
+from pipeline.runtime.errors import UsageProblem
 from pipeline.tuning.space import read_space
 
 

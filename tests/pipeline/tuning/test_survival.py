@@ -17,9 +17,8 @@ import psutil
 import pytest
 import yaml
 
-from pipeline.tuning.sweep import Sweep
-from pipeline.tuning.trial_files import read_journal
-from tests.pipeline.sweeping import (
+from pipeline.tuning.sweep import Sweep, read_journal
+from tests.pipeline.tuning.sweeping import (
     BIN,
     environment,
     journal_lines,

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoint import load_checkpoint
-from pipeline.errors import Problem
-from pipeline.results import judge
-from pipeline.settings_file import load_settings, with_overrides
-from pipeline.tracking import NoTracker
-from pipeline.training import train
-from pipeline.tuning.sweep import Plan, Sweep, TrialRecord, locked
+from pipeline.checkpoint.format import load_checkpoint
+from pipeline.config.load import load_settings, with_overrides
+from pipeline.evaluation.outputs import judge
+from pipeline.runtime.errors import Problem
+from pipeline.runtime.locks import locked
+from pipeline.tracking.tracker import NoTracker
+from pipeline.training.trainer import train
+from pipeline.tuning.sweep import Plan, Sweep, TrialRecord, read_journal
 from pipeline.tuning.trial import run_trial
-from pipeline.tuning.trial_files import read_journal
 
 RUNTIME = {"runtime.threads": 1, "runtime.num_workers": 0, "runtime.device": "cpu"}
 VALUES = {"model.embedding_dim": 4, "loss.num_negatives": 2}

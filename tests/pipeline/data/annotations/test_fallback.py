@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_dataset import SmallDataset, box, typical, whole
 
-from pipeline.data.whole_files import read_lvis, read_stuff
-from pipeline.errors import DataProblem, Problem
+from pipeline.data.annotations.fallback import read_lvis, read_stuff
+from pipeline.runtime.errors import DataProblem, Problem
+from tests.pipeline.data.small_dataset import SmallDataset, box, typical, whole
 
 LVIS_TRAIN, STUFF_TRAIN = "lvis_v1_train", "stuff_train2017"
 

@@ -13,18 +13,19 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_dataset import box, typical
 
-from pipeline.data import rows
-from pipeline.data.annotations import AnnotationFile
-from pipeline.data.official_layout import OfficialLayout
-from pipeline.data.parallel import WorkerPool, ordered_map, worker_pool
-from pipeline.data.reading import Source, read_files
-from pipeline.data.rows import IndexedRows, RowReader, Span
-from pipeline.data.whole_files import read_coco, read_lvis, read_stuff
-from pipeline.errors import DataProblem, Problem
+from pipeline.data.annotations import index as rows
+from pipeline.data.annotations.fallback import read_coco, read_lvis, read_stuff
+from pipeline.data.annotations.index import IndexedRows, RowReader, Span
+from pipeline.data.annotations.reader import Source, read_files
+from pipeline.data.annotations.validation import AnnotationFile
+from pipeline.data.layouts.coco_lvis import OfficialLayout
+from pipeline.runtime.errors import DataProblem, Problem
+from pipeline.runtime.workers import WorkerPool, ordered_map, worker_pool
+from tests.paths import SHARED
+from tests.pipeline.data.small_dataset import box, typical
 
-MINI = Path(__file__).parents[2] / ".." / "shared" / "data" / "coco_lvis_mini"
+MINI = SHARED / "data" / "coco_lvis_mini"
 
 
 def resolved(file: AnnotationFile) -> dict[int, list[tuple[int, int, Any]]]:
@@ -192,7 +193,7 @@ def test_a_file_that_changes_before_its_rows_are_drawn_is_one_error(tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def pool() -> Any:
-    with worker_pool(2, "pipeline.data.parallel") as two:
+    with worker_pool(2, "pipeline.runtime.workers") as two:
         yield two
 
 
@@ -228,15 +229,18 @@ def die_elsewhere(parent: int) -> int:
 
 
 def test_a_worker_that_dies_is_one_error() -> None:
-    with worker_pool(2, "pipeline.data.parallel") as two, pytest.raises(Problem, match="worker process died"):
+    with (
+        worker_pool(2, "pipeline.runtime.workers") as two,
+        pytest.raises(Problem, match="worker process died"),
+    ):
         list(ordered_map(die_elsewhere, [os.getpid()] * 100, two, chunk=1))
 
 
 def test_workers_import_neither_torch_nor_what_only_the_command_needs() -> None:
-    with worker_pool(2, "pipeline.data.bootstrap") as two:
+    with worker_pool(2, "pipeline.data.bootstrap.build") as two:
         assert two is not None
         loaded = set(two.executor.submit(loaded_modules).result())
-    assert "pipeline.data.bootstrap" in loaded
+    assert "pipeline.data.bootstrap.build" in loaded
     assert not loaded & {
         "torch",
         "torchvision",

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_dataset import SmallDataset, typical
 
-from pipeline.data.whole_files import read_lvis, read_stuff
-from pipeline.errors import DataProblem
+from pipeline.data.annotations.fallback import read_lvis, read_stuff
+from pipeline.runtime.errors import DataProblem
+from tests.pipeline.data.small_dataset import SmallDataset, typical
 
 LVIS_TRAIN, STUFF_TRAIN = "lvis_v1_train", "stuff_train2017"
 

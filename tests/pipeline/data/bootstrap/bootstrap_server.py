@@ -19,8 +19,8 @@ from lvis import LVIS
 from PIL import JpegImagePlugin
 from pycocotools.coco import COCO
 
-from pipeline.data.bootstrap import bootstrap
-from pipeline.ending import run
+from pipeline.data.bootstrap.build import bootstrap
+from pipeline.runtime.signals import run
 
 assert LVIS
 assert COCO

@@ -15,16 +15,26 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from small_dataset import APPLE, BLANKET, BRANCH, CUP, DESK, SmallDataset, box, typical, whole
 from typer.testing import CliRunner
 
-from pipeline.data.bootstrap import bootstrap
-from pipeline.data.dataset import SegmentationDataset
-from pipeline.data.label_space import LabelSpace
-from pipeline.data.parallel import worker_pool
-from pipeline.data.splits import held_out
-from pipeline.data_commands import app
-from pipeline.errors import DataProblem, Problem, UsageProblem
+from pipeline.cli.data import app
+from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.labels.label_space import LabelSpace
+from pipeline.data.layouts.splits import held_out
+from pipeline.data.loading.dataset import SegmentationDataset
+from pipeline.runtime.errors import DataProblem, Problem, UsageProblem
+from pipeline.runtime.workers import worker_pool
+from tests.pipeline.data.small_dataset import (
+    APPLE,
+    BLANKET,
+    BRANCH,
+    CUP,
+    DESK,
+    SmallDataset,
+    box,
+    typical,
+    whole,
+)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -119,7 +129,7 @@ def test_the_bytes_depend_on_neither_runs_nor_workers_nor_the_order_in_the_files
     data = typical(tmp_path / "root", num_train=70)
     root = data.write()
     bootstrap(root, tmp_path / "a", images_per_shard=40)
-    with worker_pool(2, "pipeline.data.bootstrap") as pool:
+    with worker_pool(2, "pipeline.data.bootstrap.build") as pool:
         bootstrap(root, tmp_path / "b", images_per_shard=40, pool=pool)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     data.files["lvis_v1_train"]["images"].reverse()
@@ -273,7 +283,10 @@ def test_damage_is_one_error_and_leaves_the_old_output_alone(
 def test_a_worker_hands_the_first_error_on(data: SmallDataset, out: Path) -> None:
     root = data.write()
     break_outline(data)
-    with worker_pool(2, "pipeline.data.bootstrap") as pool, pytest.raises(DataProblem, match="3 coordinates"):
+    with (
+        worker_pool(2, "pipeline.data.bootstrap.build") as pool,
+        pytest.raises(DataProblem, match="3 coordinates"),
+    ):
         bootstrap(root, out, pool=pool)
     assert list(out.parent.iterdir()) == []
 

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_dataset import box, typical, whole
 
-from pipeline.data import bootstrap as library
-from pipeline.data.bootstrap import bootstrap
-from pipeline.errors import Problem
+from pipeline.data.bootstrap import build as library
+from pipeline.data.bootstrap.build import bootstrap
+from pipeline.runtime.errors import Problem
+from tests.paths import ROOT
+from tests.pipeline.data.small_dataset import box, typical, whole
 
 SERVER = Path(__file__).with_name("bootstrap_server.py")
 
@@ -46,7 +47,7 @@ class Commands:
     """Runs of one command, as forked children of a process that has imported everything."""
 
     def __init__(self, root: Path, out: Path) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(library.__file__).parents[2])])}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT)])}
         self.process = subprocess.Popen(
             [sys.executable, str(SERVER), str(root), str(out)],
             stdin=subprocess.PIPE,
@@ -153,16 +154,16 @@ def test_workers_end_with_a_command_that_is_killed(
     root: Path, out: Path, undisturbed: dict[str, bytes]
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from pipeline.data.bootstrap import bootstrap\n"
-        "from pipeline.data.parallel import worker_pool\n"
+        "import sys; from pathlib import Path; from pipeline.data.bootstrap.build import bootstrap\n"
+        "from pipeline.runtime.workers import worker_pool\n"
         "if __name__ == '__main__':\n"
-        "    with worker_pool(3, 'pipeline.data.bootstrap') as pool:\n"
+        "    with worker_pool(3, 'pipeline.data.bootstrap.build') as pool:\n"
         "        bootstrap(Path(sys.argv[1]), Path(sys.argv[2]), images_per_shard=50, pool=pool)\n"
     )
     script = out.parent / "command.py"
     script.parent.mkdir(parents=True)
     script.write_text(code)
-    environment = os.environ | {"PYTHONPATH": str(Path(library.__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, str(script), str(root), str(out)], stderr=subprocess.DEVNULL, env=environment
     )

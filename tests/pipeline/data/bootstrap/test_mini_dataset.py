@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,13 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from pipeline.data.bootstrap import BootstrapResult, bootstrap
-from pipeline.data.check import check
-from pipeline.data.dataset import IGNORE_INDEX, SegmentationDataset
+from pipeline.data.bootstrap.build import BootstrapResult, bootstrap
+from pipeline.data.check.check import check
+from pipeline.data.loading.batch import IGNORE_INDEX
+from pipeline.data.loading.dataset import SegmentationDataset
+from tests.paths import SHARED
 
-ROOT = Path(__file__).parents[2] / ".." / "shared" / "data" / "coco_lvis_mini"
+ROOT = SHARED / "data" / "coco_lvis_mini"
 TABLE = ROOT.parents[1] / "label_space" / "essnet_coco2lvis.json"
 pytestmark = [
     pytest.mark.skipif(not ROOT.is_dir(), reason="no ../shared/data/coco_lvis_mini beside the project"),

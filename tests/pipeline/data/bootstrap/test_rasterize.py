@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
-from small_dataset import box, whole
 
-from pipeline.data import masks, outlines
-from pipeline.data.masks import OVERLAP_RULES, Shape, draw_mask
-from pipeline.data.outlines import decode_counts, foreground_runs
-from pipeline.errors import DataProblem, UsageProblem
-from pipeline.settings import DataSettings
+from pipeline.config.schema import DataSettings
+from pipeline.data.bootstrap import rasterize as masks
+from pipeline.data.bootstrap import rle as outlines
+from pipeline.data.bootstrap.rasterize import OVERLAP_RULES, draw_mask
+from pipeline.data.bootstrap.rle import decode_counts, foreground_runs
+from pipeline.data.layouts.layout import Shape
+from pipeline.runtime.errors import DataProblem, UsageProblem
+from tests.pipeline.data.small_dataset import box, whole
 
 # pycocotools' decode, which the code under test does without
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_dataset import SmallDataset, box, typical, whole
 from typer.testing import CliRunner
 
-from pipeline.data.bootstrap import bootstrap
-from pipeline.data.check import CheckResult, check
-from pipeline.data.quarantine import Quarantine
-from pipeline.data_commands import app
-from pipeline.errors import DataProblem
+from pipeline.cli.data import app
+from pipeline.data.annotations.quarantine import Quarantine
+from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.check.check import CheckResult, check
+from pipeline.runtime.errors import DataProblem
+from tests.pipeline.data.small_dataset import SmallDataset, box, typical, whole
 
 Spoil = Callable[[SmallDataset], None]
 OF_A_SMALL_SET = {"official categories are absent", "a category with another name than the official one"} | {
@@ -538,7 +538,7 @@ def test_the_command_writes_the_table_and_exits_with_3(data: SmallDataset, tmp_p
 
 
 def test_the_command_quarantines_and_then_passes(tmp_path: Path) -> None:
-    from pipeline.data.tiny import generate_tiny
+    from pipeline.data.tiny.generate import generate_tiny
 
     root, table = tmp_path / "tiny", str(tmp_path / "t.csv")
     generate_tiny(root, num_train=12, num_val=2)

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
-from unkind_server import Unkind, serve
 
-from pipeline.data import fetch as library
-from pipeline.data.archives import COCO_LVIS, Archive
-from pipeline.data.download import ATTEMPTS, Wanted, download
-from pipeline.data.fetch import choose, fetch, plan
-from pipeline.data_commands import app
-from pipeline.errors import DataProblem, Problem, UsageProblem
+from pipeline.cli.data import app
+from pipeline.data.download import fetch as library
+from pipeline.data.download.archives import COCO_LVIS, Archive
+from pipeline.data.download.fetch import choose, fetch, plan
+from pipeline.data.download.http import ATTEMPTS, Wanted, download
+from pipeline.runtime.errors import DataProblem, Problem, UsageProblem
+from tests.pipeline.data.download.unkind_server import Unkind, serve
 
 CONTENT = random.Random(1).randbytes(3_000_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -303,8 +303,8 @@ def test_a_disk_too_small_for_what_is_inside_keeps_the_archive(
 def test_a_disk_that_fills_up_leaves_a_part_to_go_on_from(server: Unkind, tmp_path: Path) -> None:
     """The process may write files of 1 MiB at most: the write fails as on a full disk."""
     code = (
-        "import resource, signal, sys; from pathlib import Path; from pipeline.ending import run\n"
-        "from pipeline.data.download import Wanted, download\n"
+        "import resource, signal, sys; from pathlib import Path; from pipeline.runtime.signals import run\n"
+        "from pipeline.data.download.http import Wanted, download\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n"
         "import errno, os\n"
@@ -327,7 +327,7 @@ def test_a_disk_that_fills_up_leaves_a_part_to_go_on_from(server: Unkind, tmp_pa
 def test_a_kill_mid_file_loses_nothing_that_had_arrived(server: Unkind, tmp_path: Path) -> None:
     server.chunk_pause = 0.02
     code = (
-        "import sys; from pathlib import Path; from pipeline.data.download import Wanted, download\n"
+        "import sys; from pathlib import Path; from pipeline.data.download.http import Wanted, download\n"
         f"download(Wanted(sys.argv[1], Path(sys.argv[2]), {len(CONTENT)}, {DIGEST!r}))"
     )
     path = tmp_path / "file.zip"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.label_space import (
+from pipeline.data.labels.label_space import (
     LVIS,
     STUFF,
     ClassEntry,
@@ -16,9 +16,10 @@ from pipeline.data.label_space import (
     merge_categories,
     official_categories,
 )
-from pipeline.errors import DataProblem, UsageProblem
+from pipeline.runtime.errors import DataProblem, UsageProblem
+from tests.paths import SHARED as SHARED_DATA
 
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "label_space"
+SHARED = SHARED_DATA / "label_space"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/label_space beside the project")
 
 

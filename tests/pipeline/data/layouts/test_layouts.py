@@ -12,18 +12,20 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from small_dataset import box, typical, whole
 from typer.testing import CliRunner
 
-from pipeline.data.bootstrap import bootstrap
-from pipeline.data.dataset import IGNORE_INDEX, SegmentationDataset
-from pipeline.data.export import export_masks
-from pipeline.data.label_space import MAX_CLASSES, LabelSpace
-from pipeline.data.layouts import LAYOUTS, open_layout
-from pipeline.data.parallel import worker_pool
-from pipeline.data_commands import app
-from pipeline.errors import DataProblem, UsageProblem
-from pipeline.settings import DataSettings
+from pipeline.cli.data import app
+from pipeline.config.schema import DataSettings
+from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.labels.label_space import MAX_CLASSES, LabelSpace
+from pipeline.data.layouts.layout import LAYOUTS
+from pipeline.data.layouts.opening import open_layout
+from pipeline.data.loading.batch import IGNORE_INDEX
+from pipeline.data.loading.dataset import SegmentationDataset
+from pipeline.data.loading.visualize import export_masks
+from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.workers import worker_pool
+from tests.pipeline.data.small_dataset import box, typical, whole
 
 
 def masks(out: Path, root: Path) -> dict[str, np.ndarray]:
@@ -263,7 +265,7 @@ def stored(tmp_path: Path) -> Masks:
 
 
 def test_16_bit_masks_are_looked_up_in_the_list_of_classes(stored: Masks, tmp_path: Path) -> None:
-    with worker_pool(2, "pipeline.data.bootstrap") as pool:
+    with worker_pool(2, "pipeline.data.bootstrap.build") as pool:
         result = bootstrap(stored.root, tmp_path / "out", layout="masks", pool=pool)
     assert result.label_space.names == ["grass", "path", "fence"]
     expected = np.zeros((4, 6), int)

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_dataset import APPLE, CUP, SmallDataset, box, typical
 from torch.utils.data import DataLoader
 
-from pipeline.data.bootstrap import bootstrap
-from pipeline.data.dataset import IGNORE_INDEX, Sample, SegmentationDataset
-from pipeline.data.loaders import evaluation_loader
-from pipeline.errors import DataProblem, UsageProblem
+from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.loading.batch import IGNORE_INDEX, Sample
+from pipeline.data.loading.dataset import SegmentationDataset
+from pipeline.data.loading.loaders import evaluation_loader
+from pipeline.runtime.errors import DataProblem, UsageProblem
+from tests.pipeline.data.small_dataset import APPLE, CUP, SmallDataset, box, typical
 
 
 def make(data: SmallDataset, split: str = "val") -> SegmentationDataset:

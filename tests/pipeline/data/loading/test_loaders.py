@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from pipeline.data.dataset import Sample
-from pipeline.data.loaders import evaluation_loader, train_loader
-from pipeline.data.sampling import Draw, ShuffledBatches, sample_seed
-from pipeline.data.transforms import TrainTransform
-from pipeline.errors import DataProblem
-from pipeline.runtime import resolve_num_workers
+from pipeline.data.loading.batch import Sample
+from pipeline.data.loading.loaders import evaluation_loader, train_loader
+from pipeline.data.loading.sampler import Draw, ShuffledBatches, sample_seed
+from pipeline.data.loading.transforms import TrainTransform
+from pipeline.runtime.device import resolve_num_workers
+from pipeline.runtime.errors import DataProblem
 
 
 @dataclass
@@ -195,8 +195,8 @@ def test_automatic_workers_leave_a_core_to_the_training(monkeypatch):
 def test_a_process_that_leaves_a_loader_half_way_ends():
     program = (
         "import torch\n"
-        "from pipeline.data.dataset import Sample\n"
-        "from pipeline.data.loaders import evaluation_loader\n"
+        "from pipeline.data.loading.dataset import Sample\n"
+        "from pipeline.data.loading.loaders import evaluation_loader\n"
         "blank = Sample(torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.int64), 1)\n"
         "loader = evaluation_loader([blank] * 9, num_workers=1)\n"
         "print(next(loader).image_ids)\n"

@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from pipeline.data.sampling import Draw, ShuffledBatches, repeat_factors, sample_seed
+from pipeline.data.loading.sampler import Draw, ShuffledBatches, repeat_factors, sample_seed
 
 
 def draws(batches: ShuffledBatches) -> list[Draw]:

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from pipeline.data import transforms
-from pipeline.data.dataset import IGNORE_INDEX
-from pipeline.data.transforms import PADDING_COLOUR, TrainTransform
+from pipeline.data.loading import transforms
+from pipeline.data.loading.batch import IGNORE_INDEX
+from pipeline.data.loading.transforms import PADDING_COLOUR, TrainTransform
 
 
 def generator(seed: int) -> torch.Generator:

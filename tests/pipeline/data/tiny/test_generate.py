@@ -11,10 +11,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from pipeline.data import tiny, tiny_drawing
-from pipeline.data.label_space import official_categories
-from pipeline.data.tiny import generate_tiny
-from pipeline.errors import DataProblem
+from pipeline.data.labels.label_space import official_categories
+from pipeline.data.tiny import drawing as tiny_drawing
+from pipeline.data.tiny import generate as tiny
+from pipeline.data.tiny.generate import generate_tiny
+from pipeline.runtime.errors import DataProblem
 
 TABLES = ("lvis_v1_train", "lvis_v1_val", "stuff_train2017", "stuff_val2017")
 SMALL = {"num_train": 24, "num_val": 12, "image_size": (96, 72), "seed": 3}

@@ -1,0 +1,1 @@
+"""Image features from timm's models, and their weights."""

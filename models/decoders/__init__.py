@@ -1,0 +1,1 @@
+"""Decoders: features of several strides to one map at stride 4."""

@@ -1,0 +1,57 @@
+"""TODO"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import _resized, _TopDown, convolution
+
+POOLED_SIZES = (1, 2, 3, 6)  # cells a side, in UPerNet's pyramid pooling
+
+
+class UPerNetDecoder(nn.Module):
+    """Pyramid pooling on the coarsest level, a feature pyramid, and all levels fused by a 3x3 convolution.
+
+    Args:
+        in_channels: of each level, fine to coarse.
+        channels: of the pyramid and of the output.
+    """
+
+    def __init__(self, in_channels: Sequence[int], *, channels: int = 256) -> None:
+        super().__init__()
+        self.pooling = PyramidPooling(in_channels[-1], channels)
+        self.pyramid = _TopDown([*in_channels[:-1], channels], channels)
+        self.fuse = convolution(len(in_channels) * channels, channels, 3)
+        self.channels = channels
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """(N, C_i, h_i, w_i) each, fine to coarse, to (N, channels, h_0, w_0)."""
+        finest, *coarser = self.pyramid([*levels[:-1], self.pooling(levels[-1])])
+        return self.fuse(torch.cat([finest, *(_resized(level, finest) for level in coarser)], dim=1))
+
+
+class PyramidPooling(nn.Module):
+    """The features beside their means over grids of 1, 2, 3 and 6 cells a side, fused by a 3x3 convolution.
+
+    Args:
+        in_channels: of the features.
+        channels: of every grid and of the output.
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.grids = nn.ModuleList(
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(size), nn.Conv2d(in_channels, channels, 1), nn.ReLU(inplace=True)
+            )
+            for size in POOLED_SIZES
+        )
+        self.fuse = convolution(in_channels + len(POOLED_SIZES) * channels, channels, 3)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, in_channels, h, w) to (N, channels, h, w)."""
+        pooled = [_resized(grid(features), features) for grid in self.grids]
+        return self.fuse(torch.cat([features, *pooled], dim=1))

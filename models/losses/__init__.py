@@ -1,0 +1,1 @@
+"""Losses between pixel embeddings and class embeddings, in memory that does not grow with pixels x classes."""

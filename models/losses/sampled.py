@@ -1,0 +1,81 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..embeddings import WORK_BYTES, Similarity, check_loss_inputs, check_target
+from ..tiled.cross_entropy import ExactCrossEntropy
+from .knn import _check_num_negatives
+
+
+@torch.compiler.disable
+def sampled_cross_entropy(
+    pixel_embeddings: Tensor,
+    class_embeddings: Tensor,
+    target: Tensor,
+    *,
+    num_negatives: int = 256,
+    generator: torch.Generator | None = None,
+    temperature: float = 0.05,
+    similarity: Similarity = "distance",
+    ignore_index: int = -1,
+    work_bytes: int = WORK_BYTES,
+) -> Tensor:
+    """Compute cross-entropy over the classes present in the batch and a sample of the others.
+
+    All pixels share the sample, drawn evenly and without replacement. Each drawn class stands for several
+    that were not, so -log(probability of being drawn) is added to its logits: the sum of exponentials is
+    then right on average. A pixel's target is never its own negative. With all other classes drawn, and so
+    always with num_negatives >= C - 1, this equals `exact_cross_entropy`.
+
+    Args:
+        pixel_embeddings: (P, D) float.
+        class_embeddings: (C, D) float.
+        target: (P,) int64, 0..C-1 or `ignore_index`.
+        num_negatives: K, classes drawn from those that no labelled pixel has; at most all of them.
+        generator: source of the draw, on any device; the default generator where None.
+        temperature: divides the similarities.
+        similarity: "distance" or "cosine".
+        ignore_index: target of pixels that take no part.
+        work_bytes: size of the work buffer in bytes.
+
+    Returns:
+        Scalar, as `exact_cross_entropy`.
+
+    Raises:
+        ValueError: as `exact_cross_entropy`, and `num_negatives` below 1.
+    """
+    check_loss_inputs(pixel_embeddings, class_embeddings, target, temperature, similarity)
+    check_target(target, len(class_embeddings), ignore_index)
+    _check_num_negatives(num_negatives)
+    device, num_classes = class_embeddings.device, len(class_embeddings)
+    labelled = target[target != ignore_index]
+    present = torch.zeros(num_classes, dtype=torch.bool, device=device)
+    present[labelled] = True
+    absent = (~present).nonzero()[:, 0]
+    draw_device = device if generator is None else generator.device
+    order = torch.randperm(len(absent), generator=generator, device=draw_device)[:num_negatives]
+    drawn = absent[order.to(device)]
+    kept = torch.cat([present.nonzero()[:, 0], drawn])  # (U + K,)
+    offsets = class_embeddings.new_zeros(len(kept), dtype=torch.float32)
+    if len(drawn) > 0:
+        offsets[-len(drawn) :] = math.log(len(absent) / len(drawn))
+    places = torch.zeros(num_classes, dtype=torch.int64, device=device)
+    places[kept] = torch.arange(len(kept), device=device)
+    kept_target = torch.full_like(target, -1)
+    kept_target[target != ignore_index] = places[labelled]
+    return ExactCrossEntropy.apply(
+        pixel_embeddings,
+        class_embeddings[kept],
+        kept_target,
+        offsets,
+        temperature,
+        similarity,
+        -1,
+        work_bytes,
+        torch.is_grad_enabled(),
+    )

@@ -1,0 +1,46 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..embeddings import WORK_BYTES, check_embeddings
+from ..nearest import nearest_classes
+
+_SEPARATION_BYTES = 2**21  # of pairs of classes there are few; a larger buffer would only show in the peak
+
+
+def separation_loss(
+    class_embeddings: Tensor, *, min_separation: float = 0.2, work_bytes: int = WORK_BYTES
+) -> Tensor:
+    """Compute (1/C) sum over c of max(0, min_separation - distance from c to the nearest other class).
+
+    The nearest is searched without a C x C matrix, and the gradient goes to both classes of a pair. Two
+    classes at the very same place get none: no direction leads apart.
+
+    Args:
+        class_embeddings: (C, D) float.
+        min_separation: least wanted Euclidean distance between two classes; the paper's code has 0.2.
+        work_bytes: size of the work buffer of the search in bytes; no more than 2 MiB are used.
+
+    Returns:
+        Scalar; zero for a single class.
+
+    Raises:
+        ValueError: class_embeddings is not (C, D) floating, or min_separation is not positive.
+    """
+    check_embeddings(class_embeddings, class_embeddings)
+    if not min_separation > 0:
+        raise ValueError(f"min_separation is {min_separation}; allowed are distances above 0")
+    num_classes = len(class_embeddings)
+    with torch.autocast(class_embeddings.device.type, enabled=False):
+        classes = class_embeddings if class_embeddings.dtype == torch.float64 else class_embeddings.float()
+        if num_classes == 1:
+            return classes.sum() * 0
+        enough = min(work_bytes, _SEPARATION_BYTES)
+        two = nearest_classes(class_embeddings, class_embeddings, 2, work_bytes=enough)
+        own = torch.arange(num_classes, device=two.device)
+        other = torch.where(two[:, 0] == own, two[:, 1], two[:, 0])
+        distances = torch.linalg.vector_norm(classes - classes[other], dim=1)
+        return (min_separation - distances).clamp_min(0).mean()

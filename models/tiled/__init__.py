@@ -1,0 +1,1 @@
+"""The portable implementation: a tile of pixels x classes at a time, on any device."""

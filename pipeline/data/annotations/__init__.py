@@ -1,0 +1,1 @@
+"""Annotation files in LVIS's and COCO's JSON: reading, checking, quarantine."""

@@ -1,0 +1,1 @@
+"""Annotations to class-id masks, splits and a label space."""

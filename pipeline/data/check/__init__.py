@@ -1,0 +1,1 @@
+"""Name everything wrong with a dataset."""

@@ -1,0 +1,1 @@
+"""Label spaces: which classes there are, and the official category lists."""

@@ -1,0 +1,1 @@
+"""Bootstrapped data to batches, and to pictures."""

@@ -1,0 +1,44 @@
+"""TODO"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+IGNORE_INDEX = -1
+"""Train id of unlabelled pixels: below all classes, since every number from 0 on may be a class."""
+
+
+class Sample(NamedTuple):
+    """One image with its truth.
+
+    Args:
+        image: (3, H, W) uint8, RGB.
+        target: (H, W) int64 train ids 0..C-1, or IGNORE_INDEX.
+        image_id: COCO's.
+    """
+
+    image: Tensor
+    target: Tensor
+    image_id: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the network is given at a step.
+
+    Args:
+        images: (N, 3, H, W) uint8; become floats in [0, 1] only on the device.
+        target: (N, H, W) int64 train ids, `IGNORE_INDEX` where unlabelled.
+        image_ids: N ids.
+    """
+
+    images: Tensor
+    target: Tensor
+    image_ids: tuple[int, ...]
+
+    def pin_memory(self) -> Batch:
+        """Called by torch's loader: a copy from which the GPU can fetch while it computes."""
+        return Batch(self.images.pin_memory(), self.target.pin_memory(), self.image_ids)

@@ -1,0 +1,1 @@
+"""The bootstrapped folder on disk: manifest and shards of masks."""

@@ -1,0 +1,1 @@
+"""The embedded dataset, generated in the official layout."""

@@ -1,0 +1,1 @@
+"""Metrics, evaluation of a checkpoint, and the files it leaves."""

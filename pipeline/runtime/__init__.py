@@ -1,0 +1,1 @@
+"""The process and the machine: errors, files, locks, devices, progress, signals, workers."""

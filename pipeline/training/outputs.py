@@ -1,0 +1,31 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import json
+
+from pipeline.config.paths import results_folder
+from pipeline.config.schema import Settings
+from pipeline.runtime.files import _csv, write_text
+from pipeline.training.trainer import TrainResult
+
+
+def write_training(settings: Settings, result: TrainResult) -> None:
+    """Writes the curves as CSV (for `dvc plots`) and the facts of the training as JSON."""
+    folder = results_folder(settings)
+    state = result.state
+    write_text(folder / "loss.csv", _csv(["step", "loss"], state.loss_curve))
+    write_text(folder / "holdout.csv", _csv(["step", "miou", "pixel_accuracy"], state.validation_curve))
+    facts = {
+        "steps": result.steps,
+        "seconds": state.seconds,
+        "images_per_second": result.images_per_second,
+        "data_wait_share": state.data_wait_share,
+        "accumulate": result.accumulate,
+        "best_step": state.best_step,
+        "best_holdout_miou": state.best_miou,
+        "peak_memory_gib": state.peak_memory_gib,
+        "peak_memory_kind": result.peak_memory_kind,
+        "device": result.device,
+    }
+    write_text(folder / "training.json", json.dumps(facts, indent=1) + "\n")
