@@ -45,7 +45,7 @@ from pipeline.data.tiny.generate import generate_tiny
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.metrics import Metrics
 from pipeline.runtime.device import choose_device
-from pipeline.runtime.errors import UsageProblem
+from pipeline.runtime.errors import UsageError
 from pipeline.runtime.signals import run
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
@@ -244,14 +244,14 @@ def main(
     for text in change or []:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UsageProblem("no value", where="--set", found=text, allowed="KEY=VALUE")
+            raise UsageError("no value", where="--set", found=text, allowed="KEY=VALUE")
         overrides[key] = yaml.safe_load(value)
     given = {"data.root": root, "model.weights": weights}
     overrides |= {key: str(value.resolve()) for key, value in given.items() if value is not None}
     overrides |= {} if backbone is None else {"model.backbone": backbone}
     unknown = set(only or []) - set(VARIANTS)
     if unknown:
-        raise UsageProblem("unknown variant", found=", ".join(unknown), allowed=", ".join(VARIANTS))
+        raise UsageError("unknown variant", found=", ".join(unknown), allowed=", ".join(VARIANTS))
     name = root.resolve().name if root else "tiny"
     bench = Bench(params, overrides, (folder or Path("data/approximation") / name).resolve())
     bench.prepare()

@@ -26,7 +26,7 @@ from pipeline.config.load import load_settings
 from pipeline.config.schema import Settings
 from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.tiny.generate import generate_tiny
-from pipeline.evaluation.outputs import judge
+from pipeline.evaluation.outputs import evaluate_checkpoint
 from pipeline.runtime.device import choose_device, set_threads
 from pipeline.runtime.signals import run
 from pipeline.tracking.tracker import NoTracker
@@ -92,7 +92,7 @@ def _bare(settings: Settings, trials: int) -> float:
         folder = settings.project / "bare" / str(seed)
         train(of_trial, NoTracker(), folder=folder)
         checkpoint = load_checkpoint(folder / "best.safetensors")
-        judge(of_trial, checkpoint, checkpoint.segmenter().to(device), "val")
+        evaluate_checkpoint(of_trial, checkpoint, checkpoint.segmenter().to(device), "val")
     return time.perf_counter() - began
 
 

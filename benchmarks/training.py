@@ -4,7 +4,7 @@
     python -m benchmarks.training --device cuda --crop 512 --batch 10 --precision bf16 --channels-last --save
 
 Every candidate takes the step that `pipeline.training.trainer` takes (forward, loss, backward, SGD with momentum), in
-turns, on one synthetic batch with every pixel labelled. `embedding` is ours with the exact loss; `dense` the
+turns, on one synthetic batch with every pixel labeled. `embedding` is ours with the exact loss; `dense` the
 same network with the same cross-entropy, of the logits of all pixels and classes; `softmax` our network with
 the usual head; `smp` the DeepLabV3Plus of segmentation_models_pytorch with the same timm backbone and plain
 cross-entropy. Its decoder is made of depthwise separable convolutions, and so is ours here unless --decoder

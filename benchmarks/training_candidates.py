@@ -18,9 +18,9 @@ from pipeline.config.schema import Settings
 from pipeline.data.loading.batch import Batch
 from pipeline.memory.predict import predict_bytes, with_changes
 from pipeline.train_step.loss import segmentation_losses
-from pipeline.train_step.model import build_network
+from pipeline.train_step.model import build_model
 from pipeline.train_step.precision import autocast
-from pipeline.train_step.step import Optimisation
+from pipeline.train_step.step import TrainStep
 
 try:
     import segmentation_models_pytorch as smp
@@ -67,7 +67,7 @@ def make_candidates(
 
 
 def synthetic(settings: Settings, classes: int) -> Batch:
-    """A batch of noise, every pixel labelled."""
+    """A batch of noise, every pixel labeled."""
     options, generator = settings.train, torch.Generator().manual_seed(0)
     size = (options.images_per_step, options.crop_size, options.crop_size)
     images = torch.randint(256, (size[0], 3, *size[1:]), dtype=torch.uint8, generator=generator)
@@ -76,15 +76,15 @@ def synthetic(settings: Settings, classes: int) -> Batch:
 
 def own_step(settings: Settings, classes: int, device: torch.device) -> Step:
     """The very step of the training."""
-    segmenter = build_network(settings.model, classes).to(device).train()
-    optimisation = Optimisation(segmenter, settings, accumulate=settings.train.accumulate)
+    segmenter = build_model(settings.model, classes).to(device).train()
+    optimization = TrainStep(segmenter, settings, accumulation_steps=settings.train.accumulation_steps)
     batch = synthetic(settings, classes)
-    return lambda: optimisation.step(batch, 0)
+    return lambda: optimization.step(batch, 0)
 
 
 def own_loss(settings: Settings, classes: int, device: torch.device) -> Step:
     """What of that step comes after the network's output: upsampling and loss, forward and backward."""
-    segmenter = build_network(settings.model, classes).to(device)
+    segmenter = build_model(settings.model, classes).to(device)
     batch, generator = synthetic(settings, classes), torch.Generator(device).manual_seed(0)
     target, channels = batch.target.to(device), classes
     if isinstance(segmenter.head, EmbeddingHead):
@@ -102,7 +102,7 @@ def own_loss(settings: Settings, classes: int, device: torch.device) -> Step:
 
 def dense_step(settings: Settings, classes: int, device: torch.device) -> Step:
     """The same network and the same cross-entropy as `embedding`, on the logits of all pixels and classes."""
-    segmenter = build_network(settings.model, classes).to(device).train()
+    segmenter = build_model(settings.model, classes).to(device).train()
     loss_settings = settings.loss
 
     def loss(output: Tensor, target: Tensor) -> Tensor:

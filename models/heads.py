@@ -1,7 +1,7 @@
 """What turns decoded features into classes: embeddings compared with class embeddings, or plain logits.
 
-`EmbeddingHead` is the paper's: D channels per pixel, L2-normalised at stride 4, and a table of one learned
-vector per class, normalised at every use. `SoftmaxHead` is the baseline: C channels per pixel. Both predict
+`EmbeddingHead` is the paper's: D channels per pixel, L2-normalized at stride 4, and a table of one learned
+vector per class, normalized at every use. `SoftmaxHead` is the baseline: C channels per pixel. Both predict
 without ever holding scores of all pixels and all classes.
 """
 
@@ -16,7 +16,7 @@ from .nearest import nearest_classes
 
 
 class EmbeddingHead(nn.Module):
-    """A 1x1 convolution to D normalised channels, and the class embeddings they are compared with.
+    """A 1x1 convolution to D normalized channels, and the class embeddings they are compared with.
 
     Args:
         in_channels: of the decoded features.
@@ -33,17 +33,17 @@ class EmbeddingHead(nn.Module):
     @property
     def class_embeddings(self) -> Tensor:
         """(C, D) float32 of length 1, differentiable; computed from the table at every access."""
-        return _normalise(self.class_table)
+        return _normalize(self.class_table)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, in_channels, h, w) to pixel embeddings (N, D, h, w), float32 of length 1 per pixel."""
-        return _normalise(self.projection(features))
+        return _normalize(self.projection(features))
 
     @torch.no_grad()
     def predict(self, features: Tensor, size: tuple[int, int], *, work_bytes: int = WORK_BYTES) -> Tensor:
         """The nearest class of each pixel.
 
-        The embeddings of one image at a time are upsampled, bilinearly and not normalised again, as in
+        The embeddings of one image at a time are upsampled, bilinearly and not normalized again, as in
         training; the search then holds `work_bytes` of scores.
 
         Args:
@@ -115,7 +115,7 @@ class SoftmaxHead(nn.Module):
         return best_class
 
 
-def _normalise(vectors: Tensor) -> Tensor:
+def _normalize(vectors: Tensor) -> Tensor:
     """Length 1 along dimension 1, in float32: bfloat16 rounds away what tells many classes apart."""
     with torch.autocast(vectors.device.type, enabled=False):
         return F.normalize(vectors.float(), dim=1, eps=1e-6)

@@ -26,7 +26,7 @@ DecoderName = Literal["deeplabv3plus", "deeplabv3plus_separable", "fpn", "uperne
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmenterArguments:
+class SegmenterConfig:
     """Everything needed to build the segmenter again, weights aside.
 
     Attributes:
@@ -56,7 +56,7 @@ class SegmenterArguments:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> SegmenterArguments:
+    def from_dict(cls, values: dict[str, Any]) -> SegmenterConfig:
         """The inverse of `to_dict`.
 
         Raises:
@@ -186,7 +186,7 @@ class Segmenter(nn.Module):
 
 
 def build_segmenter(
-    arguments: SegmenterArguments, *, pretrained: bool = False, weights: str | Path | None = None
+    arguments: SegmenterConfig, *, pretrained: bool = False, weights: str | Path | None = None
 ) -> Segmenter:
     """Build the network; every weight is random unless the backbone's are given.
 

@@ -55,8 +55,8 @@ def corners_of_pixels(
         (B, 4) int64 in 0..N * h * w - 1, of which some may be the same, and their (B, 4) weights.
     """
     (low_height, low_width), (height, width) = low, full
-    above, below, down = _neighbours(pixels // width % height, low_height, height, dtype)
-    left, right, across = _neighbours(pixels % width, low_width, width, dtype)
+    above, below, down = _neighbors(pixels // width % height, low_height, height, dtype)
+    left, right, across = _neighbors(pixels % width, low_width, width, dtype)
     first = pixels // (height * width) * (low_height * low_width)
     upper, lower = first + above * low_width, first + below * low_width
     corners = torch.stack([upper + left, upper + right, lower + left, lower + right], dim=1)
@@ -128,9 +128,9 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _neighbours(positions: Tensor, low: int, full: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbors(positions: Tensor, low: int, full: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Of full-resolution rows or columns: the two at low resolution around them, and the second's share."""
-    centres = ((2 * positions + 1) * low - full).clamp_(min=0)  # in units of 1 / (2 full): exact
-    before = (centres // (2 * full)).clamp_(max=low - 1)
-    shares = (centres - before * (2 * full)).to(dtype) / (2 * full)
+    centers = ((2 * positions + 1) * low - full).clamp_(min=0)  # in units of 1 / (2 full): exact
+    before = (centers // (2 * full)).clamp_(max=low - 1)
+    shares = (centers - before * (2 * full)).to(dtype) / (2 * full)
     return before, (before + 1).clamp_(max=low - 1), shares

@@ -1,4 +1,4 @@
-"""Stage evaluate: judges one variant's best checkpoint on val.
+"""Stage evaluate: evaluates one variant's best checkpoint on val.
 
 Usage: python -m stages.evaluate VARIANT
 """

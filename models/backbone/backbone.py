@@ -35,8 +35,8 @@ class OutputStrideWarning(UserWarning):
 class Backbone(nn.Module):
     """A timm model without its classifier, giving features at several levels, fine to coarse.
 
-    Images are normalised with the mean and standard deviation that the model's weights were trained with
-    (buffers, so they travel with the weights) and padded at the right and the bottom with the mean colour.
+    Images are normalized with the mean and standard deviation that the model's weights were trained with
+    (buffers, so they travel with the weights) and padded at the right and the bottom with the mean color.
     A model without features of stride 4 (a plain vision transformer) gets its first features resized to it.
 
     Args:
@@ -168,7 +168,7 @@ def _pretrained_config(name: str) -> Any:
         raise ValueError(
             f"unknown backbone: timm {timm.__version__} has no model {name!r}\n"
             f"  allowed: {', '.join(close) or 'any name of timm.list_models()'}\n"
-            "  way out: correct model.backbone; python -c 'import timm; print(timm.list_models(\"*net*\"))'"
+            "  fix: correct model.backbone; python -c 'import timm; print(timm.list_models(\"*net*\"))'"
         )
     try:
         config = timm.models.get_pretrained_cfg(name)

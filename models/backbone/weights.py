@@ -99,7 +99,7 @@ def check_weights_reachable(name: str, config: Any) -> None:
             f"the weights of {name!r} cannot be downloaded\n"
             f"  where:   {config.hf_hub_id} on the Hugging Face hub\n"
             f"  found:   {error}\n"
-            "  way out: set model.weights to a local safetensors file with timm's parameter names, or "
+            "  fix: set model.weights to a local safetensors file with timm's parameter names, or "
             "model.pretrained to false to train from scratch"
         ) from error
 
@@ -108,7 +108,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(
             f"no weights file\n  where:   {path}\n"
-            "  way out: correct model.weights, or remove it to train from scratch"
+            "  fix: correct model.weights, or remove it to train from scratch"
         )
     try:
         return load_file(path)
@@ -116,7 +116,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"not a safetensors file\n  where:   {path}\n  found:   {error}\n"
             "  allowed: a .safetensors file with timm's parameter names\n"
-            "  way out: safetensors.torch.save_file(model.state_dict(), PATH) writes one from a timm model"
+            "  fix: safetensors.torch.save_file(model.state_dict(), PATH) writes one from a timm model"
         ) from error
 
 
@@ -169,5 +169,5 @@ def _misfit(
     return (
         f"weights of another model\n  where:   {path}\n  found:   {'; '.join(found)}\n"
         f"  allowed: every parameter of timm's {name!r} but the classifier\n"
-        "  way out: set model.weights to a file of this backbone, or model.backbone to the file's model"
+        "  fix: set model.weights to a file of this backbone, or model.backbone to the file's model"
     )

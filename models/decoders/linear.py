@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class LinearDecoder(nn.Module):
-    """A 1x1 convolution of the normalised coarsest features, resized to stride 4: for vision transformers.
+    """A 1x1 convolution of the normalized coarsest features, resized to stride 4: for vision transformers.
 
     With the embedding head, class scores are then distances of a linear map of the patch features.
 

@@ -33,10 +33,10 @@ def fused_exact_cross_entropy(
     similarity: str = "distance",
     ignore_index: int = -1,
 ) -> torch.Tensor:
-    """Mean cross-entropy over the labelled pixels, against all classes.
+    """Mean cross-entropy over the labeled pixels, against all classes.
 
     Args:
-        pixel_embeddings: (P, D), D of 4..256, fp32, bf16 or fp16; used as they are, not normalised here.
+        pixel_embeddings: (P, D), D of 4..256, fp32, bf16 or fp16; used as they are, not normalized here.
         class_embeddings: (C, D), same choice of dtypes (the two may differ); fp32 sums throughout.
         target: (P,) integer class of each pixel, or `ignore_index`. Any other value outside 0..C-1 makes the
             loss NaN (looking for it on the host would stall the GPU).
@@ -45,7 +45,7 @@ def fused_exact_cross_entropy(
         ignore_index: target of the pixels that count for nothing.
 
     Returns:
-        fp32 scalar, differentiable in both embeddings; 0 with zero gradients where no pixel is labelled. Two
+        fp32 scalar, differentiable in both embeddings; 0 with zero gradients where no pixel is labeled. Two
         calls with the same input give the same bits. Not twice differentiable.
 
     Raises:

@@ -93,21 +93,21 @@ def require(pixel_embeddings: torch.Tensor, class_embeddings: torch.Tensor, simi
 
 
 def _reason_against(pixel_embeddings: torch.Tensor, class_embeddings: torch.Tensor) -> Exception | None:
-    mend = "use the functions of models.losses.exact and models.nearest instead"
+    hint = "use the functions of models.losses.exact and models.nearest instead"
     if not TRITON_INSTALLED:
-        return RuntimeError(f"the fused kernels need Triton, which is not installed; {mend}")
+        return RuntimeError(f"the fused kernels need Triton, which is not installed; {hint}")
     on_gpu = pixel_embeddings.is_cuda and pixel_embeddings.device == class_embeddings.device
     if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
         return RuntimeError(
             f"the fused kernels need both tensors on one CUDA device; found {pixel_embeddings.device} and "
-            f"{class_embeddings.device}; {mend}, or set TRITON_INTERPRET=1 to try the kernels on the CPU"
+            f"{class_embeddings.device}; {hint}, or set TRITON_INTERPRET=1 to try the kernels on the CPU"
         )
     dim = class_embeddings.shape[-1]
     if not SMALLEST_DIM <= dim <= LARGEST_DIM:
-        return ValueError(f"embedding size D is {dim}; allowed: {SMALLEST_DIM}..{LARGEST_DIM}; {mend}")
+        return ValueError(f"embedding size D is {dim}; allowed: {SMALLEST_DIM}..{LARGEST_DIM}; {hint}")
     for name, tensor in (("pixel_embeddings", pixel_embeddings), ("class_embeddings", class_embeddings)):
         if tensor.dtype not in DTYPES:
-            return ValueError(f"{name} is {tensor.dtype}; allowed: float32, bfloat16, float16; {mend}")
+            return ValueError(f"{name} is {tensor.dtype}; allowed: float32, bfloat16, float16; {hint}")
     return None
 
 

@@ -152,9 +152,9 @@ def loss_forward(
     inside = rows < num_pixels
     pixels = load_rows(pixel_embeddings, tl.minimum(rows, num_pixels - 1), DIM, PADDED_DIM).to(WORK)
     label = tl.load(target + rows, mask=inside, other=ignore_index)
-    labelled = label != ignore_index
+    labeled = label != ignore_index
     known = (label >= 0) & (label < num_classes)
-    own_class = tl.where(labelled & known, label, -1).to(tl.int32)
+    own_class = tl.where(labeled & known, label, -1).to(tl.int32)
     own = load_rows(class_embeddings, tl.maximum(own_class, 0), DIM, PADDED_DIM).to(WORK).to(tl.float32)
     if DISTANCE:
         pixel_term = tl.load(pixel_terms + rows, mask=inside, other=0.0)
@@ -169,8 +169,8 @@ def loss_forward(
     others = tl.zeros((BLOCK_P,), tl.float32)
     weight_sum = tl.zeros((BLOCK_P,), tl.float32)
     weighted_classes = tl.zeros((BLOCK_P, PADDED_DIM), tl.float32)
-    # A tile without a single labelled pixel (crop padding, large unlabelled regions) visits no class.
-    end = tl.where(tl.max(labelled.to(tl.int32), 0) > 0, num_classes, 0)
+    # A tile without a single labeled pixel (crop padding, large unlabeled regions) visits no class.
+    end = tl.where(tl.max(labeled.to(tl.int32), 0) > 0, num_classes, 0)
     for start in range(0, end, BLOCK_C):
         class_ids = start + tl.arange(0, BLOCK_C)
         classes = load_rows(class_embeddings, tl.minimum(class_ids, num_classes - 1), DIM, PADDED_DIM).to(
@@ -201,21 +201,21 @@ def loss_forward(
 
     total = others + tl.exp2(own_score - largest)
     log_sum = largest + tl.log2(total)
-    own_weight = tl.where(labelled, -others / total, 0.0)
+    own_weight = tl.where(labeled, -others / total, 0.0)
     if DISTANCE:
         own_weight *= own_inverse
-    loss = tl.where(labelled, (log_sum - own_score) * NATURAL_LOG_OF_2, 0.0)
-    loss = tl.where(labelled & (known == 0), float("nan"), loss)
+    loss = tl.where(labeled, (log_sum - own_score) * NATURAL_LOG_OF_2, 0.0)
+    loss = tl.where(labeled & (known == 0), float("nan"), loss)
     tl.store(partial_losses + tile, tl.sum(loss, 0))
-    tl.store(partial_counts + tile, tl.sum(labelled.to(tl.int32), 0))
+    tl.store(partial_counts + tile, tl.sum(labeled.to(tl.int32), 0))
     if WITH_CLASS_GRADIENT:
-        tl.store(log_sums + rows, tl.where(labelled, log_sum, float("inf")), mask=inside)
+        tl.store(log_sums + rows, tl.where(labeled, log_sum, float("inf")), mask=inside)
         tl.store(target_weights + rows, own_weight, mask=inside)
     if WITH_PIXEL_GRADIENT:
         pixels = load_rows(pixel_embeddings, tl.minimum(rows, num_pixels - 1), DIM, PADDED_DIM)
         pixels = pixels.to(WORK).to(tl.float32)
         own = load_rows(class_embeddings, tl.maximum(own_class, 0), DIM, PADDED_DIM).to(WORK).to(tl.float32)
-        share = tl.where(labelled, 1.0 / total, 0.0)
+        share = tl.where(labeled, 1.0 / total, 0.0)
         if DISTANCE:
             pull = (weighted_classes - pixels * weight_sum[:, None]) * share[:, None]
             gradient = pull - own_weight[:, None] * (pixels - own)

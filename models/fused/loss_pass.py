@@ -57,15 +57,15 @@ class Measured:
     """What one forward pass leaves behind: the mean loss, and the gradients of the *summed* loss."""
 
     loss: torch.Tensor  # fp32 scalar
-    labelled: torch.Tensor  # number of labelled pixels, at least 1
+    labeled: torch.Tensor  # number of labeled pixels, at least 1
     pixel_gradient: torch.Tensor | None  # shaped and typed by the measuring function
     class_gradient: torch.Tensor | None  # (C, D) fp32
 
     def scaled_gradients(self, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Both gradients times grad_output / labelled, scaled in place and in fp32."""
+        """Both gradients times grad_output / labeled, scaled in place and in fp32."""
         from . import loss_kernels as kernels
 
-        factor = (grad_output.double() / self.labelled).float().reshape(1)
+        factor = (grad_output.double() / self.labeled).float().reshape(1)
         block = 2048
         for gradient in (self.pixel_gradient, self.class_gradient):
             if gradient is not None and gradient.numel():
@@ -105,7 +105,7 @@ class LossPass:
         self.plan = plan
         self.scale = LOG2_E / plan.temperature
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.labelled = torch.zeros((), dtype=torch.int64, device=device)
+        self.labeled = torch.zeros((), dtype=torch.int64, device=device)
         # Of the current chunk: pixel terms, log sums, target weights; each row aligned for wide loads.
         self.sums = torch.empty(3, -(-chunk_pixels // 64) * 64, dtype=torch.float32, device=device)
         self.partial_gradients: torch.Tensor | None = None
@@ -139,7 +139,7 @@ class LossPass:
             WITH_CLASS_GRADIENT=self.partial_gradients is not None, **self.constants, **tile.options(),
         )  # fmt: skip
         self.loss += losses.sum(dtype=torch.float64)
-        self.labelled += counts.sum()
+        self.labeled += counts.sum()
         if self.partial_gradients is not None:
             tile = self.class_tile
             slices = len(self.partial_gradients)
@@ -151,11 +151,11 @@ class LossPass:
             )  # fmt: skip
 
     def finish(self, pixel_gradient: torch.Tensor | None) -> Measured:
-        """The mean over all chunks; a finite zero where no pixel was labelled."""
-        labelled = self.labelled.clamp(min=1)
+        """The mean over all chunks; a finite zero where no pixel was labeled."""
+        labeled = self.labeled.clamp(min=1)
         partial = self.partial_gradients
         class_gradient = None if partial is None else partial[0] if len(partial) == 1 else partial.sum(0)
-        return Measured((self.loss / labelled).float(), labelled, pixel_gradient, class_gradient)
+        return Measured((self.loss / labeled).float(), labeled, pixel_gradient, class_gradient)
 
 
 def number_of_slices(num_classes: int, dim: int, chunk_pixels: int, work_bytes: int, tile: Tile) -> int:

@@ -27,7 +27,7 @@ def remoteness(
     WORK: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """(BLOCK_P, BLOCK_C) values to be minimised, for the classes from `start` on; NaN becomes infinite."""
+    """(BLOCK_P, BLOCK_C) values to be minimized, for the classes from `start` on; NaN becomes infinite."""
     class_ids = start + tl.arange(0, BLOCK_C)
     classes = load_rows(class_embeddings, tl.minimum(class_ids, num_classes - 1), DIM, PADDED_DIM).to(WORK)
     terms = tl.load(class_terms + class_ids)

@@ -1,8 +1,8 @@
 """Bilinear upsampling of a band of full-resolution rows, and its exact transpose, without atomics.
 
 The same arithmetic as `F.interpolate(mode="bilinear", align_corners=False)` towards a given size: the source
-position of full-resolution row Y is max((Y + 0.5)·h/H - 0.5, 0) in fp32, and its two neighbours share it
-linearly. Maps are channels-last, so that one neighbour is one contiguous row of D.
+position of full-resolution row Y is max((Y + 0.5)·h/H - 0.5, 0) in fp32, and its two neighbors share it
+linearly. Maps are channels-last, so that one neighbor is one contiguous row of D.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -13,7 +13,7 @@ import triton.language as tl
 
 
 @triton.jit
-def neighbours(position, ratio, size):
+def neighbors(position, ratio, size):
     """The two source indices of an output index, and the share of the second."""
     source = tl.maximum((position.to(tl.float32) + 0.5) * ratio - 0.5, 0.0)
     first = tl.minimum(source.to(tl.int32), size - 1)
@@ -23,8 +23,8 @@ def neighbours(position, ratio, size):
 
 @triton.jit
 def share_of(position, cell, ratio, size):
-    """How much of the source index `cell` an output index receives (0 when it is not a neighbour)."""
-    first, second, share = neighbours(position, ratio, size)
+    """How much of the source index `cell` an output index receives (0 when it is not a neighbor)."""
+    first, second, share = neighbors(position, ratio, size)
     return tl.where(first == cell, 1.0 - share, 0.0) + tl.where(second == cell, share, 0.0)
 
 
@@ -49,8 +49,8 @@ def upsample_band(
     inside = index < num_pixels
     row = first_row + index // full_width
     image = (row // full_height).to(tl.int64)
-    top, bottom, down = neighbours(row % full_height, row_ratio, height)
-    left, right, across = neighbours(index % full_width, column_ratio, width)
+    top, bottom, down = neighbors(row % full_height, row_ratio, height)
+    left, right, across = neighbors(index % full_width, column_ratio, width)
     dims = tl.arange(0, PADDED_DIM)
     mask = inside[:, None] & (dims[None, :] < DIM)
     upper = ((image * height + top) * width)[:, None]
@@ -86,7 +86,7 @@ def add_band_gradient(
 ):
     """Adds to each low-resolution pixel what the full-resolution pixels of the band owe it.
 
-    One program owns BLOCK neighbouring low-resolution pixels of one row; `footprint` is a bound on the
+    One program owns BLOCK neighboring low-resolution pixels of one row; `footprint` is a bound on the
     full-resolution columns that one of them reaches. Bands follow one another, so nobody else writes these
     rows meanwhile.
     """

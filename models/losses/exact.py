@@ -29,12 +29,12 @@ def exact_cross_entropy(
     ignore_index: int = -1,
     work_bytes: int = WORK_BYTES,
 ) -> Tensor:
-    """Compute the mean cross-entropy of the labelled pixels over all classes.
+    """Compute the mean cross-entropy of the labeled pixels over all classes.
 
     Forward and backward together allocate O(P D + C D) and a fixed work buffer. Differentiable once.
 
     Args:
-        pixel_embeddings: (P, D) float; used as they are, normalise them beforehand.
+        pixel_embeddings: (P, D) float; used as they are, normalize them beforehand.
         class_embeddings: (C, D) float; likewise.
         target: (P,) int64, the class of each pixel, 0..C-1, or `ignore_index`.
         temperature: divides the similarities; the paper multiplies by 20, so 0.05.
@@ -43,7 +43,7 @@ def exact_cross_entropy(
         work_bytes: size of the work buffer in bytes (the fused CUDA kernels need none).
 
     Returns:
-        Scalar in float32 (float64 for float64 inputs): zero, with zero gradients, if no pixel is labelled.
+        Scalar in float32 (float64 for float64 inputs): zero, with zero gradients, if no pixel is labeled.
 
     Raises:
         ValueError: shapes that do not fit together, an unknown similarity, a temperature that is not
@@ -89,15 +89,15 @@ def exact_cross_entropy_of_maps(
 ) -> Tensor:
     """Compute `exact_cross_entropy` at the target's resolution, of embeddings at a lower one.
 
-    They are upsampled bilinearly (not normalised again), a few pixels at a time: on CUDA folded into the
+    They are upsampled bilinearly (not normalized again), a few pixels at a time: on CUDA folded into the
     fused kernels, elsewhere by `models.tiled.cross_entropy_of_maps`, fastest where H and W are the same multiple of h and w.
 
     Args:
         pixel_embeddings: (N, D, h, w) float.
         class_embeddings: (C, D) float.
         target: (N, H, W) int64, 0..C-1 or `ignore_index`.
-        pixels: (B,) int64 in 0..N * H * W - 1, the only ones that take part, all of them labelled; or None
-            for all that are labelled.
+        pixels: (B,) int64 in 0..N * H * W - 1, the only ones that take part, all of them labeled; or None
+            for all that are labeled.
         temperature: divides the similarities.
         similarity: "distance" or "cosine".
         ignore_index: target of pixels that take no part.

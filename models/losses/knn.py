@@ -20,7 +20,7 @@ from ..embeddings import (
     full_precision,
 )
 from ..nearest import nearest_classes
-from ..tiled.cross_entropy import labelled_rows, row_chunks, scaled_gradients
+from ..tiled.cross_entropy import labeled_rows, row_chunks, scaled_gradients
 from ..tiled.threads import for_each, num_workers, pieces_of
 
 
@@ -43,7 +43,7 @@ class KnnCrossEntropy(torch.autograd.Function):
         """Return the scalar loss and keep both gradients. Arguments as `models.losses.knn.knn_cross_entropy`."""
         need_pixel, need_class = (with_gradients and need for need in ctx.needs_input_grad[:2])
         classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
-        rows = labelled_rows(target, ignore_index)
+        rows = labeled_rows(target, ignore_index)
         count = len(target) if rows is None else len(rows)
         workers = num_workers(classes.device, pieces_of(count, len(classes)), work_bytes, classes.nbytes)
         # Half of a worker's part for the search; the other half for about four (p, 1+K, D) tensors.

@@ -36,7 +36,7 @@ def sampled_cross_entropy(
         pixel_embeddings: (P, D) float.
         class_embeddings: (C, D) float.
         target: (P,) int64, 0..C-1 or `ignore_index`.
-        num_negatives: K, classes drawn from those that no labelled pixel has; at most all of them.
+        num_negatives: K, classes drawn from those that no labeled pixel has; at most all of them.
         generator: source of the draw, on any device; the default generator where None.
         temperature: divides the similarities.
         similarity: "distance" or "cosine".
@@ -53,9 +53,9 @@ def sampled_cross_entropy(
     check_target(target, len(class_embeddings), ignore_index)
     _check_num_negatives(num_negatives)
     device, num_classes = class_embeddings.device, len(class_embeddings)
-    labelled = target[target != ignore_index]
+    labeled = target[target != ignore_index]
     present = torch.zeros(num_classes, dtype=torch.bool, device=device)
-    present[labelled] = True
+    present[labeled] = True
     absent = (~present).nonzero()[:, 0]
     draw_device = device if generator is None else generator.device
     order = torch.randperm(len(absent), generator=generator, device=draw_device)[:num_negatives]
@@ -67,7 +67,7 @@ def sampled_cross_entropy(
     places = torch.zeros(num_classes, dtype=torch.int64, device=device)
     places[kept] = torch.arange(len(kept), device=device)
     kept_target = torch.full_like(target, -1)
-    kept_target[target != ignore_index] = places[labelled]
+    kept_target[target != ignore_index] = places[labeled]
     return ExactCrossEntropy.apply(
         pixel_embeddings,
         class_embeddings[kept],

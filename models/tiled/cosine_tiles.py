@@ -17,13 +17,13 @@ class CosineTiles(Tiles):
         given: Tensor,
         target: Tensor,
         upsampling: CellUpsampling | None = None,
-        unlabelled: Tensor | None = None,
+        unlabeled: Tensor | None = None,
     ) -> PixelChunk:
         """As `Tiles.chunk`."""
         scaled = given if upsampling is None else upsampling.spread(given)
         logits = torch.linalg.vecdot(scaled, self._classes[target])[:, None]
         return PixelChunk(
-            scaled, given, target[:, None], len(self._classes), logits, upsampling, unlabelled
+            scaled, given, target[:, None], len(self._classes), logits, upsampling, unlabeled
         )  # fmt: skip
 
     def _fill(self, logits: Tensor, chunk: PixelChunk, start: int, stop: int) -> None:

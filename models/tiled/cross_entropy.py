@@ -4,7 +4,7 @@ The softmax of one tile of pixels x classes is turned into its share of the loss
 overwritten by the next tile. The gradients are ready when the loss is; backward only scales them.
 
 A tile spans all classes where at least a few pixels of them fit the work buffer. Beyond that (a hundred
-thousand classes) it spans some, and each tile is formed twice: for the normaliser, then for the gradients.
+thousand classes) it spans some, and each tile is formed twice: for the normalizer, then for the gradients.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CHUNK_ROWS = 2048  # pixels prepared together for tiles of all classes
 
 
 class ExactCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of the labelled pixels over all classes; `models.losses.exact` has the public function."""
+    """Mean cross-entropy of the labeled pixels over all classes; `models.losses.exact` has the public function."""
 
     @staticmethod
     def forward(
@@ -62,7 +62,7 @@ class ExactCrossEntropy(torch.autograd.Function):
         """
         need_pixel, need_class = (with_gradients and need for need in ctx.needs_input_grad[:2])
         classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
-        rows = labelled_rows(target, ignore_index)
+        rows = labeled_rows(target, ignore_index)
         count = len(target) if rows is None else len(rows)
         workers, size = share_out(count, classes, work_bytes, similarity)
         pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
@@ -125,10 +125,10 @@ class _FirstDerivativeOnly(torch.autograd.Function):
         )
 
 
-def labelled_rows(target: Tensor, ignore_index: int) -> Tensor | None:
-    """Return the indices of the labelled pixels, or None where all are labelled."""
-    labelled = target != ignore_index
-    return None if bool(labelled.all()) else labelled.nonzero()[:, 0]
+def labeled_rows(target: Tensor, ignore_index: int) -> Tensor | None:
+    """Return the indices of the labeled pixels, or None where all are labeled."""
+    labeled = target != ignore_index
+    return None if bool(labeled.all()) else labeled.nonzero()[:, 0]
 
 
 def row_chunks(rows: Tensor | None, count: int, size: int) -> Iterator[slice | Tensor]:
@@ -206,10 +206,10 @@ def compare(
         return tiles.add_whole(chunk, size.rows, weight, need_gradient)
     starts = range(0, num_classes, size.columns)
     blocks = [(start, min(start + size.columns, num_classes)) for start in starts]
-    normalisers = tiles.softmax(chunk, *blocks[0])[1]
+    normalizers = tiles.softmax(chunk, *blocks[0])[1]
     for block in blocks[1:]:
-        normalisers = torch.logaddexp(normalisers, tiles.softmax(chunk, *block)[1])
-    losses = (normalisers - chunk.target_logits).clamp_min_(0)  # less than zero only by rounding
+        normalizers = torch.logaddexp(normalizers, tiles.softmax(chunk, *block)[1])
+    losses = (normalizers - chunk.target_logits).clamp_min_(0)  # less than zero only by rounding
     if not need_gradient and tiles.sums is None:
         return losses, None
 
@@ -217,7 +217,7 @@ def compare(
     missing = torch.expm1(-losses).mul_(-weight)
     for block in blocks:
         shares, of_tile = tiles.softmax(chunk, *block)
-        scale = weight * (of_tile - normalisers).exp_().clamp_min_(1e-30)
+        scale = weight * (of_tile - normalizers).exp_().clamp_min_(1e-30)
         of_block = tiles.add_gradients(shares, chunk, *block, scale, missing, need_gradient)
         if gradient is not None and of_block is not None:
             gradient += of_block

@@ -4,8 +4,8 @@ As `models.tiled.cross_entropy`, but embeddings at full resolution, and their gr
 And where the factor of upsampling is whole, the matrix products are done at low resolution: interpolation is
 linear, so the products of interpolated embeddings with the classes are the interpolated products, and what a
 tile adds to the gradients is brought to low resolution by the transpose before it meets the classes. At
-stride 4 this leaves a tenth of the multiplications. It pays where most pixels of a block are labelled, since
-all of them are computed; the labelled pixels elsewhere are compared as they are.
+stride 4 this leaves a tenth of the multiplications. It pays where most pixels of a block are labeled, since
+all of them are computed; the labeled pixels elsewhere are compared as they are.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from .cross_entropy import (
 from .threads import for_each
 from .tiles import Tiles
 
-_LEAST_LABELLED = 0.6  # of a block's pixels; with fewer, comparing the labelled ones alone is faster
-_MOST_CELLS = 1024  # in a block: what is unlabelled should fill blocks of its own
+_LEAST_LABELLED = 0.6  # of a block's pixels; with fewer, comparing the labeled ones alone is faster
+_MOST_CELLS = 1024  # in a block: what is unlabeled should fill blocks of its own
 
 
 class ExactCrossEntropyOfMaps(torch.autograd.Function):
-    """Mean cross-entropy of the labelled pixels over all classes; `models.losses.exact` has the public function."""
+    """Mean cross-entropy of the labeled pixels over all classes; `models.losses.exact` has the public function."""
 
     @staticmethod
     def forward(
@@ -60,7 +60,7 @@ class ExactCrossEntropyOfMaps(torch.autograd.Function):
             pixel_embeddings: (N, D, h, w).
             class_embeddings: (C, D).
             target: (N, H, W) int64, 0..C-1 or `ignore_index`.
-            pixels: (B,) int64 in 0..N * H * W - 1, the only ones that take part, all labelled; or None.
+            pixels: (B,) int64 in 0..N * H * W - 1, the only ones that take part, all labeled; or None.
             temperature: divides the similarities.
             similarity: "distance" or "cosine".
             ignore_index: target of the pixels left out.
@@ -112,7 +112,7 @@ class _Block:
     image: int
     rows: slice
     columns: slice
-    all_labelled: bool
+    all_labeled: bool
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -155,18 +155,18 @@ class _Maps:
         self._upsamplings: dict[tuple[int, int], CellUpsampling] = {}
 
     def parts(self, most_pixels: int) -> tuple[list[_Block], Tensor]:
-        """Return blocks of as many pixels, worth computing whole, and (B,) int64 labelled pixels outside.
+        """Return blocks of as many pixels, worth computing whole, and (B,) int64 labeled pixels outside.
 
         Args:
             most_pixels: in a block.
         """
-        labelled = self._target != self._ignore_index
+        labeled = self._target != self._ignore_index
         factor, height, width = self.factor, self._low[0] + 1, self._low[1] + 1
         most_cells = min(most_pixels // factor**2, _MOST_CELLS)
-        if factor == 1 or most_cells == 0 or labelled.numel() == 0:
-            return [], labelled.flatten().nonzero()[:, 0]
+        if factor == 1 or most_cells == 0 or labeled.numel() == 0:
+            return [], labeled.flatten().nonzero()[:, 0]
         self._cells = self._in_cells()
-        of_cells = (self._cells != self._ignore_index).sum(dim=(1, 2))  # (N, h+1, w+1) labelled pixels
+        of_cells = (self._cells != self._ignore_index).sum(dim=(1, 2))  # (N, h+1, w+1) labeled pixels
         columns = _edges(width, min(width, max(1, math.isqrt(most_cells))))
         widest = max(end - first for first, end in pairwise(columns))
         rows = _edges(height, min(height, most_cells // widest))
@@ -187,7 +187,7 @@ class _Maps:
         outside = (~worth).repeat_interleave(widths * factor, dim=2)
         outside = outside.repeat_interleave(heights * factor, dim=1)  # (N, H+s, W+s)
         inside = (slice(self._before, self._before + side) for side in self._full)
-        return blocks, (labelled & outside[:, *inside]).flatten().nonzero()[:, 0]
+        return blocks, (labeled & outside[:, *inside]).flatten().nonzero()[:, 0]
 
     def _in_cells(self) -> Tensor:
         """The target as (N, s, s, h+1, w+1), with `ignore_index` beyond the edges."""
@@ -203,20 +203,20 @@ class _Maps:
         """Compare blocks of one size with all classes, and add to the gradient of the padded maps.
 
         Returns:
-            The (p, 1) losses of all their pixels, zero where unlabelled.
+            The (p, 1) losses of all their pixels, zero where unlabeled.
         """
         assert self._cells is not None
         cells = blocks[0].cells
         target = torch.cat([self._cells[block.pixels].reshape(-1) for block in blocks])
-        unlabelled = None
-        if not all(block.all_labelled for block in blocks):
-            unlabelled = (target == self._ignore_index)[:, None]
-            target.masked_fill_(unlabelled[:, 0], 0)
+        unlabeled = None
+        if not all(block.all_labeled for block in blocks):
+            unlabeled = (target == self._ignore_index)[:, None]
+            target.masked_fill_(unlabeled[:, 0], 0)
         upsampling = self._upsamplings.get(cells)
         if upsampling is None:
             upsampling = self._upsamplings[cells] = CellUpsampling(self.factor, cells, self.padded)
         given = torch.cat([self.padded[block.corners].flatten(0, 1) for block in blocks])
-        chunk = tiles.chunk(given, target, upsampling, unlabelled)
+        chunk = tiles.chunk(given, target, upsampling, unlabeled)
         rows = len(target) // len(blocks)
         losses, of_given = tiles.add_whole(chunk, rows, weight, gradient is not None)
         if gradient is not None and of_given is not None:
@@ -228,7 +228,7 @@ class _Maps:
     def compare_pixels(
         self, tiles: Tiles, pixels: Tensor, size: TileSize, weight: float, gradient: Tensor | None
     ) -> Tensor:
-        """Compare (B,) labelled pixels with all classes, and add to the gradient of the padded maps.
+        """Compare (B,) labeled pixels with all classes, and add to the gradient of the padded maps.
 
         Returns:
             Their (B, 1) losses.

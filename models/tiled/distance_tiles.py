@@ -46,7 +46,7 @@ class DistanceTiles(Tiles):
         given: Tensor,
         target: Tensor,
         upsampling: CellUpsampling | None = None,
-        unlabelled: Tensor | None = None,
+        unlabeled: Tensor | None = None,
     ) -> PixelChunk:
         """As `Tiles.chunk`."""
         scaled = given if upsampling is None else upsampling.spread(given)
@@ -56,7 +56,7 @@ class DistanceTiles(Tiles):
         directions = differences.div_(distances.clamp_min(torch.finfo(distances.dtype).tiny))
         return PixelChunk(
             scaled, given, target[:, None], len(self._classes), distances.neg_(),
-            upsampling, unlabelled, norms, directions,
+            upsampling, unlabeled, norms, directions,
         )  # fmt: skip
 
     def _fill(self, logits: Tensor, chunk: PixelChunk, start: int, stop: int) -> None:
@@ -120,8 +120,8 @@ class DistanceTiles(Tiles):
         # The targets are the nearest ones, where products would lose the direction.
         assert chunk.target_directions is not None
         missing = (1 - of_targets).mul_(weight)
-        if chunk.unlabelled is not None:
-            missing.masked_fill_(chunk.unlabelled, 0)
+        if chunk.unlabeled is not None:
+            missing.masked_fill_(chunk.unlabeled, 0)
         slopes = missing * chunk.target_directions
         if gradient is not None:
             gradient += chunk.gathered(torch.addcmul(slopes, toward, chunk.scaled, value=-weight))

@@ -37,7 +37,7 @@ class PixelChunk:
         num_classes: C.
         target_logits: (p, 1), from the embeddings directly: a matrix product blurs small distances.
         upsampling: from the q to the p, of one or several blocks of a size; None where they are the same.
-        unlabelled: (p, 1) bool, true for pixels that take no part; or None.
+        unlabeled: (p, 1) bool, true for pixels that take no part; or None.
         norms: (p, 1) |e'|^2; None for cosine.
         target_directions: (p, D), derivative of the target's logit for its embedding; None for cosine.
     """
@@ -48,7 +48,7 @@ class PixelChunk:
     num_classes: int
     target_logits: Tensor
     upsampling: CellUpsampling | None = None
-    unlabelled: Tensor | None = None
+    unlabeled: Tensor | None = None
     norms: Tensor | None = None
     target_directions: Tensor | None = None
 
@@ -62,9 +62,9 @@ class PixelChunk:
             self.target_logits.split(rows),
         ]
         nothing = repeat(None)
-        unlabelled = nothing if self.unlabelled is None else self.unlabelled.split(rows)
+        unlabeled = nothing if self.unlabeled is None else self.unlabeled.split(rows)
         norms = nothing if self.norms is None else self.norms.split(rows)
-        for scaled, given, targets, logits, lacking, norm in zip(*columns, unlabelled, norms, strict=False):
+        for scaled, given, targets, logits, lacking, norm in zip(*columns, unlabeled, norms, strict=False):
             yield PixelChunk(
                 scaled, given, targets, self.num_classes, logits, self.upsampling, lacking, norm
             )  # fmt: skip
@@ -131,10 +131,10 @@ class Tiles:
 
         Returns:
             shares (p, c): the softmax of the logits within the tile, offsets included, in the buffer; and
-            normalisers (p, 1): the logarithm of its denominator.
+            normalizers (p, 1): the logarithm of its denominator.
         """
         shares = self._shares(chunk, start, stop)
-        return shares, self._normalisers(shares, chunk, start)
+        return shares, self._normalizers(shares, chunk, start)
 
     def _shares(self, chunk: PixelChunk, start: int, stop: int) -> Tensor:
         tile = part_of(self._logits, len(chunk.targets), stop - start)
@@ -158,7 +158,7 @@ class Tiles:
             need_gradient: whether the gradient of the pixels is wanted.
 
         Returns:
-            The (p, 1) losses, zero where unlabelled, and the (q, D) gradient of the given e' or None.
+            The (p, 1) losses, zero where unlabeled, and the (q, D) gradient of the given e' or None.
         """
         of_targets, toward = torch.empty_like(chunk.target_logits), torch.empty_like(chunk.target_logits)
         gradient = torch.empty_like(chunk.given) if need_gradient else None
@@ -170,8 +170,8 @@ class Tiles:
             if gradient is None and self.sums is None:
                 continue
             weights = self._weights(shares, part, of_part)
-            if part.unlabelled is not None:
-                weights.index_fill_(0, part.unlabelled.nonzero()[:, 0], 0)
+            if part.unlabeled is not None:
+                weights.index_fill_(0, part.unlabeled.nonzero()[:, 0], 0)
             low = part.gathered(weights)
             if gradient is not None:
                 torch.mm(low, self._classes, out=gradient[done : done + len(low)])
@@ -181,8 +181,8 @@ class Tiles:
             done += len(low)
         losses = of_targets.log().neg_()
         self._lost_targets(losses, of_targets, chunk, rows)
-        if chunk.unlabelled is not None:
-            losses.masked_fill_(chunk.unlabelled, 0)
+        if chunk.unlabeled is not None:
+            losses.masked_fill_(chunk.unlabeled, 0)
         if gradient is not None:
             gradient *= weight
         self._finish(chunk, of_targets, toward, gradient, weight)
@@ -197,8 +197,8 @@ class Tiles:
             part = self.chunk(chunk.scaled[some], chunk.targets[some, 0])
             losses[some] = self.softmax(part, 0, chunk.num_classes)[1] - part.target_logits
 
-    def _normalisers(self, shares: Tensor, chunk: PixelChunk, start: int) -> Tensor:
-        """A share is exp(logit - normaliser): read off the largest, which does not underflow."""
+    def _normalizers(self, shares: Tensor, chunk: PixelChunk, start: int) -> Tensor:
+        """A share is exp(logit - normalizer): read off the largest, which does not underflow."""
         largest, places = shares.max(dim=1, keepdim=True)
         logits = self._logits_of(chunk, start + places)
         if self.offsets is not None:
@@ -210,7 +210,7 @@ class Tiles:
         given: Tensor,
         target: Tensor,
         upsampling: CellUpsampling | None = None,
-        unlabelled: Tensor | None = None,
+        unlabeled: Tensor | None = None,
     ) -> PixelChunk:
         """Prepare pixels with (p,) targets: `given` are their e', or the (q, D) to interpolate them from."""
         raise NotImplementedError
@@ -229,7 +229,7 @@ class Tiles:
 
         Args:
             shares: (p, c) from `softmax`.
-            chunk: the pixels, without an upsampling and all labelled.
+            chunk: the pixels, without an upsampling and all labeled.
             start: first class of the tile.
             stop: class after the last.
             scale: (p, 1) from shares of the tile to probabilities, times the pixel's weight in the mean.

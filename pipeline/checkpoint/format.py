@@ -2,7 +2,7 @@
 
 The header holds everything needed to rebuild the model and to go on: the segmenter's arguments, the label
 space, the settings, the step, the progress made, and a checksum of the tensors, which is compared whenever
-they are read. Tensors are the model's ("model.NAME") and, in a checkpoint to resume from, the optimiser's
+they are read. Tensors are the model's ("model.NAME") and, in a checkpoint to resume from, the optimizer's
 ("optimizer.INDEX.NAME") and, where there is one, the moving average's ("average.NAME").
 """
 
@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
+from models.segmenter import Segmenter, SegmenterConfig, build_segmenter
 from pipeline.data.labels.label_space import LabelSpace
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 from pipeline.runtime.files import atomic_path
 
 FORMAT = 1
@@ -38,14 +38,14 @@ class Checkpoint:
         arguments: rebuild the segmenter.
         label_space: the classes, in the order of the train ids.
         settings: every setting that can change a result, by dotted key.
-        step: optimisation steps taken.
+        step: optimization steps taken.
         progress: JSON-able state of the training (curves, best score, run id).
         model: the segmenter's state dict; empty when only the header was read.
-        optimizer: the optimiser's buffers by "INDEX.NAME".
+        optimizer: the optimizer's buffers by "INDEX.NAME".
         average: state dict of the moving average of the weights.
     """
 
-    arguments: SegmenterArguments
+    arguments: SegmenterConfig
     label_space: LabelSpace
     settings: dict[str, object]
     step: int
@@ -100,40 +100,40 @@ def load_checkpoint(path: Path, *, header_only: bool = False) -> Checkpoint:
         header_only: leave the tensors on disk.
 
     Raises:
-        DataProblem: missing, damaged, not a kiloseg checkpoint, or of another format.
+        DataError: missing, damaged, not a kiloseg checkpoint, or of another format.
     """
     if not path.is_file():
-        raise DataProblem("no checkpoint", where=path, mend="train first: dvc repro train@VARIANT")
+        raise DataError("no checkpoint", where=path, hint="train first: dvc repro train@VARIANT")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             names = [] if header_only else list(file.keys())
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        raise DataProblem(
+        raise DataError(
             "unreadable checkpoint",
             where=path,
             found=error,
-            mend="remove the file and train again; training goes on from the last good checkpoint",
+            hint="remove the file and train again; training goes on from the last good checkpoint",
         ) from error
     header = json.loads(metadata.get("kiloseg", "{}"))
     if header.get("format") != FORMAT:
-        raise DataProblem(
+        raise DataError(
             "not a checkpoint of this version of kiloseg",
             where=path,
             found=f"format {header.get('format')}",
             allowed=f"format {FORMAT}",
-            mend="train again with this version",
+            hint="train again with this version",
         )
     if not header_only and header["checksum"] != _checksum(tensors):
-        raise DataProblem(
+        raise DataError(
             "damaged checkpoint",
             where=path,
             found="tensors of another checksum than the header's",
-            mend="remove the file and train again; training goes on from the checkpoint before",
+            hint="remove the file and train again; training goes on from the checkpoint before",
         )
     return Checkpoint(
-        arguments=SegmenterArguments.from_dict(header["arguments"]),
+        arguments=SegmenterConfig.from_dict(header["arguments"]),
         label_space=LabelSpace.from_dict(header["label_space"]),
         settings=header["settings"],
         step=header["step"],
@@ -157,7 +157,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's per-parameter state, flattened to "INDEX.NAME"."""
+    """The optimizer's per-parameter state, flattened to "INDEX.NAME"."""
     state = optimizer.state_dict()["state"]
     return {
         f"{index}.{name}": torch.as_tensor(value)

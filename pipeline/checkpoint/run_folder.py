@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.checkpoint.format import Checkpoint, load_checkpoint
 from pipeline.config.schema import Settings
-from pipeline.runtime.errors import DataProblem, Problem
+from pipeline.runtime.errors import DataError, KilosegError
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class RunFolder:
                 continue
             try:
                 checkpoint = load_checkpoint(path, header_only=header_only)
-            except DataProblem as problem:
+            except DataError as problem:
                 print(f"warning: {problem.what}: {path}: passed over", file=sys.stderr, flush=True)
                 continue
             same = checkpoint.settings == settings.flat() and not checkpoint.progress["finished"]
@@ -67,7 +67,7 @@ class RunFolder:
         A record lock: worker processes that are still ending do not hold it.
 
         Raises:
-            Problem: another process has it.
+            KilosegError: another process has it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".training").open("a+", encoding="utf-8") as file:
@@ -75,11 +75,11 @@ class RunFolder:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 file.seek(0)
-                raise Problem(
+                raise KilosegError(
                     "another process trains into this folder",
                     where=self.path,
                     found=f"process {file.read() or 'unknown'}",
-                    mend="wait for it or end it, then run the same command again",
+                    hint="wait for it or end it, then run the same command again",
                 ) from error
             file.truncate(0)
             file.write(str(os.getpid()))

@@ -27,10 +27,10 @@ def fetch(
     from pipeline.data.download import fetch as library
     from pipeline.data.download.archives import DATASETS
     from pipeline.runtime.device import GIB
-    from pipeline.runtime.errors import UsageProblem
+    from pipeline.runtime.errors import UsageError
 
     if dataset not in DATASETS:
-        raise UsageProblem("no such dataset", found=dataset, allowed=", ".join(DATASETS))
+        raise UsageError("no such dataset", found=dataset, allowed=", ".join(DATASETS))
     archives = library.choose(DATASETS[dataset], only)
     work = library.plan(root, archives)
     arrived = {archive.name: size for archive, size in work.todo}
@@ -118,8 +118,8 @@ def bootstrap(
         )
     typer.echo(f"{out}: {result.label_space.num_classes} classes")
     for split, counts in result.counts.items():
-        share = counts.labelled_pixels / max(int(counts.pixels.sum()), 1)
-        typer.echo(f"  {split:8}{counts.num_images:7} images, {share:.0%} of their pixels labelled")
+        share = counts.labeled_pixels / max(int(counts.pixels.sum()), 1)
+        typer.echo(f"  {split:8}{counts.num_images:7} images, {share:.0%} of their pixels labeled")
     if result.left_out:
         typer.echo(f"  left out{len(result.left_out):7} images, named with the reason in manifest.json")
 
@@ -148,7 +148,7 @@ def show(
         Path | None, typer.Option("--save", "--to", help="File to write; by default <image_id>.png here.")
     ] = None,
 ) -> None:
-    """Write a picture of one image with its classes laid over it by colour and name."""
+    """Write a picture of one image with its classes laid over it by color and name."""
     from pipeline.config.load import load_settings
     from pipeline.data.loading.visualize import overlay
 

@@ -13,7 +13,7 @@ import typer
 from pipeline.cli.data import app as data_app
 from pipeline.cli.memory import memory
 from pipeline.cli.tune import app as tune_app
-from pipeline.runtime.errors import Problem
+from pipeline.runtime.errors import KilosegError
 from pipeline.runtime.signals import run
 
 app = typer.Typer(
@@ -48,7 +48,7 @@ def root(
 
 @app.command()
 def doctor(params: Params = PARAMS) -> None:
-    """Say which versions, GPU, store, data and disk there are, what is missing and how to mend it."""
+    """Say which versions, GPU, store, data and disk there are, what is missing and how to fix it."""
     from pipeline.doctor.project import examine, show
 
     findings = examine(params)
@@ -67,14 +67,14 @@ def evaluate(
     import json
 
     from pipeline.config.load import load_settings
-    from pipeline.evaluation.outputs import best_checkpoint, judge
+    from pipeline.evaluation.outputs import best_checkpoint, evaluate_checkpoint
     from pipeline.runtime.device import choose_device, set_threads
 
     settings = load_settings(params, variant=variant)
     set_threads(settings.runtime.threads)
     checkpoint = best_checkpoint(settings)
     segmenter = checkpoint.segmenter().to(choose_device(settings.runtime.device))
-    result, _ = judge(settings, checkpoint, segmenter, split)
+    result, _ = evaluate_checkpoint(settings, checkpoint, segmenter, split)
     typer.echo(json.dumps({"split": split, "images": result.images, **result.metrics.flat()}, indent=1))
 
 
@@ -94,7 +94,7 @@ def ui(
         return
     store = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:") and not store.is_file():
-        raise Problem("no runs yet", where=store, mend="make some first: dvc repro")
+        raise KilosegError("no runs yet", where=store, hint="make some first: dvc repro")
     typer.echo(f"MLflow UI on {uri} at http://{host}:{port} (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     os.execv(sys.executable, [*command, "--host", host, "--port", str(port)])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import yaml
 
-from pipeline.runtime.errors import UsageProblem
+from pipeline.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Settings
@@ -61,7 +61,7 @@ def _described(settings: Settings) -> str:
         f"One training step of {model.backbone}, output stride {model.output_stride}, decoder "
         f"{model.decoder} {model.decoder_channels}, embedding dim {model.embedding_dim}, "
         f"loss {settings.loss.name}: {train.images_per_step} crops of {train.crop_size} x {train.crop_size}, "
-        f"{train.images_at_a_time} at a time, {train.precision}"
+        f"{train.micro_batch_size} at a time, {train.precision}"
     )
 
 
@@ -83,7 +83,7 @@ def _show(rows: list[MemoryRow], with_measured: bool) -> None:
 
 
 def _answer(settings: Settings, num_classes: int, budget_bytes: int) -> None:
-    from pipeline.memory.batch_size import fewest_parts, largest_batch
+    from pipeline.memory.batch_size import largest_batch, min_accumulation
     from pipeline.runtime.device import GIB
 
     fit = largest_batch(settings, num_classes, budget_bytes)
@@ -94,9 +94,9 @@ def _answer(settings: Settings, num_classes: int, budget_bytes: int) -> None:
     )
     images = settings.train.images_per_step
     if images > fit.batch_size:
-        division = fewest_parts(settings, num_classes, budget_bytes)
+        division = min_accumulation(settings, num_classes, budget_bytes)
         typer.echo(
-            f"{images} images a step fit with train.accumulate {division.parts}: {division.batch_size} at a "
+            f"{images} images a step fit with train.accumulation_steps {division.parts}: {division.batch_size} at a "
             f"time, {division.predicted_bytes / GIB:.2f} GiB predicted"
         )
 
@@ -113,17 +113,17 @@ def parse_changes(texts: list[str]) -> dict[str, object]:
     """{KEY: value} of "KEY=VALUE", the values as in YAML.
 
     Raises:
-        UsageProblem: no equals sign, or a value that is not YAML.
+        UsageError: no equals sign, or a value that is not YAML.
     """
     changes: dict[str, object] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UsageProblem("no value", where="--set", found=text, allowed="KEY=VALUE")
+            raise UsageError("no value", where="--set", found=text, allowed="KEY=VALUE")
         try:
             changes[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise UsageProblem(
+            raise UsageError(
                 "the value is not YAML", where=f"--set {key}", found=value, allowed="as in params.yaml"
             ) from error
     return changes
@@ -133,16 +133,16 @@ def parse_budget(text: str) -> int:
     """Bytes of "11GiB", "11.5 GB", "11264MiB".
 
     Raises:
-        UsageProblem: no positive number, or another unit.
+        UsageError: no positive number, or another unit.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
     value = round(float(match[1]) * UNITS.get(match[2], 0)) if match else 0
     if value <= 0:
-        raise UsageProblem(
+        raise UsageError(
             "not an amount of memory",
             where="--budget",
             found=repr(text),
             allowed=f"a number above 0 and a unit of {', '.join(UNITS)}",
-            mend="for example 11GiB",
+            hint="for example 11GiB",
         )
     return value

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.runtime.errors import Problem, UsageProblem
+from pipeline.runtime.errors import KilosegError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Settings
@@ -59,7 +59,7 @@ def tune(
 
     seconds = None if time_budget is None else parse_seconds(time_budget)
     if (resume or extend) and trials is not None:
-        raise UsageProblem("a sweep keeps its trials", where="--trials", mend="add to them with --extend N")
+        raise UsageError("a sweep keeps its trials", where="--trials", hint="add to them with --extend N")
     settings = load_settings(params)
     settings = load_settings(params, variant=settings.tune.variant)
     if gpus_per_trial is not None:
@@ -103,11 +103,11 @@ def tune(
     if sum(record.done for record in records) < plan.trials:
         typer.echo(f"the time is up; {go_on}")
     if records and all(record.outcome == "failed" for record in records):
-        raise Problem(
+        raise KilosegError(
             "every trial failed",
             where=sweep.folder,
             found=records[0].error,
-            mend="mend that (trials/NNN/traceback.txt may say more), and start a sweep under another --name",
+            hint="fix that (trials/NNN/traceback.txt may say more), and start a sweep under another --name",
         )
 
 
@@ -139,12 +139,12 @@ def parse_seconds(text: str) -> float:
     """Seconds of "90s", "30m", "1.5h" or "600".
 
     Raises:
-        UsageProblem: anything else.
+        UsageError: anything else.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
     seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if seconds <= 0:
-        raise UsageProblem(
+        raise UsageError(
             "not a time", where="--time-budget", found=repr(text), allowed="for example 90s, 30m or 2h"
         )
     return seconds

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.config.schema import NOT_IN_THE_FILE, SECTIONS, Section, Settings
-from pipeline.runtime.errors import UsageProblem
+from pipeline.runtime.errors import UsageError
 
 
 def load_settings(
@@ -34,18 +34,18 @@ def load_settings(
         overrides: further values by dotted key ("loss.num_negatives"), applied last.
 
     Raises:
-        UsageProblem: missing or malformed file, unknown key, wrong type, value out of range, unknown variant.
+        UsageError: missing or malformed file, unknown key, wrong type, value out of range, unknown variant.
     """
     path = Path(path).resolve()
     tree = _read_yaml(path)
     if variant is not None:
         variants = tree.get("variants") or {}
         if not isinstance(variants, dict) or variant not in variants:
-            raise UsageProblem(
+            raise UsageError(
                 f"unknown variant {variant!r}",
                 where=f"{path}: variants",
                 allowed=", ".join(variants) or "none is defined",
-                mend="name one of these, or add it under variants",
+                hint="name one of these, or add it under variants",
             )
         for name in variants:
             _check(
@@ -63,7 +63,7 @@ def with_overrides(
     """The settings with some values replaced by dotted key, checked as if they stood in the file.
 
     Raises:
-        UsageProblem: unknown key, wrong type, value out of range.
+        UsageError: unknown key, wrong type, value out of range.
     """
     tree = settings.model_dump(mode="json", exclude=set(NOT_IN_THE_FILE))
     for key, value in overrides.items():
@@ -75,10 +75,10 @@ def variant_argument(arguments: list[str]) -> str:
     """The one argument of a stage that works on a variant.
 
     Raises:
-        UsageProblem: none, or more than one.
+        UsageError: none, or more than one.
     """
     if len(arguments) != 2:
-        raise UsageProblem(
+        raise UsageError(
             "a stage works on one variant",
             found=f"{len(arguments) - 1} arguments",
             allowed="the name of one variant of params.yaml",
@@ -90,17 +90,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UsageProblem(
+        raise UsageError(
             "no settings file",
             where=path,
-            mend="run inside the project, or name the file with --params",
+            hint="run inside the project, or name the file with --params",
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageProblem(
-            "the settings file is not valid YAML", where=path, found=error, mend="mend the line"
+        raise UsageError(
+            "the settings file is not valid YAML", where=path, found=error, hint="fix the line"
         ) from error
     if not isinstance(tree, dict):
-        raise UsageProblem("the settings file holds no sections", where=path, allowed=", ".join(SECTIONS))
+        raise UsageError("the settings file holds no sections", where=path, allowed=", ".join(SECTIONS))
     return tree
 
 
@@ -108,7 +108,7 @@ def _with_variant(path: Path, tree: dict[str, Any], variant: str) -> dict[str, A
     merged = copy.deepcopy(tree)
     changes = merged["variants"][variant] or {}
     if not isinstance(changes, dict) or not all(isinstance(values, dict) for values in changes.values()):
-        raise UsageProblem(
+        raise UsageError(
             "a variant must map sections to keys",
             where=f"{path}: variants.{variant}",
             found=changes,
@@ -123,7 +123,7 @@ def _with_variant(path: Path, tree: dict[str, Any], variant: str) -> dict[str, A
 def _override(tree: dict[str, Any], key: str, value: object, where: str) -> None:
     section, dot, name = key.partition(".")
     if not dot or section not in ("data", "model", "loss", "train", "evaluate", "tracking", "runtime"):
-        raise UsageProblem(
+        raise UsageError(
             "cannot override this key",
             where=where,
             found=key,
@@ -161,7 +161,7 @@ def _absolute(settings: Settings) -> Settings:
     return settings.model_copy(update={"data": data, "model": model, "tune": tune})
 
 
-def _explain(path: Path, error: ValidationError) -> UsageProblem:
+def _explain(path: Path, error: ValidationError) -> UsageError:
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)
@@ -170,13 +170,13 @@ def _explain(path: Path, error: ValidationError) -> UsageProblem:
         fields = section.annotation.model_fields if _is_section(section) else dict.fromkeys(SECTIONS)  # type: ignore[union-attr]
         return _unknown_key(path, key, list(fields))
     if first["type"] == "missing":
-        return UsageProblem("a setting is missing", where=f"{path}: {key}", mend="add it to the file")
-    return UsageProblem(
+        return UsageError("a setting is missing", where=f"{path}: {key}", hint="add it to the file")
+    return UsageError(
         "a setting has a wrong value",
         where=f"{path}: {key}" if key else path,
         found=repr(first["input"]) if not isinstance(first["input"], dict) else "this combination",
         allowed=_allowed(first),
-        mend=_field_help(location),
+        hint=_field_help(location),
     )
 
 
@@ -199,12 +199,12 @@ def _field_help(location: list[str]) -> str | None:
     return None if field is None or field.description is None else f"{location[1]} is: {field.description}"
 
 
-def _unknown_key(path: Path, key: str, allowed: list[str]) -> UsageProblem:
+def _unknown_key(path: Path, key: str, allowed: list[str]) -> UsageError:
     close = difflib.get_close_matches(key.rpartition(".")[2], allowed, n=1)
-    return UsageProblem(
+    return UsageError(
         "unknown setting",
         where=f"{path}: {key}",
         found=key.rpartition(".")[2],
         allowed=", ".join(allowed),
-        mend=f"did you mean {close[0]}?" if close else "remove it",
+        hint=f"did you mean {close[0]}?" if close else "remove it",
     )

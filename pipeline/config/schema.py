@@ -48,7 +48,7 @@ class DataSettings(Section):
         "first", description="which annotation keeps a pixel claimed by several"
     )
     keep_classes: list[int | str] | None = Field(
-        None, description="names or class ids to keep (null: all); the other pixels become unlabelled"
+        None, description="names or class ids to keep (null: all); the other pixels become unlabeled"
     )
 
 
@@ -95,7 +95,7 @@ class LossSettings(Section):
     )
     separation_weight: NonNegativeFloat = 1.0
     pixel_budget: Positive | None = Field(
-        None, description="labelled pixels of a step that the loss takes, drawn at random (null: all)"
+        None, description="labeled pixels of a step that the loss takes, drawn at random (null: all)"
     )
     work_memory_mib: Positive = Field(32, description="budget of the loss's work buffer")
 
@@ -105,9 +105,9 @@ class TrainSettings(Section):
 
     steps: Positive = 200_000
     batch_size: Positive | Literal["auto"] = Field(
-        10, description="images of an optimisation step; auto: effective_batch_size, divided as memory needs"
+        10, description="images of an optimization step; auto: effective_batch_size, divided as memory needs"
     )
-    accumulate: Positive = Field(
+    accumulation_steps: Positive = Field(
         1, description="parts into which a step's images are divided, one after another in memory"
     )
     effective_batch_size: Positive | None = Field(
@@ -128,7 +128,7 @@ class TrainSettings(Section):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     schedule: Literal["poly", "cosine"] = Field("poly", description="how the rate falls over the steps")
     learning_rate: PositiveFloat = 0.01
-    backbone_rate_factor: NonNegativeFloat = Field(
+    backbone_lr_multiplier: NonNegativeFloat = Field(
         0.1, description="the backbone's rate relative to the rest"
     )
     freeze_backbone: bool = Field(False, description="keep the backbone's weights and statistics as loaded")
@@ -173,15 +173,19 @@ class TrainSettings(Section):
     @model_validator(mode="after")
     def _batch_that_can_be_divided(self) -> TrainSettings:
         if self.batch_size == "auto":
-            if self.accumulate != 1:
-                raise ValueError("batch_size: auto finds accumulate itself: set accumulate: 1")
+            if self.accumulation_steps != 1:
+                raise ValueError(
+                    "batch_size: auto finds accumulation_steps itself: set accumulation_steps: 1"
+                )
         elif self.effective_batch_size not in (None, self.batch_size):
             raise ValueError(
                 f"effective_batch_size ({self.effective_batch_size}) is for batch_size: auto; a step has "
-                f"batch_size ({self.batch_size}) images, divided by accumulate: set it to null"
+                f"batch_size ({self.batch_size}) images, divided by accumulation_steps: set it to null"
             )
-        elif self.accumulate > self.batch_size:
-            raise ValueError(f"accumulate ({self.accumulate}) must not exceed batch_size ({self.batch_size})")
+        elif self.accumulation_steps > self.batch_size:
+            raise ValueError(
+                f"accumulation_steps ({self.accumulation_steps}) must not exceed batch_size ({self.batch_size})"
+            )
         return self
 
     @property
@@ -190,9 +194,9 @@ class TrainSettings(Section):
         return (self.effective_batch_size or 10) if self.batch_size == "auto" else self.batch_size
 
     @property
-    def images_at_a_time(self) -> int:
-        """Images in memory at a time: those of a step divided by `accumulate`, rounded up."""
-        return -(-self.images_per_step // self.accumulate)
+    def micro_batch_size(self) -> int:
+        """Images in memory at a time: those of a step divided by `accumulation_steps`, rounded up."""
+        return -(-self.images_per_step // self.accumulation_steps)
 
 
 class EvaluateSettings(Section):

@@ -1,4 +1,4 @@
-"""`pipeline doctor`: what this machine and project have, what is missing and how to mend it.
+"""`pipeline doctor`: what this machine and project have, what is missing and how to fix it.
 
 Nothing heavy is imported (torch alone takes seconds): versions come from the installed metadata, the GPU from
 nvidia-smi, the store from its file or a request with a deadline. A finding never raises: a doctor that
@@ -22,7 +22,7 @@ from pipeline.config.load import load_settings
 from pipeline.config.schema import Settings
 from pipeline.doctor.software import DEADLINE, Finding, Status, look_at_gpu, look_at_opencv, look_at_versions
 from pipeline.runtime.device import GIB
-from pipeline.runtime.errors import Problem
+from pipeline.runtime.errors import KilosegError
 from pipeline.tracking.tracker import tracking_uri
 
 __all__ = ["Finding", "examine", "show"]
@@ -72,8 +72,8 @@ def show(findings: Iterable[Finding]) -> None:
         return
     for finding in findings:
         print(f"{finding.status:8} {finding.topic:9} {finding.text}")
-        if finding.mend is not None:
-            print(f"{'':8} {'':9} way out: {finding.mend}")
+        if finding.hint is not None:
+            print(f"{'':8} {'':9} fix: {finding.hint}")
 
 
 def _show_table(findings: list[Finding]) -> None:
@@ -89,8 +89,8 @@ def _show_table(findings: list[Finding]) -> None:
     table = Table("", "topic", "found", box=None, pad_edge=False, header_style="dim")
     for finding in findings:
         text = Text(finding.text)
-        if finding.mend is not None:
-            text.append(f"\nway out: {finding.mend}", style="dim")
+        if finding.hint is not None:
+            text.append(f"\nfix: {finding.hint}", style="dim")
         table.add_row(Text(*styles[finding.status]), finding.topic, text)
     Console().print(table)
 
@@ -120,11 +120,11 @@ def _settings(params: Path) -> tuple[Settings | None, list[Settings], list[Findi
     try:
         plain = load_settings(params)
         variants = [load_settings(params, variant=name) for name in plain.variants]
-    except Problem as problem:
+    except KilosegError as problem:
         where = [part for part in (problem.where, problem.found and f"found {problem.found}") if part]
         allowed = [] if problem.allowed is None else [f"allowed: {problem.allowed}"]
-        text, mend = ", ".join([problem.what, *where]), "; ".join(filter(None, [problem.mend, *allowed]))
-        return None, [], [Finding("settings", "missing", text, mend or None)]
+        text, hint = ", ".join([problem.what, *where]), "; ".join(filter(None, [problem.hint, *allowed]))
+        return None, [], [Finding("settings", "missing", text, hint or None)]
     except OSError as error:
         return None, [], [Finding("settings", "missing", f"{params}: {error.strerror}", "make it readable")]
     names = ", ".join(plain.variants)
@@ -147,16 +147,16 @@ def _store(settings: Settings) -> list[Finding]:
 def _server(uri: str) -> Finding:
     scheme, _, rest = uri.partition("://")
     shown = f"{scheme}://{rest.rpartition('@')[2].rstrip('/')}"  # without user:password@
-    mend = "start the server, or correct or unset MLFLOW_TRACKING_URI"
+    hint = "start the server, or correct or unset MLFLOW_TRACKING_URI"
     try:
         with urllib.request.urlopen(f"{shown}/health", timeout=DEADLINE * 0.8):
             return Finding("store", "ok", f"the tracking server answers: {shown}")
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             return Finding("store", "ok", f"the tracking server answers and wants a login: {shown}")
-        return Finding("store", "missing", f"{shown}/health answers {error.code} {error.reason}", mend)
+        return Finding("store", "missing", f"{shown}/health answers {error.code} {error.reason}", hint)
     except (OSError, ValueError) as error:
-        return Finding("store", "missing", f"no tracking server at {shown}: {error}", mend)
+        return Finding("store", "missing", f"no tracking server at {shown}: {error}", hint)
 
 
 def _sqlite(path: Path) -> Finding:
@@ -174,8 +174,8 @@ def _sqlite(path: Path) -> Finding:
         finally:
             connection.close()
     except sqlite3.Error as error:
-        mend = "move it away: the next run makes a new one"
-        return Finding("store", "missing", f"{path} is no MLflow store: {error}", mend)
+        hint = "move it away: the next run makes a new one"
+        return Finding("store", "missing", f"{path} is no MLflow store: {error}", hint)
     return Finding("store", "ok", f"{path}: {runs} runs")
 
 
@@ -186,10 +186,10 @@ def _data(settings: Settings) -> list[Finding]:
     if root == embedded.resolve() and not root.exists():
         yet = Finding("data", "warning", f"{root} is not generated yet", "make repro, or dvc repro prepare")
     elif absent:
-        mend = "set data.root to a folder in the layout of data.layout (docs/data.md)"
+        hint = "set data.root to a folder in the layout of data.layout (docs/data.md)"
         if root == embedded.resolve():
-            mend = "dvc repro --force prepare makes it again"
-        yet = Finding("data", "missing", f"{root} lacks {', '.join(absent)}", mend)
+            hint = "dvc repro --force prepare makes it again"
+        yet = Finding("data", "missing", f"{root} lacks {', '.join(absent)}", hint)
     else:
         yet = Finding("data", "ok", f"{root}: annotations and images")
     folder = settings.bootstrapped
@@ -211,8 +211,8 @@ def _weights(settings: Iterable[Settings]) -> list[Finding]:
     findings = []
     for backbone, weights, pretrained in sorted(models, key=str):
         if weights is not None and not weights.is_file():
-            mend = "correct model.weights, or set it to null"
-            findings.append(Finding("weights", "missing", f"{backbone}: no file {weights}", mend))
+            hint = "correct model.weights, or set it to null"
+            findings.append(Finding("weights", "missing", f"{backbone}: no file {weights}", hint))
         elif weights is not None:
             size = weights.stat().st_size / 1e6
             findings.append(Finding("weights", "ok", f"{backbone}: {weights}, {size:.1f} MB"))
@@ -246,7 +246,7 @@ def _disk(project: Path) -> list[Finding]:
     folder = next(path for path in (project, *project.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     text = f"{free / GIB:.1f} GiB free at {folder}"
-    mend = "free some space; `dvc gc --workspace` drops old results from DVC's cache"
+    hint = "free some space; `dvc gc --workspace` drops old results from DVC's cache"
     if free >= _LITTLE_DISK:
         return [Finding("disk", "ok", text)]
-    return [Finding("disk", "missing" if free < _NO_DISK else "warning", text, mend)]
+    return [Finding("disk", "missing" if free < _NO_DISK else "warning", text, hint)]

@@ -34,7 +34,7 @@ class Finding:
     topic: str
     status: Status
     text: str
-    mend: str | None = None
+    hint: str | None = None
 
 
 def look_at_versions() -> list[Finding]:
@@ -70,8 +70,8 @@ def _torch_pair(found: dict[str, str]) -> list[Finding]:
     if "cpu" not in builds or builds[0] == builds[1]:
         return []
     text = f"torch {found.get('torch')} and torchvision {found.get('torchvision')} are of different builds"
-    mend = "install both from the same index, as make setup does in a new .venv"
-    return [Finding("packages", "missing", text, mend)]
+    hint = "install both from the same index, as make setup does in a new .venv"
+    return [Finding("packages", "missing", text, hint)]
 
 
 def look_at_opencv() -> list[Finding]:
@@ -83,8 +83,8 @@ def look_at_opencv() -> list[Finding]:
         for library in sorted(Path(spec.origin).parent.glob("cv2*.so")):
             ctypes.CDLL(str(library))
     except OSError as error:
-        mend = "apt-get install libgl1 libglib2.0-0, or pip install opencv-python-headless in its place"
-        return [Finding("opencv", "missing", f"OpenCV, which lvis imports, does not load: {error}", mend)]
+        hint = "apt-get install libgl1 libglib2.0-0, or pip install opencv-python-headless in its place"
+        return [Finding("opencv", "missing", f"OpenCV, which lvis imports, does not load: {error}", hint)]
     return [Finding("opencv", "ok", "loads (lvis imports it)")]
 
 
@@ -94,8 +94,8 @@ def look_at_gpu(*, wanted: bool) -> list[Finding]:
     built_for = _torch_cuda()
     executable = shutil.which("nvidia-smi")
     if executable is None:
-        mend = "set runtime.device to cpu, or install the NVIDIA driver" if wanted else None
-        return [Finding("gpu", status, "no NVIDIA driver here (no nvidia-smi): the CPU does the work", mend)]
+        hint = "set runtime.device to cpu, or install the NVIDIA driver" if wanted else None
+        return [Finding("gpu", status, "no NVIDIA driver here (no nvidia-smi): the CPU does the work", hint)]
     query = [executable, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=DEADLINE * 0.9, check=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.segmenter import Segmenter
 from pipeline.data.loading.batch import Batch
-from pipeline.evaluation.metrics import ClassCounts, Metrics, summarise
+from pipeline.evaluation.metrics import ClassCounts, Metrics, summarize
 from pipeline.runtime.progress import Progress
 
 
@@ -67,4 +67,4 @@ def evaluate(
                 progress.advance(steps=len(batch.images))
     finally:
         segmenter.train(was_training)
-    return Evaluation(summarise(counts, frequencies), counts, images, images / max(seconds, 1e-9))
+    return Evaluation(summarize(counts, frequencies), counts, images, images / max(seconds, 1e-9))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class ClassCounts:
-    """True positives, false positives and false negatives of every class, in labelled pixels.
+    """True positives, false positives and false negatives of every class, in labeled pixels.
 
     Args:
         num_classes: C.
@@ -34,8 +34,8 @@ class ClassCounts:
             target: train ids or `ignore_index`, same shape. Ignored pixels count nowhere, whatever was
                 predicted on them.
         """
-        labelled = target != ignore_index
-        prediction, target = prediction[labelled], target[labelled]
+        labeled = target != ignore_index
+        prediction, target = prediction[labeled], target[labeled]
         for counts, ids in (
             (self.true_positives, target[prediction == target]),
             (self.predicted, prediction),
@@ -45,7 +45,7 @@ class ClassCounts:
 
     @property
     def false_positives(self) -> Tensor:
-        """(C,) labelled pixels given the class wrongly."""
+        """(C,) labeled pixels given the class wrongly."""
         return self.predicted - self.true_positives
 
     @property
@@ -85,7 +85,7 @@ class Metrics:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def summarise(counts: ClassCounts, frequencies: Sequence[str] | None = None) -> Metrics:
+def summarize(counts: ClassCounts, frequencies: Sequence[str] | None = None) -> Metrics:
     """Reduces the counts to the metrics that are reported.
 
     Args:
@@ -99,7 +99,7 @@ def summarise(counts: ClassCounts, frequencies: Sequence[str] | None = None) -> 
         for group in groups:
             members = torch.tensor([frequency == group for frequency in frequencies], device=iou.device)
             groups[group] = _mean(iou[members])
-    labelled = int(counts.actual.sum())
+    labeled = int(counts.actual.sum())
     return Metrics(
         miou=_mean(iou) or 0.0,
         miou_present=_mean(iou[present]) or 0.0,
@@ -107,7 +107,7 @@ def summarise(counts: ClassCounts, frequencies: Sequence[str] | None = None) -> 
         miou_common=groups["c"],
         miou_frequent=groups["f"],
         miou_stuff=groups["stuff"],
-        pixel_accuracy=int(counts.true_positives.sum()) / max(labelled, 1),
+        pixel_accuracy=int(counts.true_positives.sum()) / max(labeled, 1),
         mean_accuracy=_mean(accuracy[present]) or 0.0,
         classes_present=int(present.sum()),
         classes_predicted=int((counts.predicted > 0).sum()),

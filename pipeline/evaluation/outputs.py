@@ -24,10 +24,10 @@ from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.loading.batch import IGNORE_INDEX, Batch
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import evaluation_loader
-from pipeline.data.loading.visualize import class_colour, colourise
+from pipeline.data.loading.visualize import class_color, colorize
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.runtime.device import PeakMemory, choose_device, set_threads
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 from pipeline.runtime.files import _csv, _read_csv, write_text
 from pipeline.tracking.environment import environment
 
@@ -40,7 +40,7 @@ def best_checkpoint(settings: Settings) -> Checkpoint:
     return load_checkpoint(checkpoint_folder(settings) / "best.safetensors")
 
 
-def judge(
+def evaluate_checkpoint(
     settings: Settings,
     checkpoint: Checkpoint,
     segmenter: Segmenter,
@@ -61,16 +61,16 @@ def judge(
         The evaluation, and what was pictured.
 
     Raises:
-        DataProblem: no data, or of other classes.
+        DataError: no data, or of other classes.
     """
     data = SegmentationDataset(settings.bootstrapped, settings.data.root, split)
     if data.label_space != checkpoint.label_space:
-        raise DataProblem(
+        raise DataError(
             "the checkpoint was trained on other classes",
             where=settings.bootstrapped,
             found=f"{data.label_space.num_classes} classes, other than the checkpoint's",
             allowed=f"the {checkpoint.label_space.num_classes} classes of the checkpoint",
-            mend="train again on this data: dvc repro",
+            hint="train again on this data: dvc repro",
         )
     limit = settings.evaluate.max_images
     total = len(data) if limit is None else min(limit, len(data))
@@ -101,7 +101,7 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     memory = PeakMemory(device)
     checkpoint = best_checkpoint(settings)
     segmenter = checkpoint.segmenter().to(device)
-    result, examples = judge(settings, checkpoint, segmenter, "val", pictures=True)
+    result, examples = evaluate_checkpoint(settings, checkpoint, segmenter, "val", pictures=True)
     metrics: dict[str, Number] = {
         **result.metrics.flat(),
         "images": result.images,
@@ -147,7 +147,7 @@ def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:
 
 
 class _Pictures:
-    """Saves evenly spaced images with their truth and prediction in colours."""
+    """Saves evenly spaced images with their truth and prediction in colors."""
 
     def __init__(self, folder: Path, label_space: LabelSpace, wanted: int, total: int) -> None:
         self.folder, self.label_space = folder, label_space
@@ -171,7 +171,7 @@ class _Pictures:
         names["image"] = f"examples/{image_id:012d}_image.jpg"
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(self.folder / names["image"], quality=90)
         for kind, ids in (("truth", target), ("prediction", prediction)):
-            Image.fromarray(colourise(ids.numpy())).save(self.folder / names[kind])
+            Image.fromarray(colorize(ids.numpy())).save(self.folder / names[kind])
         self.examples.append({"image_id": image_id, **names, "legend": self._legend(target, prediction)})
 
     def _legend(self, target: Tensor, prediction: Tensor) -> list[dict[str, str]]:
@@ -181,7 +181,7 @@ class _Pictures:
         return [
             {
                 "name": self.label_space.classes[train_id].name,
-                "color": "#{:02x}{:02x}{:02x}".format(*class_colour(train_id)),
+                "color": "#{:02x}{:02x}{:02x}".format(*class_color(train_id)),
             }
             for train_id in commonest
         ]

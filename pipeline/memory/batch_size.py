@@ -19,7 +19,7 @@ import torch
 from pipeline.config.schema import Settings
 from pipeline.memory.predict import predict_bytes, with_changes
 from pipeline.runtime.device import GIB
-from pipeline.runtime.errors import MemoryProblem
+from pipeline.runtime.errors import MemoryLimitError
 
 SMALLEST_CROP = 48
 USABLE = 0.9
@@ -53,9 +53,9 @@ def find_accumulation(settings: Settings, num_classes: int, device: torch.device
         device: whose free memory is the budget where none is stated.
 
     Raises:
-        MemoryProblem: not even one image at a time fits.
+        MemoryLimitError: not even one image at a time fits.
     """
-    fit = fewest_parts(settings, num_classes, budget_bytes(settings, device))
+    fit = min_accumulation(settings, num_classes, budget_bytes(settings, device))
     images = settings.train.images_per_step
     print(
         f"batch_size auto: {images} images a step, {fit.batch_size} at a time ({fit.parts} parts), "
@@ -76,11 +76,11 @@ class Division:
     predicted_bytes: int
 
 
-def fewest_parts(settings: Settings, num_classes: int, budget_bytes: int) -> Division:
+def min_accumulation(settings: Settings, num_classes: int, budget_bytes: int) -> Division:
     """Divides the images of a step into as few parts as `budget_bytes` allow, by halving the range.
 
     Raises:
-        MemoryProblem: not even one image at a time fits; says which crop would.
+        MemoryLimitError: not even one image at a time fits; says which crop would.
     """
     images = settings.train.images_per_step
 
@@ -118,7 +118,7 @@ def largest_batch(settings: Settings, num_classes: int, budget_bytes: int) -> Fi
     """Finds the largest `train.batch_size` that fits: extrapolates until two predictions enclose the budget.
 
     Raises:
-        MemoryProblem: not even one image fits; says which crop would.
+        MemoryLimitError: not even one image fits; says which crop would.
     """
 
     @functools.cache
@@ -140,22 +140,22 @@ def largest_batch(settings: Settings, num_classes: int, budget_bytes: int) -> Fi
 
 
 def _batch(images: int, parts: int = 1) -> dict[str, object]:
-    return {"batch_size": images, "effective_batch_size": None, "accumulate": parts}
+    return {"batch_size": images, "effective_batch_size": None, "accumulation_steps": parts}
 
 
-def _nothing_fits(settings: Settings, num_classes: int, budget: int, needed: int) -> MemoryProblem:
-    crop, mend = settings.train.crop_size // 2, "take a smaller backbone or fewer decoder_channels"
+def _nothing_fits(settings: Settings, num_classes: int, budget: int, needed: int) -> MemoryLimitError:
+    crop, hint = settings.train.crop_size // 2, "take a smaller backbone or fewer decoder_channels"
     while crop >= SMALLEST_CROP:
         if _one_image(settings, crop, num_classes) <= budget:
-            mend = f"one image fits with train.crop_size {crop}"
+            hint = f"one image fits with train.crop_size {crop}"
             break
         crop //= 2
-    return MemoryProblem(
+    return MemoryLimitError(
         "not even a batch of one image fits",
         where=f"{num_classes} classes, head {settings.model.head}, crop_size {settings.train.crop_size}",
         found=f"{needed / GIB:.2f} GiB predicted",
         allowed=f"{budget / GIB:.2f} GiB",
-        mend=mend,
+        hint=hint,
     )
 
 

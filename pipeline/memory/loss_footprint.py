@@ -1,6 +1,6 @@
 """What the embedding losses allocate, without computing them: for predictions under fake tensors.
 
-A fake tensor has a shape but no values, and the losses ask for values (which pixels are labelled, which class
+A fake tensor has a shape but no values, and the losses ask for values (which pixels are labeled, which class
 is nearest) and run thousands of chunks. So the prediction runs a stand-in that allocates what the loss
 does: a gradient for each input, and its work memory. How much work memory that is, is not guessed: the real
 loss runs on a small real input under the same tracker.
@@ -57,7 +57,7 @@ class WorkMemory:
     separation: int
 
     def of_cross_entropy(self, num_pixels: int) -> int:
-        """At `num_pixels` labelled pixels."""
+        """At `num_pixels` labeled pixels."""
         return self.fixed + math.ceil(self.per_pixel * num_pixels)
 
 
@@ -167,7 +167,7 @@ def _extra_bytes(call: Callable[[], object], *inputs: Tensor) -> int:
 def losses_without_values(
     segmenter: Segmenter, output: Tensor, target: Tensor, settings: LossSettings, work: WorkMemory | None
 ) -> Losses:
-    """`segmentation_losses` for fake tensors, all pixels labelled: the same allocations, no meaning.
+    """`segmentation_losses` for fake tensors, all pixels labeled: the same allocations, no meaning.
 
     Args:
         segmenter: its parameters are fake.

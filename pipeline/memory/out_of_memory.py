@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 from pipeline.config.schema import Settings
 from pipeline.data.labels.label_space import LabelSpace
-from pipeline.memory.batch_size import USABLE, capacity_bytes, fewest_parts, largest_batch
+from pipeline.memory.batch_size import USABLE, capacity_bytes, largest_batch, min_accumulation
 from pipeline.memory.predict import predict_bytes
 from pipeline.runtime.device import GIB, choose_device, is_out_of_memory
-from pipeline.runtime.errors import MemoryProblem, Problem
+from pipeline.runtime.errors import KilosegError, MemoryLimitError
 
 
 @contextlib.contextmanager
 def explained_memory(settings: Settings) -> Iterator[None]:
-    """Turns an allocation that failed in the block into a `MemoryProblem` with the way out.
+    """Turns an allocation that failed in the block into a `MemoryLimitError` with the fix.
 
     Args:
         settings: of the training in the block.
@@ -31,35 +31,35 @@ def explained_memory(settings: Settings) -> Iterator[None]:
     raise explanation(settings, found)  # outside, so that the failed step's tensors are free again
 
 
-def explanation(settings: Settings, found: str) -> MemoryProblem:
+def explanation(settings: Settings, found: str) -> MemoryLimitError:
     """The problem of a training under `settings` that ended with torch's message `found`."""
     options, device = settings.train, choose_device(settings.runtime.device)
     num_classes = LabelSpace.load(settings.bootstrapped / "label_space.json").num_classes
     capacity = capacity_bytes(device)
     where = (
-        f"a step of batch_size {options.batch_size}, accumulate {options.accumulate}, crop_size "
+        f"a step of batch_size {options.batch_size}, accumulation_steps {options.accumulation_steps}, crop_size "
         f"{options.crop_size}, {num_classes} classes, head {settings.model.head}, on {device}"
     )
     try:
         need = f"; predicted need {predict_bytes(settings, num_classes) / GIB:.2f} GiB"
-        mend = _way_out(settings, num_classes, int(capacity * USABLE))
-    except Problem as problem:
-        need, mend = "", f"{problem.what}; {problem.mend}"
+        hint = _fix(settings, num_classes, int(capacity * USABLE))
+    except KilosegError as problem:
+        need, hint = "", f"{problem.what}; {problem.hint}"
     allowed = f"{capacity / GIB:.2f} GiB, of which {USABLE:.0%} are counted on"
-    return MemoryProblem("out of memory", where=where, found=found + need, allowed=allowed, mend=mend)
+    return MemoryLimitError("out of memory", where=where, found=found + need, allowed=allowed, hint=hint)
 
 
-def _way_out(settings: Settings, num_classes: int, budget_bytes: int) -> str:
+def _fix(settings: Settings, num_classes: int, budget_bytes: int) -> str:
     """What fits: the same images a step in more parts, or fewer images."""
     options = settings.train
-    fit = fewest_parts(settings, num_classes, budget_bytes)
+    fit = min_accumulation(settings, num_classes, budget_bytes)
     if options.batch_size == "auto":
         return "set train.memory_budget_gib lower, and free the memory that others use"
-    if fit.parts <= options.accumulate:
+    if fit.parts <= options.accumulation_steps:
         return "free the memory that others use: the step alone is predicted to fit"
     whole = largest_batch(settings, num_classes, budget_bytes)
     return (
-        f"set train.accumulate to {fit.parts}: still {options.batch_size} images a step, {fit.batch_size} at "
+        f"set train.accumulation_steps to {fit.parts}: still {options.batch_size} images a step, {fit.batch_size} at "
         f"a time (predicted {fit.predicted_bytes / GIB:.2f} GiB); or "
         f"set train.batch_size to {whole.batch_size} (predicted {whole.predicted_bytes / GIB:.2f} GiB)"
     )

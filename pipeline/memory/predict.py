@@ -1,6 +1,6 @@
 """Peak memory of one training step: predicted without a GPU, measured where there is one.
 
-Predicted: the real model, a stand-in for the loss, the backward pass and the optimiser run under fake
+Predicted: the real model, a stand-in for the loss, the backward pass and the optimizer run under fake
 tensors, which have shapes but no values, while torch's tracker counts the bytes of all tensors alive. That
 leaves out the CUDA context, cuDNN's workspaces and fragmentation, and takes the portable loss, not the fused
 GPU kernels.
@@ -8,7 +8,7 @@ Measured: the same step on the GPU, by its allocator. The two are kept apart.
 
 A step is that of the middle of a training: momentum buffers exist, and the gradients of the step before, or
 of the part before where a step is divided, live on in the forward pass. It is `pipeline.train_step.step`'s own
-code. All pixels count as labelled.
+code. All pixels count as labeled.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from models.segmenter import Segmenter
 from pipeline.config.schema import LossSettings, Settings
 from pipeline.memory.loss_footprint import PeakTracker, PixelSource, losses_without_values, probe_work_memory
 from pipeline.runtime.device import GIB, choose_device, is_out_of_memory
-from pipeline.runtime.errors import UsageProblem
+from pipeline.runtime.errors import UsageError
 from pipeline.train_step.loss import Losses, segmentation_losses
-from pipeline.train_step.model import build_network
+from pipeline.train_step.model import build_model
 from pipeline.train_step.optimizer import build_optimizer
 from pipeline.train_step.step import LossFunction, accumulate_gradients
 
@@ -86,7 +86,15 @@ def measuring_device(settings: Settings) -> torch.device | None:
 
 def as_json(settings: Settings, rows: Sequence[MemoryRow]) -> dict[str, object]:
     """The rows with what they hold for, ready to be written."""
-    matters = {"precision", "momentum", "optimizer", "freeze_backbone", "accumulate", "ema", "channels_last"}
+    matters = {
+        "precision",
+        "momentum",
+        "optimizer",
+        "freeze_backbone",
+        "accumulation_steps",
+        "ema",
+        "channels_last",
+    }
     unused = ("model.pretrained", "model.weights", "model.head")
     return {
         "unit": "GiB",
@@ -125,13 +133,13 @@ def predict_bytes(settings: Settings, num_classes: int) -> int:
         num_classes: C.
 
     Raises:
-        UsageProblem: a model that cannot be built or cannot take crops of this size.
+        UsageError: a model that cannot be built or cannot take crops of this size.
     """
     work = None
     segmenter = _build(settings, num_classes)
     if settings.model.head == "embedding":
         crop = settings.train.crop_size, settings.train.crop_size
-        target_shape = settings.train.images_at_a_time, *crop
+        target_shape = settings.train.micro_batch_size, *crop
         source = PixelSource.of(segmenter.output_size(crop), target_shape, settings.loss)
         work = probe_work_memory(settings.loss, num_classes, settings.model.embedding_dim, source)
     mode, tracker = FakeTensorMode(), PeakTracker()
@@ -152,9 +160,9 @@ def predict_bytes(settings: Settings, num_classes: int) -> int:
             with tracker:
                 state.step(images, target, losses, forward)
         except ValueError as error:
-            raise UsageProblem(
+            raise UsageError(
                 "the model cannot be trained on such a batch",
-                where=f"train.crop_size {settings.train.crop_size}, {settings.train.images_at_a_time} images",
+                where=f"train.crop_size {settings.train.crop_size}, {settings.train.micro_batch_size} images",
                 found=error,
             ) from error
     return tracker.peak
@@ -217,14 +225,14 @@ def _real_step(settings: Settings, num_classes: int, device: torch.device) -> No
 def _zeros(settings: Settings) -> tuple[Tensor, Tensor]:
     """Images and target of a step. Two parts show the peak of any number."""
     options = settings.train
-    images = options.images_per_step if options.accumulate == 1 else 2 * options.images_at_a_time
+    images = options.images_per_step if options.accumulation_steps == 1 else 2 * options.micro_batch_size
     size = (images, options.crop_size, options.crop_size)
     return torch.zeros(size[0], 3, *size[1:], dtype=torch.uint8), torch.zeros(size, dtype=torch.int64)
 
 
 def _build(settings: Settings, num_classes: int) -> Segmenter:
     untrained = settings.model.model_copy(update={"pretrained": False, "weights": None})
-    segmenter = build_network(untrained, num_classes).train()
+    segmenter = build_model(untrained, num_classes).train()
     if settings.train.freeze_backbone:
         segmenter.freeze_backbone()
     if settings.train.channels_last:
@@ -250,12 +258,12 @@ def _replace_tensors(module: nn.Module, mode: FakeTensorMode) -> None:
 
 
 class _StateInUse:
-    """A segmenter's optimiser, gradients and average as they are after a step of training."""
+    """A segmenter's optimizer, gradients and average as they are after a step of training."""
 
     def __init__(self, segmenter: Segmenter, settings: Settings) -> None:
         options = settings.train
         self.segmenter, self.settings = segmenter, settings
-        self.parts = min(options.accumulate, 2)
+        self.parts = min(options.accumulation_steps, 2)
         self.optimizer = build_optimizer(segmenter, options.model_copy(update={"fused_optimizer": False}))
         averaged = [] if options.ema is None else segmenter.state_dict().values()
         self.averages: list[Tensor] = [torch.empty_like(tensor) for tensor in averaged]

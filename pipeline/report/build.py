@@ -61,8 +61,8 @@ def write_report(
         out: the file to write, atomically.
 
     Raises:
-        DataProblem: a variant is not evaluated, or a file is missing or damaged.
-        UsageProblem: no variant is named.
+        DataError: a variant is not evaluated, or a file is missing or damaged.
+        UsageError: no variant is named.
     """
     evaluated = read_variants(evaluations, variants)
     data, memory = read_data(bootstrapped), read_memory(results)
@@ -102,8 +102,8 @@ def write_comparison(evaluations: Path, variants: Sequence[str], out: Path) -> N
     """Writes one CSV line a variant with its main metrics; empty where a metric does not exist.
 
     Raises:
-        DataProblem: a variant is not evaluated, or a file is missing or damaged.
-        UsageProblem: no variant is named.
+        DataError: a variant is not evaluated, or a file is missing or damaged.
+        UsageError: no variant is named.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -115,7 +115,7 @@ def write_comparison(evaluations: Path, variants: Sequence[str], out: Path) -> N
 
 
 def _example_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
-    """For each image: the picture, its truth, the prediction of each variant, the colours of the classes."""
+    """For each image: the picture, its truth, the prediction of each variant, the colors of the classes."""
     by_variant = [{example.image_id: example for example in one.record.examples} for one in variants]
     rows = []
     for image_id in dict.fromkeys(image_id for examples in by_variant for image_id in examples):

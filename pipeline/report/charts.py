@@ -1,6 +1,6 @@
-"""The report's charts: matplotlib SVG that takes its colours and letters from the page.
+"""The report's charts: matplotlib SVG that takes its colors and letters from the page.
 
-The same numbers give the same bytes: fixed hash salts, no dates. Colours are drawn as placeholders and
+The same numbers give the same bytes: fixed hash salts, no dates. Colors are drawn as placeholders and
 replaced by the page's variables, so that a chart follows the light or dark of the reader's screen.
 """
 
@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from pipeline.report.inputs import MemoryRow
 
 SERIES = 6
-"""Colours of the page; variants beyond share them in other dashes."""
+"""Colors of the page; variants beyond share them in other dashes."""
 DASHES = ("", "7 3", "2 2.5", "9 3 2 3")
 _INK, _FAINT = "#010101", "#010102"
 _SIZE = (4.7, 2.9)  # inches: at 96 dots 451 wide, readable on a telephone without shrinking
@@ -37,7 +37,7 @@ def curves_chart(
     """One line per variant over the training steps.
 
     Args:
-        curves: (step, value) points by variant, in the order of the page's colours; NaN are left out.
+        curves: (step, value) points by variant, in the order of the page's colors; NaN are left out.
         name: unique on the page.
         ylabel: what the values are.
         percent: show fractions as percent.
@@ -133,7 +133,7 @@ def memory_chart(rows: Sequence[MemoryRow], heads: Sequence[str], *, name: str) 
 def _binned(
     points: Sequence[tuple[float, float]],
 ) -> tuple[list[float], list[float], list[float], list[float]]:
-    """At most `_BINS` points: steps, means, least and greatest values of neighbouring ones."""
+    """At most `_BINS` points: steps, means, least and greatest values of neighboring ones."""
     width = max(math.ceil(len(points) / _BINS), 1)
     groups = [points[start : start + width] for start in range(0, len(points), width)]
     return (
@@ -173,7 +173,7 @@ def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG element for inlining, without links, ids of no use, or colours of its own."""
+    """The figure as an SVG element for inlining, without links, ids of no use, or colors of its own."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.hashsalt": f"kiloseg {name}", "svg.fonttype": "none", "font.size": 8.5}):

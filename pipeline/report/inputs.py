@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.data.store.manifest import read_manifest
-from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.errors import DataError, UsageError
 
 LARGEST_SIDE = 640
 """Pixels; larger pictures are shrunk, so that the page stays light enough to send."""
@@ -41,7 +41,7 @@ class Training(_Part):
 
 
 class LegendEntry(_Part):
-    """A class and its colour in the pictures."""
+    """A class and its color in the pictures."""
 
     name: str
     color: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
@@ -96,7 +96,7 @@ class Variant:
         """An example picture as a data URI.
 
         Raises:
-            DataProblem: missing or unreadable.
+            DataError: missing or unreadable.
         """
         path = self.folder / name
         try:
@@ -129,14 +129,14 @@ class SplitSummary:
 
     name: str
     images: int
-    labelled_share: float | None
-    """labelled pixels among all"""
+    labeled_share: float | None
+    """labeled pixels among all"""
     seen: dict[str, int]
     """classes with at least one pixel, by frequency group"""
     sources: dict[str, float]
     """shares of all pixels that were drawn from things, from stuff and from nothing"""
     group_pixels: dict[str, float]
-    """shares of the labelled pixels, by frequency group"""
+    """shares of the labeled pixels, by frequency group"""
 
 
 @dataclass(frozen=True)
@@ -158,12 +158,12 @@ def read_variants(evaluations: Path, names: Sequence[str]) -> list[Variant]:
     """The evaluated variants in the given order.
 
     Raises:
-        DataProblem: a record, table or picture is missing or damaged.
-        UsageProblem: no variant is named.
+        DataError: a record, table or picture is missing or damaged.
+        UsageError: no variant is named.
     """
     if not names:
-        raise UsageProblem(
-            "no variants to compare", where="params.yaml: variants", mend="name at least one there"
+        raise UsageError(
+            "no variants to compare", where="params.yaml: variants", hint="name at least one there"
         )
     return [_read_variant(evaluations / name, name) for name in names]
 
@@ -173,7 +173,7 @@ def _read_variant(folder: Path, name: str) -> Variant:
     try:
         record = Record.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataProblem("a variant is not evaluated yet", where=path, mend=_way_out(name)) from error
+        raise DataError("a variant is not evaluated yet", where=path, hint=_fix(name)) from error
     except ValidationError as error:
         raise _damaged(path, name, _first(error)) from error
     except (OSError, ValueError) as error:
@@ -201,7 +201,7 @@ def read_data(bootstrapped: Path) -> DataSummary:
     """The splits, their images and the classes seen in them.
 
     Raises:
-        DataProblem: missing or damaged.
+        DataError: missing or damaged.
     """
     manifest = read_manifest(bootstrapped)
     table = bootstrapped / "class_statistics.csv"
@@ -223,27 +223,27 @@ def read_data(bootstrapped: Path) -> DataSummary:
         never = {name: [str(one) for one in told["classes_never_seen"][name]] for name in manifest["splits"]}
         return DataSummary(len(rows), splits, groups, images, len(manifest["left_out"]), never)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataProblem(
+        raise DataError(
             "the description of the bootstrapped data is damaged",
             where=bootstrapped if isinstance(error, OSError) else table,
             found=_told(error),
-            mend="make it again: dvc repro --force bootstrap",
+            hint="make it again: dvc repro --force bootstrap",
         ) from error
 
 
 def _shares(split: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
-    """The shares of the pixels by source, and of the labelled ones by frequency group."""
+    """The shares of the pixels by source, and of the labeled ones by frequency group."""
     pixels = {group: int(numbers["pixels"]) for group, numbers in split["groups"].items()}
-    whole, labelled = int(split["pixels"]) or 1, sum(pixels.values()) or 1
+    whole, labeled = int(split["pixels"]) or 1, sum(pixels.values()) or 1
     sources = {str(source): int(number) / whole for source, number in split["pixels_from"].items()}
-    return sources, {group: number / labelled for group, number in pixels.items()}
+    return sources, {group: number / labeled for group, number in pixels.items()}
 
 
 def read_memory(results: Path) -> MemoryCurve | None:
     """The memory curve, or None where the stage measure_memory has not run.
 
     Raises:
-        DataProblem: damaged.
+        DataError: damaged.
     """
     path = results / "memory.json"
     try:
@@ -252,11 +252,11 @@ def read_memory(results: Path) -> MemoryCurve | None:
         return None
     except (OSError, ValueError) as error:
         found = _first(error) if isinstance(error, ValidationError) else error
-        raise DataProblem(
+        raise DataError(
             "the memory curve is damaged",
             where=path,
             found=found,
-            mend="make it again: dvc repro --force measure_memory",
+            hint="make it again: dvc repro --force measure_memory",
         ) from error
 
 
@@ -281,16 +281,16 @@ def _data_uri(path: Path) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
 
 
-def _way_out(name: str) -> str:
+def _fix(name: str) -> str:
     return f"evaluate it: dvc repro evaluate@{name}"
 
 
-def _damaged(path: Path, name: str, found: object) -> DataProblem:
-    return DataProblem(
+def _damaged(path: Path, name: str, found: object) -> DataError:
+    return DataError(
         "an evaluation is damaged or incomplete",
         where=path,
         found=found,
-        mend=f"evaluate it again: dvc repro --force evaluate@{name}",
+        hint=f"evaluate it again: dvc repro --force evaluate@{name}",
     )
 
 

@@ -122,7 +122,7 @@ def reading_notes(variants: Sequence[Variant]) -> list[str]:
     """What a reader must know to read the numbers aright."""
     notes = [
         "mIoU is dataset-wide: pixels are counted over all val images together, and the IoU is averaged over "
-        "the classes that are in the truth or in a prediction. Predictions count on labelled pixels only."
+        "the classes that are in the truth or in a prediction. Predictions count on labeled pixels only."
     ]
     if not _is_fair(variants, "quality"):
         notes.append("The variants were judged on different images or classes, so no best quality is marked.")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.runtime.errors import MemoryProblem, Problem
+from pipeline.runtime.errors import KilosegError, MemoryLimitError
 
 if TYPE_CHECKING:
     import torch
@@ -76,19 +76,19 @@ def choose_device(name: str) -> torch.device:
     """The device called `name`; "auto" is CUDA where there is one, else the CPU.
 
     Raises:
-        Problem: CUDA was asked for and is not there.
+        KilosegError: CUDA was asked for and is not there.
     """
     import torch
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise Problem(
+        raise KilosegError(
             "no CUDA device is usable",
             where="runtime.device",
             found=f"{name}, while torch {torch.__version__} sees no GPU",
             allowed="auto, cpu",
-            mend="check `nvidia-smi` and the driver, or set runtime.device to cpu",
+            hint="check `nvidia-smi` and the driver, or set runtime.device to cpu",
         )
     return torch.device(name)
 
@@ -132,10 +132,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(error: BaseException) -> MemoryProblem:
+def out_of_memory(error: BaseException) -> MemoryLimitError:
     """The user's view of an allocation that failed."""
-    return MemoryProblem(
+    return MemoryLimitError(
         "out of memory",
         found=str(error).partition("\n")[0] or None,
-        mend="lower train.batch_size or train.crop_size; `pipeline memory` predicts what fits",
+        hint="lower train.batch_size or train.crop_size; `pipeline memory` predicts what fits",
     )

@@ -1,6 +1,6 @@
 """What goes wrong because of the user's input or machine, as one clear message and an exit code.
 
-Every such error says what is wrong, where, what was found, what would be allowed and the way out. The
+Every such error says what is wrong, where, what was found, what would be allowed and the fix. The
 command line and the stages print it without a traceback; library users catch the class they care about.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-class Problem(Exception):
+class KilosegError(Exception):
     """A foreseen failure, told in one message. Exit code 1 unless a subclass says otherwise.
 
     Args:
@@ -17,7 +17,7 @@ class Problem(Exception):
         where: the file, key, image or option concerned.
         found: the value or state met.
         allowed: the values or state that would be right.
-        mend: what the user can do about it.
+        hint: what the user can do about it.
     """
 
     exit_code = 1
@@ -29,13 +29,13 @@ class Problem(Exception):
         where: str | Path | None = None,
         found: object = None,
         allowed: object = None,
-        mend: str | None = None,
+        hint: str | None = None,
     ) -> None:
         self.what = what
         self.where = None if where is None else str(where)
         self.found = None if found is None else str(found)
         self.allowed = None if allowed is None else str(allowed)
-        self.mend = mend
+        self.hint = hint
         super().__init__(self.message())
 
     def message(self) -> str:
@@ -44,7 +44,7 @@ class Problem(Exception):
             ("where", self.where),
             ("found", self.found),
             ("allowed", self.allowed),
-            ("way out", self.mend),
+            ("fix", self.hint),
         )
         return "\n".join(
             [self.what, *(f"  {name + ':':9}{text}" for name, text in parts if text is not None)]
@@ -52,26 +52,28 @@ class Problem(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickles whole, so that a loader's worker process can hand the error to its parent."""
-        return (_rebuild, (type(self), self.what, self.where, self.found, self.allowed, self.mend))
+        return (_rebuild, (type(self), self.what, self.where, self.found, self.allowed, self.hint))
 
 
-def _rebuild(kind: type[Problem], what: str, where: str, found: str, allowed: str, mend: str) -> Problem:
-    return kind(what, where=where, found=found, allowed=allowed, mend=mend)
+def _rebuild(
+    kind: type[KilosegError], what: str, where: str, found: str, allowed: str, hint: str
+) -> KilosegError:
+    return kind(what, where=where, found=found, allowed=allowed, hint=hint)
 
 
-class UsageProblem(Problem):
+class UsageError(KilosegError):
     """A wrong option, setting or combination of them: exit code 2."""
 
     exit_code = 2
 
 
-class DataProblem(Problem):
+class DataError(KilosegError):
     """Data that is missing, damaged or not what it claims to be: exit code 3."""
 
     exit_code = 3
 
 
-class MemoryProblem(Problem):
+class MemoryLimitError(KilosegError):
     """The work does not fit into the device's memory: exit code 4."""
 
     exit_code = 4

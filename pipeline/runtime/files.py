@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.device import GIB
-from pipeline.runtime.errors import Problem, UsageProblem
+from pipeline.runtime.errors import KilosegError, UsageError
 
 
 @contextlib.contextmanager
@@ -58,8 +58,8 @@ def atomic_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]
         is_ours: whether an existing non-empty folder may be replaced.
 
     Raises:
-        UsageProblem: another run works on it, or what lies there is not ours.
-        Problem: the disk is full.
+        UsageError: another run works on it, or what lies there is not ours.
+        KilosegError: the disk is full.
     """
     partial, aside = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,12 +87,12 @@ def atomic_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]
 def _check_replaceable(path: Path, is_ours: Callable[[Path], bool]) -> None:
     if not path.exists() or (path.is_dir() and (not any(path.iterdir()) or is_ours(path))):
         return
-    raise UsageProblem(
+    raise UsageError(
         "will not overwrite what kiloseg did not make",
         where=path,
         found="a folder with other content" if path.is_dir() else "a file",
         allowed="a new name, an empty folder, or the output of an earlier run",
-        mend="name another output, or move this away",
+        hint="name another output, or move this away",
     )
 
 
@@ -113,10 +113,10 @@ def _claim(partial: Path, path: Path) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-            raise UsageProblem(
+            raise UsageError(
                 "another run is making the same output",
                 where=path,
-                mend="wait for it to end, or name another output",
+                hint="wait for it to end, or name another output",
             ) from None
         with contextlib.suppress(FileNotFoundError):
             if partial.stat().st_ino == os.fstat(lock).st_ino:
@@ -140,21 +140,21 @@ def naming_full_disk(path: Path, kept: str) -> Iterator[None]:
 
     Args:
         path: what is being written, in a folder that exists.
-        kept: what is left of the work, for the way out.
+        kept: what is left of the work, for the fix.
 
     Raises:
-        Problem: no space, or the user's share of it used up.
+        KilosegError: no space, or the user's share of it used up.
     """
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise Problem(
+        raise KilosegError(
             "the disk is full",
             where=path,
             found=f"{shutil.disk_usage(path.parent).free / GIB:.3f} GiB free",
-            mend=f"free some space and run the same command again; {kept}",
+            hint=f"free some space and run the same command again; {kept}",
         ) from error
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.runtime.errors import Problem
+from pipeline.runtime.errors import KilosegError
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def locked(path: Path, *, wait_seconds: float = 0.0, holder: str = "another proc
         holder: who may hold it, for the message.
 
     Raises:
-        Problem: somebody else holds it.
+        KilosegError: somebody else holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -34,8 +34,8 @@ def locked(path: Path, *, wait_seconds: float = 0.0, holder: str = "another proc
                 break
             except BlockingIOError:
                 if time.monotonic() >= end:
-                    raise Problem(
-                        f"{holder} is at work here", where=path.parent, mend="wait for it to end, or stop it"
+                    raise KilosegError(
+                        f"{holder} is at work here", where=path.parent, hint="wait for it to end, or stop it"
                     ) from None
                 time.sleep(0.2)
         os.ftruncate(file, 0)

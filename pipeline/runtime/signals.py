@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.device import GIB, is_out_of_memory, out_of_memory
-from pipeline.runtime.errors import INTERRUPTED, Problem
+from pipeline.runtime.errors import INTERRUPTED, KilosegError
 
 
 class Interrupted(KeyboardInterrupt):
@@ -26,7 +26,7 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(signal.Signals(signal_number).name)
 
 
-class StopRequest:
+class GracefulStop:
     """Turns Ctrl-C and SIGTERM into a request that long work answers between two steps. A context manager.
 
     The work calls `check` where its state is whole and saved. A second signal does not wait. `on_request` is
@@ -38,7 +38,7 @@ class StopRequest:
         self.on_request: Callable[[], None] | None = None
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> GracefulStop:
         with contextlib.suppress(ValueError):  # not the main thread: a sweep's trial is stopped by its driver
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._note)
@@ -79,7 +79,7 @@ def run(function: Callable[[], object]) -> int:
         signal.signal(signal.SIGTERM, raise_interrupted)
     try:
         function()
-    except Problem as problem:
+    except KilosegError as problem:
         return _fail(problem)
     except (KeyboardInterrupt, SystemExit) as ending:
         interruption = ending if isinstance(ending, Interrupted) else next(iter(terminated), None)
@@ -101,15 +101,15 @@ def run(function: Callable[[], object]) -> int:
     return 0
 
 
-def _fail(problem: Problem) -> int:
+def _fail(problem: KilosegError) -> int:
     print(f"error: {problem}", file=sys.stderr)
     return problem.exit_code
 
 
-def _disk_full(error: OSError) -> Problem:
-    return Problem(
+def _disk_full(error: OSError) -> KilosegError:
+    return KilosegError(
         "the disk is full",
         where=error.filename or Path.cwd(),
         found=f"{shutil.disk_usage(Path.cwd()).free / GIB:.2f} GiB free",
-        mend="free some space and run the same command again: what was finished is kept",
+        hint="free some space and run the same command again: what was finished is kept",
     )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from pipeline.runtime.device import keep_freed_memory
-from pipeline.runtime.errors import Problem
+from pipeline.runtime.errors import KilosegError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -96,7 +96,7 @@ def ordered_map(
         chunk: items a worker gets at once.
 
     Raises:
-        Problem: a worker died.
+        KilosegError: a worker died.
     """
     if pool is None:
         yield from map(function, items)
@@ -110,10 +110,10 @@ def ordered_map(
         while pending:
             yield from _first(pending, function, pool)
     except BrokenProcessPool as error:
-        raise Problem(
+        raise KilosegError(
             "a worker process died",
             found=error,
-            mend="if the memory ran out, use fewer workers, or 0 to work in one process; a script of yours "
+            hint="if the memory ran out, use fewer workers, or 0 to work in one process; a script of yours "
             "must start its work under `if __name__ == '__main__':`",
         ) from error
 

@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 
 from pipeline.config.schema import Settings
-from pipeline.runtime.errors import Problem
+from pipeline.runtime.errors import KilosegError
 from pipeline.tracking.environment import git_commit
 from pipeline.tracking.tracker import tracking_uri
 
@@ -94,7 +94,7 @@ def open_run(settings: Settings, *, run_id: str | None = None) -> Iterator[Mlflo
     The run ends FINISHED, KILLED when the process is interrupted, or FAILED on any other error.
 
     Raises:
-        Problem: the store cannot be reached.
+        KilosegError: the store cannot be reached.
     """
     client = open_client(settings)
     try:
@@ -113,13 +113,13 @@ def open_run(settings: Settings, *, run_id: str | None = None) -> Iterator[Mlflo
         client.set_terminated(run_id, status)
 
 
-def unreachable(settings: Settings, error: BaseException) -> Problem:
+def unreachable(settings: Settings, error: BaseException) -> KilosegError:
     """The error of a store that does not answer."""
-    return Problem(
+    return KilosegError(
         "the MLflow store does not answer",
         where=tracking_uri(settings),
         found=str(error).splitlines()[0],
-        mend="check MLFLOW_TRACKING_URI and that its server runs, or unset it to use mlflow.db",
+        hint="check MLFLOW_TRACKING_URI and that its server runs, or unset it to use mlflow.db",
     )
 
 
@@ -127,7 +127,7 @@ def open_client(settings: Settings) -> MlflowClient:
     """A client of the store, which gives up on a silent server in seconds, not minutes.
 
     Raises:
-        Problem: it is no store, or a database that does not let us in. (Of a server the first call says it.)
+        KilosegError: it is no store, or a database that does not let us in. (Of a server the first call says it.)
     """
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.utils.uri"):
         logging.getLogger(name).setLevel(logging.WARNING)  # one line per database migration otherwise

@@ -25,7 +25,7 @@ class Tracker(Protocol):
         """Records settings, once, by dotted key."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Records numbers at an optimisation step."""
+        """Records numbers at an optimization step."""
 
     def log_artifact(self, path: Path) -> None:
         """Records a file."""

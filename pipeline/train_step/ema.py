@@ -16,7 +16,7 @@ from torch import Tensor
 from models.segmenter import Segmenter
 
 
-class MovingAverage:
+class ModelEma:
     """A second segmenter whose weights and batch-norm statistics are averages of the trained one's.
 
     Args:

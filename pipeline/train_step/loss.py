@@ -1,7 +1,7 @@
-"""From the network's stride-4 output and a target to the loss that is minimised.
+"""From the network's stride-4 output and a target to the loss that is minimized.
 
 The output is upsampled bilinearly to the target's size, by the exact loss itself, and for the others of
-`models.losses.exact` to rows; all of them leave out unlabelled pixels. The softmax baseline is left as it is
+`models.losses.exact` to rows; all of them leave out unlabeled pixels. The softmax baseline is left as it is
 usually built: full-resolution logits of every class, since their memory is what is being compared against. A
 pixel budget holds for all: only the pixels drawn are upsampled.
 """
@@ -44,7 +44,7 @@ def segmentation_losses(
     settings: LossSettings,
     generator: torch.Generator | None = None,
 ) -> Losses:
-    """Cross-entropy over the labelled pixels plus the weighted separation of the class embeddings.
+    """Cross-entropy over the labeled pixels plus the weighted separation of the class embeddings.
 
     Args:
         segmenter: whose head made `output`; holds the class embeddings.
@@ -54,16 +54,16 @@ def segmentation_losses(
         generator: draws the pixels of `pixel_budget` and the negatives of `sampled`; on the output's device.
 
     Returns:
-        The losses; a batch without labelled pixels gives a finite zero cross-entropy.
+        The losses; a batch without labeled pixels gives a finite zero cross-entropy.
     """
     head = segmenter.head
     if not isinstance(head, EmbeddingHead):
-        return softmax_losses(*labelled_rows(output, target, settings.pixel_budget, generator))
-    class_embeddings = head.class_embeddings  # (C, D), normalised once for both terms
+        return softmax_losses(*labeled_rows(output, target, settings.pixel_budget, generator))
+    class_embeddings = head.class_embeddings  # (C, D), normalized once for both terms
     if settings.name == "exact":
         cross_entropy = map_cross_entropy(output, class_embeddings, target, settings, generator)
     else:
-        rows, targets = labelled_rows(output, target, settings.pixel_budget, generator)
+        rows, targets = labeled_rows(output, target, settings.pixel_budget, generator)
         cross_entropy = embedding_cross_entropy(rows, class_embeddings, targets, settings, generator)
     total, separation = cross_entropy, torch.zeros_like(cross_entropy)
     if settings.separation_weight > 0 and len(class_embeddings) > 1:
@@ -77,25 +77,25 @@ def segmentation_losses(
 
 
 def softmax_losses(logits: Tensor, targets: Tensor) -> Losses:
-    """The baseline's: mean cross-entropy of (P, C) logits over the labelled of (P,) targets."""
-    labelled = (targets != IGNORE_INDEX).sum().clamp(min=1)
-    mean = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum") / labelled
+    """The baseline's: mean cross-entropy of (P, C) logits over the labeled of (P,) targets."""
+    labeled = (targets != IGNORE_INDEX).sum().clamp(min=1)
+    mean = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum") / labeled
     return Losses(mean, mean.detach(), torch.zeros_like(mean).detach())
 
 
-def labelled_rows(
+def labeled_rows(
     output: Tensor, target: Tensor, budget: int | None, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The output at every pixel and the targets; with a budget, at so many labelled pixels at most.
+    """The output at every pixel and the targets; with a budget, at so many labeled pixels at most.
 
-    Each labelled pixel is as likely as any other to be drawn, so the mean over them estimates the mean over
+    Each labeled pixel is as likely as any other to be drawn, so the mean over them estimates the mean over
     all. The loss's arithmetic is proportional to the rows, which is most of a step on a CPU; the network's
     does not change.
 
     Args:
         output: (N, K, h, w).
         target: (N, H, W) int64.
-        budget: how many pixels to keep; None keeps all, the unlabelled too.
+        budget: how many pixels to keep; None keeps all, the unlabeled too.
         generator: on the device of the output.
 
     Returns:
@@ -109,11 +109,11 @@ def labelled_rows(
 
 
 def draw_pixels(targets: Tensor, budget: int, generator: torch.Generator | None = None) -> Tensor:
-    """(B,) int64: which of the (P,) targets to keep, labelled ones all and at most `budget`."""
-    labelled = torch.nonzero(targets != IGNORE_INDEX).squeeze(1)
-    if len(labelled) <= budget:
-        return labelled
-    return labelled[torch.randperm(len(labelled), generator=generator, device=labelled.device)[:budget]]
+    """(B,) int64: which of the (P,) targets to keep, labeled ones all and at most `budget`."""
+    labeled = torch.nonzero(targets != IGNORE_INDEX).squeeze(1)
+    if len(labeled) <= budget:
+        return labeled
+    return labeled[torch.randperm(len(labeled), generator=generator, device=labeled.device)[:budget]]
 
 
 def map_cross_entropy(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 
 from models.backbone.backbone import OutputStrideWarning
-from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
+from models.segmenter import Segmenter, SegmenterConfig, build_segmenter
 from pipeline.config.schema import ModelSettings
-from pipeline.runtime.errors import Problem, UsageProblem
+from pipeline.runtime.errors import KilosegError, UsageError
 
 
-def segmenter_arguments(settings: ModelSettings, num_classes: int) -> SegmenterArguments:
+def segmenter_config(settings: ModelSettings, num_classes: int) -> SegmenterConfig:
     """What a checkpoint keeps to rebuild the network; where the weights came from is not part of it."""
-    return SegmenterArguments(
+    return SegmenterConfig(
         num_classes=num_classes,
         backbone=settings.backbone,
         output_stride=settings.output_stride,
@@ -25,19 +25,19 @@ def segmenter_arguments(settings: ModelSettings, num_classes: int) -> SegmenterA
     )
 
 
-def build_network(settings: ModelSettings, num_classes: int) -> Segmenter:
+def build_model(settings: ModelSettings, num_classes: int) -> Segmenter:
     """Builds the network for `num_classes` classes, its backbone pretrained where the settings say so.
 
     Raises:
-        UsageProblem: unknown backbone, a weights file that is missing or does not fit.
-        Problem: pretrained weights cannot be downloaded.
+        UsageError: unknown backbone, a weights file that is missing or does not fit.
+        KilosegError: pretrained weights cannot be downloaded.
     """
-    arguments = segmenter_arguments(settings, num_classes)
+    arguments = segmenter_config(settings, num_classes)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", OutputStrideWarning)
             return build_segmenter(arguments, pretrained=settings.pretrained, weights=settings.weights)
     except (ValueError, FileNotFoundError) as error:
-        raise UsageProblem("the network cannot be built", where="model", found=error) from error
+        raise UsageError("the network cannot be built", where="model", found=error) from error
     except ConnectionError as error:
-        raise Problem("no pretrained weights", where="model.pretrained", found=error) from error
+        raise KilosegError("no pretrained weights", where="model.pretrained", found=error) from error

@@ -1,4 +1,4 @@
-"""The optimiser and the rate of each step: the paper's SGD with polynomial decay, or AdamW with a cosine.
+"""The optimizer and the rate of each step: the paper's SGD with polynomial decay, or AdamW with a cosine.
 
 Three groups of parameters have a rate or a weight decay of their own: the backbone, the class embeddings, and
 the rest (decoder and head). Whatever the schedule, the rate is a function of the step alone, so that nothing
@@ -17,16 +17,16 @@ from pipeline.config.schema import TrainSettings
 
 
 def build_optimizer(segmenter: Segmenter, settings: TrainSettings) -> torch.optim.Optimizer:
-    """SGD or AdamW over the backbone (rate x `backbone_rate_factor`), the rest, and the class embeddings.
+    """SGD or AdamW over the backbone (rate x `backbone_lr_multiplier`), the rest, and the class embeddings.
 
     Weight decay covers everything under SGD, as in the reference; AdamW leaves out biases and the weights of
-    normalisations, as is usual. On the class embeddings decay only shortens vectors that are normalised at
+    normalizations, as is usual. On the class embeddings decay only shortens vectors that are normalized at
     every use; `class_embedding_weight_decay` sets it apart.
     """
     groups = segmenter.parameter_groups()
     of_classes = settings.class_embedding_weight_decay
     parts = (
-        (groups.backbone, settings.backbone_rate_factor, settings.weight_decay),
+        (groups.backbone, settings.backbone_lr_multiplier, settings.weight_decay),
         (groups.decoder, 1.0, settings.weight_decay),
         (groups.class_embeddings, 1.0, settings.weight_decay if of_classes is None else of_classes),
     )

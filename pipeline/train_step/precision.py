@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 
 from pipeline.config.schema import TrainSettings
-from pipeline.runtime.errors import UsageProblem
+from pipeline.runtime.errors import UsageError
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _REFUSAL = "does not have a deterministic implementation"
@@ -29,15 +29,15 @@ def arithmetic(options: TrainSettings, device: torch.device) -> Iterator[None]:
     """Computes in the block as `train.precision`, `tf32` and `deterministic` say.
 
     Raises:
-        UsageProblem: fp16 without a GPU; an operation that is not deterministic where that is asked for.
+        UsageError: fp16 without a GPU; an operation that is not deterministic where that is asked for.
     """
     if options.precision == "fp16" and device.type != "cuda":
-        raise UsageProblem(
+        raise UsageError(
             "half precision needs a GPU",
             where="train.precision",
             found=f"fp16 on {device}",
             allowed="fp32 or bf16 on the CPU",
-            mend="set train.precision to bf16",
+            hint="set train.precision to bf16",
         )
     with contextlib.ExitStack() as undo:
         if device.type == "cuda":
@@ -50,12 +50,12 @@ def arithmetic(options: TrainSettings, device: torch.device) -> Iterator[None]:
             if not options.deterministic or _REFUSAL not in str(error):
                 raise
             operation = str(error).split(_REFUSAL)[0].strip().rpartition("\n")[2]
-            raise UsageProblem(
+            raise UsageError(
                 "an operation of this training is not deterministic",
                 where="train.deterministic",
                 found=f"{operation} on {device}",
                 allowed="operations that give the same bits every time",
-                mend="take another model.decoder or model.backbone, train on the CPU, or set it to false",
+                hint="take another model.decoder or model.backbone, train on the CPU, or set it to false",
             ) from error
 
 

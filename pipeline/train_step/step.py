@@ -16,8 +16,8 @@ from torch import Tensor
 from models.segmenter import Segmenter
 from pipeline.config.schema import LossSettings, Settings, TrainSettings
 from pipeline.data.loading.batch import IGNORE_INDEX, Batch
-from pipeline.runtime.errors import Problem
-from pipeline.train_step.ema import MovingAverage
+from pipeline.runtime.errors import KilosegError
+from pipeline.train_step.ema import ModelEma
 from pipeline.train_step.loss import Losses, segmentation_losses
 from pipeline.train_step.optimizer import build_optimizer, set_learning_rate
 from pipeline.train_step.precision import autocast
@@ -34,17 +34,17 @@ class StepLosses:
     learning_rate: float
 
 
-class Optimisation:
-    """The network with everything that changes it: optimiser, loss scale, moving average.
+class TrainStep:
+    """The network with everything that changes it: optimizer, loss scale, moving average.
 
     Args:
         segmenter: on the device, in training mode.
         settings: the train and loss sections count.
-        accumulate: parts into which a batch is divided.
+        accumulation_steps: parts into which a batch is divided.
         before_update: called in each step before the first weight changes; what it raises ends the step.
 
     Raises:
-        Problem: `train.compile` where the network cannot be compiled (at the first step).
+        KilosegError: `train.compile` where the network cannot be compiled (at the first step).
     """
 
     def __init__(
@@ -52,24 +52,24 @@ class Optimisation:
         segmenter: Segmenter,
         settings: Settings,
         *,
-        accumulate: int,
+        accumulation_steps: int,
         before_update: Callable[[], None] = lambda: None,
     ) -> None:
         self.before_update = before_update
-        self.segmenter, self.settings, self.accumulate = segmenter, settings, accumulate
+        self.segmenter, self.settings, self.accumulation_steps = segmenter, settings, accumulation_steps
         options = settings.train
         self.device = next(segmenter.parameters()).device
         if options.channels_last:
             segmenter.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(segmenter, options)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
-        self.average = None if options.ema is None else MovingAverage(segmenter, options.ema)
+        self.average = None if options.ema is None else ModelEma(segmenter, options.ema)
         self._forward: Callable[[Tensor], Tensor] = (
             torch.compile(segmenter, dynamic=False) if options.compile else segmenter
         )
 
     @property
-    def judged(self) -> Segmenter:
+    def eval_model(self) -> Segmenter:
         """The network to validate and to keep: the average where there is one."""
         return self.segmenter if self.average is None else self.average.segmenter
 
@@ -93,7 +93,7 @@ class Optimisation:
                 images,
                 target,
                 self.settings,
-                self.accumulate,
+                self.accumulation_steps,
                 losses,
                 self.scaler,
             )
@@ -134,7 +134,7 @@ def accumulate_gradients(
 ) -> Losses:
     """Leaves in the parameters the gradient of the loss of the whole batch, a part of it in memory at a time.
 
-    Every part's mean is weighted by its share of the labelled pixels, so that the sum is the mean over the
+    Every part's mean is weighted by its share of the labeled pixels, so that the sum is the mean over the
     batch, and a pixel budget is divided among the parts. What differs from an undivided batch is
     batch norm, whose statistics are those of a part.
 
@@ -182,10 +182,10 @@ def _as_floats(images: Tensor, options: TrainSettings) -> Tensor:
 
 
 def _shares(targets: tuple[Tensor, ...]) -> list[Tensor]:
-    """Of each part, its share of the labelled pixels, on the device; equal where there is none at all."""
-    labelled = torch.stack([(target != IGNORE_INDEX).sum() for target in targets])
-    total = labelled.sum()
-    shares = torch.where(total > 0, labelled / total.clamp(min=1), 1 / len(targets))
+    """Of each part, its share of the labeled pixels, on the device; equal where there is none at all."""
+    labeled = torch.stack([(target != IGNORE_INDEX).sum() for target in targets])
+    total = labeled.sum()
+    shares = torch.where(total > 0, labeled / total.clamp(min=1), 1 / len(targets))
     return list(shares.unbind())
 
 
@@ -197,10 +197,10 @@ def _sum(one: Losses, other: Losses) -> Losses:
     )
 
 
-def _not_compiled(error: Exception) -> Problem:
-    return Problem(
+def _not_compiled(error: Exception) -> KilosegError:
+    return KilosegError(
         "the network could not be compiled",
         where="train.compile",
         found=str(error).strip().splitlines()[0],
-        mend="set train.compile to false; on the CPU torch.compile needs a C++ compiler",
+        hint="set train.compile to false; on the CPU torch.compile needs a C++ compiler",
     )

@@ -27,7 +27,7 @@ def steps_to_take(options: TrainSettings) -> int:
     return min(options.steps, FEW_STEPS) if options.debug in ("few_batches", "profile") else options.steps
 
 
-def images_to_judge(options: TrainSettings) -> int | None:
+def images_to_validate(options: TrainSettings) -> int | None:
     """How many held-out images a validation takes; None for all."""
     return FEW_STEPS if options.debug in ("few_batches", "profile") else None
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pipeline.runtime.signals import StopRequest
+from pipeline.runtime.signals import GracefulStop
 
 PATIENCE_SECONDS = 4.0
 """How long a step that is being taken may still end by itself, in which case nothing of it is lost."""
@@ -29,7 +29,7 @@ class EarlySave:
     """
 
     def __init__(
-        self, network: nn.Module, save: Callable[[dict[str, Tensor]], None], stop: StopRequest
+        self, network: nn.Module, save: Callable[[dict[str, Tensor]], None], stop: GracefulStop
     ) -> None:
         self._save, self._stop = save, stop
         names = network.state_dict().keys()

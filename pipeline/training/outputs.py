@@ -21,7 +21,7 @@ def write_training(settings: Settings, result: TrainResult) -> None:
         "seconds": state.seconds,
         "images_per_second": result.images_per_second,
         "data_wait_share": state.data_wait_share,
-        "accumulate": result.accumulate,
+        "accumulation_steps": result.accumulation_steps,
         "best_step": state.best_step,
         "best_holdout_miou": state.best_miou,
         "peak_memory_gib": state.peak_memory_gib,

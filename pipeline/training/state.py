@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.loading.batch import Batch
-from pipeline.runtime.errors import Problem
+from pipeline.runtime.errors import KilosegError
 from pipeline.train_step.step import StepLosses
 
 READ_EVERY = 16
@@ -37,7 +37,7 @@ class TrainState:
     """[step, mean cross-entropy since the point before]"""
     validation_curve: list[list[float]] = field(default_factory=list)
     """[step, mIoU, pixel accuracy] on the held-out part"""
-    accumulate: int | None = None
+    accumulation_steps: int | None = None
     """parts of a batch, as found by batch_size: auto: a resumed run must divide as before"""
     scale: dict[str, Any] | None = None
     """the loss scale of fp16"""
@@ -86,7 +86,7 @@ class PendingLosses:
         """Brings all unread losses to the host, in one transfer.
 
         Raises:
-            Problem: one of them is not finite; names its step and images, and those of the step before.
+            KilosegError: one of them is not finite; names its step and images, and those of the step before.
         """
         if not self._unread:
             return
@@ -102,17 +102,17 @@ class PendingLosses:
             self.state.pending_steps += 1
             self.last = Reading(step, cross_entropy, separation, found.learning_rate)
 
-    def not_finite(self, what: str, step: int, found: object) -> Problem:
+    def not_finite(self, what: str, step: int, found: object) -> KilosegError:
         """The problem of a divergence seen at `step`, naming its images and those of the update before."""
         images = dict(self._images)
         where = f"step {step}, images {_listed(images.get(step, ()))}"
         if step - 1 in images:
             where += f"; the update before was step {step - 1}, images {_listed(images[step - 1])}"
-        return Problem(
+        return KilosegError(
             what,
             where=where,
             found=found,
-            mend="lower train.learning_rate, set train.gradient_clip, or raise loss.temperature; "
+            hint="lower train.learning_rate, set train.gradient_clip, or raise loss.temperature; "
             "the checkpoints from before are kept",
         )
 

@@ -1,7 +1,7 @@
 """Training: settings in, the best checkpoint and its curves out.
 
 Everything random is a function of the seed and the step (data order, augmentation, drawn negatives,
-dropout), and all else that a step depends on is in the checkpoint (weights, optimiser, loss scale, moving
+dropout), and all else that a step depends on is in the checkpoint (weights, optimizer, loss scale, moving
 average), so a killed run that resumes computes what it would have computed. The checkpoint to report is
 chosen on the held-out part of train, never on val. A step itself is in `pipeline.train_step.step`.
 """
@@ -31,15 +31,15 @@ from pipeline.data.loading.transforms import TrainTransform
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.memory.batch_size import find_accumulation
 from pipeline.runtime.device import PeakMemory, choose_device, set_threads
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 from pipeline.runtime.progress import Progress
-from pipeline.runtime.signals import StopRequest
+from pipeline.runtime.signals import GracefulStop
 from pipeline.tracking.environment import environment
 from pipeline.tracking.tracker import Tracker
-from pipeline.train_step.model import build_network, segmenter_arguments
+from pipeline.train_step.model import build_model, segmenter_config
 from pipeline.train_step.precision import arithmetic
-from pipeline.train_step.step import Optimisation
-from pipeline.training.debug import batches_to_take, images_to_judge, steps_to_take, traced
+from pipeline.train_step.step import TrainStep
+from pipeline.training.debug import batches_to_take, images_to_validate, steps_to_take, traced
 from pipeline.training.early_save import EarlySave
 from pipeline.training.state import DataWait, PendingLosses, TrainState
 
@@ -57,7 +57,7 @@ class TrainResult:
     images_per_second: float
     peak_memory_kind: str
     device: str
-    accumulate: int = 1
+    accumulation_steps: int = 1
     """parts into which the images of a step were divided"""
 
 
@@ -76,16 +76,16 @@ def train(settings: Settings, tracker: Tracker, *, folder: Path | None = None) -
         folder: for the checkpoints; by default `checkpoint_folder(settings)`. It is this process's alone.
 
     Raises:
-        DataProblem: nothing bootstrapped, unreadable data.
-        UsageProblem: settings that this device cannot follow.
-        MemoryProblem: `batch_size: auto` where not even one image fits.
-        Problem: the loss or the weights are no longer finite; another process trains into the folder.
+        DataError: nothing bootstrapped, unreadable data.
+        UsageError: settings that this device cannot follow.
+        MemoryLimitError: `batch_size: auto` where not even one image fits.
+        KilosegError: the loss or the weights are no longer finite; another process trains into the folder.
         OSError: a checkpoint cannot be written; the one before is kept.
     """
     device, threads = choose_device(settings.runtime.device), set_threads(settings.runtime.threads)
     into = RunFolder(folder or checkpoint_folder(settings))
     with into.locked(), arithmetic(settings.train, device):
-        training = _Training(settings, tracker, into, device)
+        training = Trainer(settings, tracker, into, device)
         facts = environment(settings, device, threads)
         tracker.log_params(settings.flat() | {f"environment.{name}": fact for name, fact in facts.items()})
         return training.run()
@@ -95,8 +95,8 @@ class _Stopped(Exception):
     """A stop was asked for during a validation, which will be done again after resuming."""
 
 
-class _Training:
-    """One run: model, optimiser, data and state, with the loop over the steps."""
+class Trainer:
+    """One run: model, optimizer, data and state, with the loop over the steps."""
 
     def __init__(self, settings: Settings, tracker: Tracker, folder: RunFolder, device: torch.device) -> None:
         self.settings, self.tracker, self.folder, self.device = settings, tracker, folder, device
@@ -104,57 +104,57 @@ class _Training:
         self.data = SegmentationDataset(settings.bootstrapped, settings.data.root, "train")
         self.holdout = SegmentationDataset(settings.bootstrapped, settings.data.root, "holdout")
         if not len(self.data) or not len(self.holdout):
-            raise DataProblem(
+            raise DataError(
                 "too few images to train",
                 where=settings.bootstrapped,
                 found=f"{len(self.data)} train and {len(self.holdout)} held-out images",
                 allowed="at least one of each",
-                mend="add images, or change data.holdout_fraction, and run dvc repro",
+                hint="add images, or change data.holdout_fraction, and run dvc repro",
             )
         self.label_space = self.data.label_space
         self.last_step = steps_to_take(settings.train)
-        self.stop = StopRequest()
+        self.stop = GracefulStop()
         folder.remove_leftovers()
         checkpoint = folder.interrupted(settings)
         self.state = TrainState() if checkpoint is None else TrainState(**checkpoint.progress)
         self.state.run_id = tracker.run_id
         self.step = 0 if checkpoint is None else checkpoint.step
         self.resumed_at = self.step
-        self.accumulate = self._accumulation()
+        self.accumulation_steps = self._accumulation()
         self.losses, self.wait = PendingLosses(self.state), DataWait(self.state)
         self._build(checkpoint)
 
     def _accumulation(self) -> int:
         if self.settings.train.batch_size != "auto":
-            return self.settings.train.accumulate
-        if self.state.accumulate is None:
-            self.state.accumulate = find_accumulation(
+            return self.settings.train.accumulation_steps
+        if self.state.accumulation_steps is None:
+            self.state.accumulation_steps = find_accumulation(
                 self.settings, self.label_space.num_classes, self.device
             )
-        return self.state.accumulate
+        return self.state.accumulation_steps
 
     def _build(self, checkpoint: Checkpoint | None) -> None:
         settings = self.settings
         torch.manual_seed(settings.train.seed)
-        self.arguments = segmenter_arguments(settings.model, self.label_space.num_classes)
-        self.segmenter = build_network(settings.model, self.label_space.num_classes).to(self.device).train()
+        self.arguments = segmenter_config(settings.model, self.label_space.num_classes)
+        self.segmenter = build_model(settings.model, self.label_space.num_classes).to(self.device).train()
         if settings.train.freeze_backbone:
             self.segmenter.freeze_backbone()
         self.early_save = EarlySave(self.segmenter, self._save_last, self.stop)
-        self.optimisation = Optimisation(
+        self.optimization = TrainStep(
             self.segmenter,
             settings,
-            accumulate=self.accumulate,
+            accumulation_steps=self.accumulation_steps,
             before_update=self.early_save.before_update,
         )
         if checkpoint is None:
             return
         self.segmenter.load_state_dict(checkpoint.model)
-        restore_optimizer(self.optimisation.optimizer, checkpoint.optimizer)
-        if self.optimisation.average is not None:
-            self.optimisation.average.segmenter.load_state_dict(checkpoint.average)
+        restore_optimizer(self.optimization.optimizer, checkpoint.optimizer)
+        if self.optimization.average is not None:
+            self.optimization.average.segmenter.load_state_dict(checkpoint.average)
         if self.state.scale is not None:
-            self.optimisation.scaler.load_state_dict(self.state.scale)
+            self.optimization.scaler.load_state_dict(self.state.scale)
 
     def run(self) -> TrainResult:
         """All remaining steps."""
@@ -172,7 +172,7 @@ class _Training:
             self._validate_if_due()  # where it was stopped, or killed, before that was done
             self.early_save.between_steps()
             for batch in self.wait.timed(self._batches()):
-                losses = self.optimisation.step(batch, self.step)
+                losses = self.optimization.step(batch, self.step)
                 self.step += 1
                 self.losses.add(self.step, losses, batch.image_ids)
                 self.state.seconds = before + time.monotonic() - began
@@ -193,7 +193,7 @@ class _Training:
             images_per_second=(self.step - self.resumed_at) * self.settings.train.images_per_step / seconds,
             peak_memory_kind=self.memory.kind,
             device=str(self.device),
-            accumulate=self.accumulate,
+            accumulation_steps=self.accumulation_steps,
         )
 
     def _batches(self) -> Iterable[Batch]:
@@ -274,7 +274,7 @@ class _Training:
             return
         self._check_finite()
         try:
-            miou, pixel_accuracy = self._judge()
+            miou, pixel_accuracy = self._validate()
         except _Stopped:
             self._save_last()
             self.stop.check()
@@ -285,12 +285,12 @@ class _Training:
             state.best_miou, state.best_step = miou, self.step
             self._checkpoint(best=True).save(self.folder.best)
 
-    def _judge(self) -> tuple[float, float]:
-        limit = images_to_judge(self.settings.train)
+    def _validate(self) -> tuple[float, float]:
+        limit = images_to_validate(self.settings.train)
         total = len(self.holdout) if limit is None else min(limit, len(self.holdout))
         workers = self.settings.runtime.num_workers if total >= WORTH_WORKERS else 0
         result = evaluate(
-            self.optimisation.judged,
+            self.optimization.eval_model,
             evaluation_loader(self.holdout, num_workers=workers, limit=limit),
             frequencies=self.label_space.frequencies,
             device=self.device,
@@ -305,30 +305,30 @@ class _Training:
             raise _Stopped
 
     def _check_finite(self) -> None:
-        """Before anything is judged or saved: a checkpoint must be one to go on from."""
+        """Before anything is validated or saved: a checkpoint must be one to go on from."""
         self.losses.read()
-        if not self.optimisation.weights_are_finite():
+        if not self.optimization.weights_are_finite():
             raise self.losses.not_finite("the weights are no longer finite", self.step, "NaN or infinity")
 
     def _save_last(self, buffers: Mapping[str, Tensor] = MappingProxyType({})) -> None:
         """Saves what to resume from; `buffers` are those of the network before the step at hand."""
         self._check_finite()
         self.state.peak_memory_gib = max(self.state.peak_memory_gib, self.memory.gib())
-        self.state.scale = self.optimisation.scale_state()
+        self.state.scale = self.optimization.scale_state()
         checkpoint = self._checkpoint()
         self.folder.save_last(dataclasses.replace(checkpoint, model={**checkpoint.model, **buffers}))
 
     def _checkpoint(self, *, best: bool = False) -> Checkpoint:
-        """What to resume from, or the weights alone that are judged."""
-        optimisation = self.optimisation
-        average = {} if optimisation.average is None else optimisation.average.segmenter.state_dict()
+        """What to resume from, or the weights alone that are validated."""
+        optimization = self.optimization
+        average = {} if optimization.average is None else optimization.average.segmenter.state_dict()
         return Checkpoint(
             arguments=self.arguments,
             label_space=self.label_space,
             settings=self.settings.flat(),
             step=self.step,
             progress=dataclasses.asdict(self.state),
-            model=(optimisation.judged if best else self.segmenter).state_dict(),
-            optimizer={} if best else optimizer_tensors(optimisation.optimizer),
+            model=(optimization.eval_model if best else self.segmenter).state_dict(),
+            optimizer={} if best else optimizer_tensors(optimization.optimizer),
             average={} if best else average,
         )

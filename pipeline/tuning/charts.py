@@ -109,7 +109,7 @@ def _heat_map(plan: Plan, finished: Sequence[TrialRecord]) -> Figure:
 
 
 def _parallel(plan: Plan, finished: Sequence[TrialRecord]) -> Figure:
-    """One line a trial through its swept values, memory and mIoU, coloured by mIoU."""
+    """One line a trial through its swept values, memory and mIoU, colored by mIoU."""
     columns: list[tuple[str, list[Any]]] = [
         (key, [record.values[key] for record in finished]) for key in plan.space
     ]

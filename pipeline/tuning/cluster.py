@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import Settings
-from pipeline.runtime.errors import Problem, UsageProblem
+from pipeline.runtime.errors import KilosegError, UsageError
 from pipeline.tuning.sweep import Plan
 
 _QUIET = {  # before ray is imported
@@ -48,16 +48,16 @@ def join(address: str | None) -> list[Machine]:
         The machines there are at the moment.
 
     Raises:
-        UsageProblem: the address is one of Ray's remote client, which runs no driver.
-        Problem: nothing answers there, or it does not let us in.
+        UsageError: the address is one of Ray's remote client, which runs no driver.
+        KilosegError: nothing answers there, or it does not let us in.
     """
     if address is not None and "://" in address:
-        raise UsageProblem(
+        raise UsageError(
             "not an address to join",
             where="--address",
             found=address,
             allowed="HOST:PORT of the head, or auto",
-            mend="run `pipeline tune` on a machine in the cluster's network that has the shared folder",
+            hint="run `pipeline tune` on a machine in the cluster's network that has the shared folder",
         )
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -96,12 +96,12 @@ def _try(address: str) -> None:
         raise _no_answer(address, tried.stderr or f"exit code {tried.returncode}")
 
 
-def _no_answer(address: str, said: str) -> Problem:
-    return Problem(
+def _no_answer(address: str, said: str) -> KilosegError:
+    return KilosegError(
         "the Ray cluster does not answer",
         where=address,
         found=said.strip().splitlines()[-1] if said.strip() else "no reason given",
-        mend="check the address and that the cluster runs (`ray status`); a cluster with tokens needs "
+        hint="check the address and that the cluster runs (`ray status`); a cluster with tokens needs "
         "RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN or token file here too",
     )
 
@@ -153,29 +153,29 @@ def share(
         gpus_per_trial: GPUs of a trial, where the sweep is one on GPUs.
 
     Raises:
-        UsageProblem: GPUs for a sweep that was planned without.
-        Problem: no machine has the GPUs of one trial.
+        UsageError: GPUs for a sweep that was planned without.
+        KilosegError: no machine has the GPUs of one trial.
     """
     tune = plan.base().tune
     gpus = 0.0
     if gpus_per_trial and plan.memory_kind != "cuda_allocator":
-        raise UsageProblem(
+        raise UsageError(
             "GPUs for a sweep that uses none",
             where="--gpus-per-trial",
             found=f"{gpus_per_trial:g}, and runtime.device {plan.base().runtime.device}",
-            mend="start a sweep with runtime.device auto or cuda, or leave the option out",
+            hint="start a sweep with runtime.device auto or cuda, or leave the option out",
         )
     if plan.memory_kind == "cuda_allocator":
         wanted = gpus_per_trial if gpus_per_trial is not None else tune.gpus_per_trial
         gpus = 1.0 if wanted == "auto" else float(wanted)
         most = max((machine.gpus for machine in machines), default=0.0)
         if gpus > most:
-            raise Problem(
+            raise KilosegError(
                 "too few GPUs",
                 where="gpus_per_trial",
                 found=f"{most:g} in a machine of the cluster at most",
                 allowed=f"at least {gpus:g}, one trial's",
-                mend="lower --gpus-per-trial, start nodes with GPUs, or set runtime.device to cpu",
+                hint="lower --gpus-per-trial, start nodes with GPUs, or set runtime.device to cpu",
             )
     limit = max_concurrent or tune.max_concurrent
     concurrent = _room(machines, 1, gpus) if limit == "auto" else int(limit)

@@ -14,7 +14,7 @@ def end_runs(sweep: Sweep) -> None:
     """Ends the runs of a sweep whose driver was killed, with what its files hold.
 
     Raises:
-        Problem: the store cannot be reached.
+        KilosegError: the store cannot be reached.
     """
     from pipeline.tuning.mlflow_sync import Mirror
 

@@ -53,7 +53,7 @@ class Mirror:
         """Finds or makes the parent run, notes it in the plan, and starts the thread.
 
         Raises:
-            Problem: the store cannot be reached.
+            KilosegError: the store cannot be reached.
         """
         plan = self.sweep.plan
         try:
@@ -91,7 +91,7 @@ class Mirror:
                 if run_id is not None:
                     for path in artifacts:
                         self.client.log_artifact(run_id, str(path))
-                    self._summarise(run_id)
+                    self._summarize(run_id)
                     self.client.set_terminated(run_id, status)
                 return True
             except _UNREACHABLE as error:
@@ -172,7 +172,7 @@ class Mirror:
         ids = [str(run.info.run_id) for run in runs]
         return known if known in ids else (ids[0] if ids else None)
 
-    def _summarise(self, run_id: str) -> None:
+    def _summarize(self, run_id: str) -> None:
         records = [record for record in self.sweep.records() if record.outcome == "finished"]
         if not records:
             return
@@ -272,7 +272,7 @@ def check_store(settings: Settings) -> None:
     """Makes sure that the store answers, and migrates it, before anything is started.
 
     Raises:
-        Problem: it does not.
+        KilosegError: it does not.
     """
     client = open_client(settings)
     try:

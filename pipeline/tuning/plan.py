@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from pipeline.config.schema import Settings
 from pipeline.runtime.device import GIB
-from pipeline.runtime.errors import DataProblem, MemoryProblem, UsageProblem
+from pipeline.runtime.errors import DataError, MemoryLimitError, UsageError
 from pipeline.tuning.space import Space, read_space
 from pipeline.tuning.sweep import Plan, Sweep, name_in_use, trial_settings
 
@@ -24,9 +24,9 @@ def new_plan(settings: Settings, *, name: str | None = None, trials: int | None 
         trials: instead of tune.trials.
 
     Raises:
-        UsageProblem: a space that is empty or wrong, a name in use or not fit for a folder.
-        DataProblem: nothing bootstrapped.
-        MemoryProblem: no point of the space fits the memory budget.
+        UsageError: a space that is empty or wrong, a name in use or not fit for a folder.
+        DataError: nothing bootstrapped.
+        MemoryLimitError: no point of the space fits the memory budget.
     """
     from pipeline.config.load import with_overrides
 
@@ -35,17 +35,17 @@ def new_plan(settings: Settings, *, name: str | None = None, trials: int | None 
     space = read_space(tune.space, settings)
     double = sorted(set(tune.fixed) & set(space.keys))
     if double:
-        raise UsageProblem(
+        raise UsageError(
             "a setting is both fixed and swept", where=f"{settings.file}: tune", found=", ".join(double)
         )
     name = name or time.strftime("sweep-%Y%m%d-%H%M%S")
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
-        raise UsageProblem("not a name", where="--name", found=name, allowed="letters, digits, - _ .")
+        raise UsageError("not a name", where="--name", found=name, allowed="letters, digits, - _ .")
     if (tune.folder / name).exists():
         raise name_in_use(tune.folder / name)
     if not (settings.bootstrapped / "manifest.json").is_file():
-        raise DataProblem(
-            "no bootstrapped data", where=settings.bootstrapped, mend="make it: dvc repro bootstrap"
+        raise DataError(
+            "no bootstrapped data", where=settings.bootstrapped, hint="make it: dvc repro bootstrap"
         )
     on_gpu = _uses_gpu(settings)
     plan = Plan(
@@ -98,12 +98,12 @@ def _check_memory(plan: Plan, space: Space) -> None:
             least, point = need, corner
         if need <= plan.memory_budget_gib:
             return
-    raise MemoryProblem(
+    raise MemoryLimitError(
         "no point of the space fits the memory budget",
         where=", ".join(f"{key}={value}" for key, value in point.items()),
         found=f"{least:.2f} GiB predicted for one training step, the least of the space's corners",
         allowed=f"{plan.memory_budget_gib:.2f} GiB (tune.memory_budget_gib, or the GPU's)",
-        mend="lower train.batch_size or train.crop_size, or sweep smaller values",
+        hint="lower train.batch_size or train.crop_size, or sweep smaller values",
     )
 
 
@@ -111,15 +111,15 @@ def continue_plan(sweep: Sweep, *, extend: int = 0) -> tuple[Plan, Space]:
     """The plan of a sweep to go on with, with `extend` trials more; the settings are those of its start.
 
     Raises:
-        UsageProblem: trials are to be added, and the space has no point left.
+        UsageError: trials are to be added, and the space has no point left.
     """
     plan = sweep.plan
     space = read_space(plan.space, plan.base())
     if extend and plan.trials >= space.size:
-        raise UsageProblem(
+        raise UsageError(
             "nothing left to try",
             where=sweep.folder,
             found=f"{plan.trials} trials for the {space.size:g} points of the space",
-            mend="start a sweep of a larger space",
+            hint="start a sweep of a larger space",
         )
     return replace(plan, trials=int(min(plan.trials + extend, space.size))), space

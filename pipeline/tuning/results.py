@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from pipeline.config.load import load_settings
-from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.files import write_text
 from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
 
@@ -42,21 +42,21 @@ def winner(sweep: Sweep, number: int | None = None) -> TrialRecord:
     """The best finished trial, or trial `number`.
 
     Raises:
-        DataProblem: no trial has finished.
-        UsageProblem: trial `number` does not exist or has not finished.
+        DataError: no trial has finished.
+        UsageError: trial `number` does not exist or has not finished.
     """
     finished = {record.number: record for record in sweep.records() if record.outcome == "finished"}
     if not finished:
-        raise DataProblem(
+        raise DataError(
             "no trial of this sweep has finished",
             where=sweep.folder,
             found=summary(sweep.records()),
-            mend=f"go on with it: pipeline tune --resume --name {sweep.folder.name}",
+            hint=f"go on with it: pipeline tune --resume --name {sweep.folder.name}",
         )
     if number is None:
         return max(finished.values(), key=lambda record: (record.score or 0.0, -(record.memory_gib or 0.0)))
     if number not in finished:
-        raise UsageProblem(
+        raise UsageError(
             "not a finished trial",
             where="--trial",
             found=number,
@@ -115,7 +115,7 @@ def apply_values(path: Path, plan: Plan, record: TrialRecord) -> str:
         What changed, as a unified diff; empty when the file says so already.
 
     Raises:
-        UsageProblem: the file with these values would not be valid.
+        UsageError: the file with these values would not be valid.
     """
     before = path.read_text(encoding="utf-8")
     yaml = YAML()

@@ -48,7 +48,7 @@ def run_sweep(
         The sweep, with its table and pictures written.
 
     Raises:
-        Problem: the cluster or the tracking server cannot be reached; too few GPUs; already running.
+        KilosegError: the cluster or the tracking server cannot be reached; too few GPUs; already running.
     """
     settings = plan.base()
     sweep = Sweep(settings.tune.folder / plan.name)

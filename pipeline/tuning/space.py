@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.load import with_overrides
 from pipeline.config.schema import Settings
-from pipeline.runtime.errors import UsageProblem
+from pipeline.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -135,15 +135,15 @@ def read_space(space: Mapping[str, Mapping[str, list[Any]]], settings: Settings)
         settings: what the trials start from.
 
     Raises:
-        UsageProblem: an empty space, an unknown key or kind, values the settings do not allow.
+        UsageError: an empty space, an unknown key or kind, values the settings do not allow.
     """
     if not space:
-        raise UsageProblem(
+        raise UsageError(
             "nothing to sweep",
             where=f"{settings.file}: tune.space",
             found="an empty space",
             allowed=_FORM,
-            mend="name at least one setting and its values",
+            hint="name at least one setting and its values",
         )
     dimensions = tuple(_dimension(key, ranges, settings) for key, ranges in space.items())
     for dimension in dimensions:
@@ -155,10 +155,10 @@ def read_space(space: Mapping[str, Mapping[str, list[Any]]], settings: Settings)
 def _dimension(key: str, ranges: Mapping[str, list[Any]], settings: Settings) -> Dimension:
     where = f"{settings.file}: tune.space.{key}"
     if len(ranges) != 1 or next(iter(ranges)) not in KINDS:
-        raise UsageProblem("a swept setting needs one kind", where=where, found=dict(ranges), allowed=_FORM)
+        raise UsageError("a swept setting needs one kind", where=where, found=dict(ranges), allowed=_FORM)
     kind, values = next(iter(ranges.items()))
     if not values:
-        raise UsageProblem("nothing to choose from", where=where, found="no values", allowed=_FORM)
+        raise UsageError("nothing to choose from", where=where, found="no values", allowed=_FORM)
     if kind in ("uniform", "loguniform"):
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
         if (
@@ -167,7 +167,7 @@ def _dimension(key: str, ranges: Mapping[str, list[Any]], settings: Settings) ->
             or values[0] >= values[1]
             or (kind == "loguniform" and values[0] <= 0)
         ):
-            raise UsageProblem(
+            raise UsageError(
                 "not a range",
                 where=where,
                 found=values,
@@ -175,5 +175,5 @@ def _dimension(key: str, ranges: Mapping[str, list[Any]], settings: Settings) ->
                 + (" and above 0" if kind != "uniform" else ""),
             )
     elif len(set(map(repr, values))) != len(values):
-        raise UsageProblem("a value is named twice", where=where, found=values, allowed="different values")
+        raise UsageError("a value is named twice", where=where, found=values, allowed="different values")
     return Dimension(key, kind, tuple(values))

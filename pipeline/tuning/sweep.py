@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline.config.load import with_overrides
 from pipeline.config.schema import Settings
-from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.files import write_text
 
 FORMAT = 1
@@ -107,27 +107,27 @@ class Sweep:
         """The plan, read anew.
 
         Raises:
-            DataProblem: no such sweep, or one of another format.
+            DataError: no such sweep, or one of another format.
         """
         path = self.folder / "sweep.json"
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise DataProblem(
+            raise DataError(
                 "no such sweep",
                 where=path,
                 allowed=", ".join(sweep_names(self.folder.parent)) or "there is none yet",
-                mend="name one of these, or start one: pipeline tune",
+                hint="name one of these, or start one: pipeline tune",
             ) from error
         if document.pop("format", None) != FORMAT:
-            raise DataProblem("a sweep of another version of kiloseg", where=path, mend="start a new one")
+            raise DataError("a sweep of another version of kiloseg", where=path, hint="start a new one")
         return Plan(**document)
 
     def create(self, plan: Plan) -> None:
         """Writes the plan of a new sweep.
 
         Raises:
-            UsageProblem: the name is in use.
+            UsageError: the name is in use.
         """
         if (self.folder / "sweep.json").exists():
             raise name_in_use(self.folder)
@@ -170,12 +170,12 @@ def write_result(folder: Path, record: TrialRecord) -> None:
     write_text(folder / "result.json", json.dumps(asdict(record), indent=1) + "\n")
 
 
-def name_in_use(folder: Path) -> UsageProblem:
+def name_in_use(folder: Path) -> UsageError:
     """The error of a second sweep of the same name."""
-    return UsageProblem(
+    return UsageError(
         "a sweep of this name exists",
         where=folder,
-        mend=f"go on with it: pipeline tune --resume --name {folder.name}; or choose another --name",
+        hint=f"go on with it: pipeline tune --resume --name {folder.name}; or choose another --name",
     )
 
 
@@ -189,13 +189,13 @@ def find_sweep(folder: Path, name: str | None) -> Sweep:
     """The sweep called `name`, or the latest one.
 
     Raises:
-        DataProblem: there is none.
+        DataError: there is none.
     """
     names = sweep_names(folder)
     if name is None and not names:
-        raise DataProblem("no sweep yet", where=folder, mend="start one: pipeline tune")
+        raise DataError("no sweep yet", where=folder, hint="start one: pipeline tune")
     if name is not None and name not in names:
-        raise DataProblem(
+        raise DataError(
             "no such sweep", where=folder, found=name, allowed=", ".join(names) or "there is none yet"
         )
     return Sweep(folder / (name or names[-1]))

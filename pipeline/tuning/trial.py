@@ -18,9 +18,9 @@ from typing import Any
 from pipeline.checkpoint.format import Checkpoint, load_checkpoint
 from pipeline.config.load import with_overrides
 from pipeline.config.schema import Settings
-from pipeline.evaluation.outputs import judge
+from pipeline.evaluation.outputs import evaluate_checkpoint
 from pipeline.runtime.device import PeakMemory, choose_device, is_out_of_memory, set_threads
-from pipeline.runtime.errors import MemoryProblem, Problem
+from pipeline.runtime.errors import KilosegError, MemoryLimitError
 from pipeline.runtime.locks import locked
 from pipeline.training.trainer import train
 from pipeline.tuning.sweep import (
@@ -38,7 +38,7 @@ _PATIENCE_SECONDS = 120.0  # for the process that had this trial before to be go
 
 
 def run_trial(config: Mapping[str, Any], *, folder: str, runtime: Mapping[str, Any], report: Report) -> None:
-    """Trains and judges one trial, or goes on with it.
+    """Trains and evaluates one trial, or goes on with it.
 
     Args:
         config: {"trial": number}.
@@ -48,15 +48,15 @@ def run_trial(config: Mapping[str, Any], *, folder: str, runtime: Mapping[str, A
             at the end. It may end the trial by raising SystemExit.
 
     Raises:
-        Problem: the sweep's folder is not on this machine, or another process has the trial.
+        KilosegError: the sweep's folder is not on this machine, or another process has the trial.
     """
     sweep, number = Sweep(Path(folder)), int(config["trial"])
     place = sweep.trial_folder(number)
     if not place.is_dir():
-        raise Problem(
+        raise KilosegError(
             "the sweep is not on this machine",
             where=f"{socket.gethostname()}: {place}",
-            mend="tune.folder and the data must lie on storage that all machines share: docs/cluster.md",
+            hint="tune.folder and the data must lie on storage that all machines share: docs/cluster.md",
         )
     with locked(place / ".lock", wait_seconds=_PATIENCE_SECONDS, holder=f"another process of trial {number}"):
         record = sweep.record(number)
@@ -80,7 +80,7 @@ def _final(record: TrialRecord) -> dict[str, Any]:
 
 
 def _attempt(record: TrialRecord, plan: Plan, settings: Settings, place: Path, report: Report) -> TrialRecord:
-    """Trains and judges; what goes wrong for good becomes the trial's outcome, not a crash of the sweep."""
+    """Trains and evaluates; what goes wrong for good becomes the trial's outcome, not a crash of the sweep."""
 
     def ended(outcome: str, error: str | None, score: float | None = None) -> TrialRecord:
         predicted = predicted_gib(place)
@@ -98,9 +98,9 @@ def _attempt(record: TrialRecord, plan: Plan, settings: Settings, place: Path, r
             )
         tracker.peak_memory_gib = predicted
         return _trained(record, plan, settings, place, tracker)
-    except MemoryProblem as problem:
+    except MemoryLimitError as problem:
         return ended("infeasible", str(problem), 0.0)
-    except Problem as problem:
+    except KilosegError as problem:
         return ended("failed", str(problem))
     except Exception as error:
         if is_out_of_memory(error):
@@ -115,7 +115,7 @@ def _trained(
     if not _training_is_finished(settings, place):
         train(settings, tracker, folder=place)
     progress = load_checkpoint(place / "last.safetensors", header_only=True).progress
-    metrics = _judged(settings, load_checkpoint(place / "best.safetensors"))
+    metrics = _evaluated(settings, load_checkpoint(place / "best.safetensors"))
     predicted = _predict(settings, place)
     cuda = plan.memory_kind == "cuda_allocator"  # a CPU process serves many trials: its peak says nothing
     metrics |= {
@@ -129,19 +129,19 @@ def _trained(
 
 
 def _training_is_finished(settings: Settings, place: Path) -> bool:
-    """Whether a process before this one ended the training and was killed before the judging."""
-    with contextlib.suppress(Problem):
+    """Whether a process before this one ended the training and was killed before the evaluation."""
+    with contextlib.suppress(KilosegError):
         last = load_checkpoint(place / "last.safetensors", header_only=True)
         return bool(last.progress["finished"]) and last.settings == settings.flat()
     return False
 
 
-def _judged(settings: Settings, checkpoint: Checkpoint) -> dict[str, float]:
+def _evaluated(settings: Settings, checkpoint: Checkpoint) -> dict[str, float]:
     """The metrics on val, as the evaluate stage computes them."""
     device = choose_device(settings.runtime.device)
     set_threads(settings.runtime.threads)
     memory = PeakMemory(device)
-    result, _ = judge(settings, checkpoint, checkpoint.segmenter().to(device), "val")
+    result, _ = evaluate_checkpoint(settings, checkpoint, checkpoint.segmenter().to(device), "val")
     metrics = {f"val/{name}": float(value) for name, value in result.metrics.flat().items()}
     if memory.kind == "cuda_allocator":
         metrics["val/peak_memory_gib"] = memory.gib()
@@ -162,7 +162,7 @@ def _predict(settings: Settings, place: Path) -> float:
     num_classes = LabelSpace.load(settings.bootstrapped / "label_space.json").num_classes
     if settings.train.batch_size == "auto":
         parts = find_accumulation(settings, num_classes, choose_device(settings.runtime.device))
-        settings = with_changes(settings, train={"accumulate": parts})
+        settings = with_changes(settings, train={"accumulation_steps": parts})
     value = predict_bytes(settings, num_classes) / GIB
     write_text(place / "predicted.json", json.dumps(value))
     return value

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.runtime.errors import Problem
+from pipeline.runtime.errors import KilosegError
 
 _WORD = b"ended\n"
 _HANDOVER_SECONDS = 120.0
@@ -50,7 +50,7 @@ def driving(folder: Path) -> Iterator[None]:
     """Holds the sweep in `folder` for this driver, once what ends the runs of the one before is done.
 
     Raises:
-        Problem: another driver holds it.
+        KilosegError: another driver holds it.
     """
     from pipeline.runtime.locks import locked
 
@@ -68,7 +68,7 @@ def main(folder: Path) -> None:
     from pipeline.tuning.finish import end_runs
     from pipeline.tuning.sweep import Sweep
 
-    with contextlib.suppress(Problem), locked(folder / ".ending"):
+    with contextlib.suppress(KilosegError), locked(folder / ".ending"):
         with locked(folder / ".lock", wait_seconds=_LOCK_SECONDS):
             pass  # nobody drives it
         end_runs(Sweep(folder))

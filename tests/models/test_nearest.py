@@ -69,5 +69,5 @@ def test_k_outside_the_classes_is_refused(k):
         nearest_classes(torch.randn(3, 4), torch.randn(5, 4), k)
 
 
-def test_no_pixels_have_no_neighbours():
+def test_no_pixels_have_no_neighbors():
     assert nearest_classes(torch.zeros(0, 4), torch.randn(5, 4), 2).shape == (0, 2)

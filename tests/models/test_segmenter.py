@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from models.backbone.backbone import OutputStrideWarning
-from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
+from models.segmenter import Segmenter, SegmenterConfig, build_segmenter
 
 KINDS = ["test_resnet", "test_convnext", "test_efficientnet", "test_mambaout", "test_vit", "test_vit_relpos"]
 HEADS = ["embedding", "softmax"]
@@ -25,9 +25,7 @@ def build(
     values = {"embedding_dim": 6, "decoder_channels": 16} | changes
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OutputStrideWarning)
-        return build_segmenter(
-            SegmenterArguments(backbone=name, head=head, num_classes=num_classes, **values)
-        )
+        return build_segmenter(SegmenterConfig(backbone=name, head=head, num_classes=num_classes, **values))
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -99,7 +97,7 @@ def test_every_decoder_is_rebuilt_from_its_arguments_and_predicts_classes_above_
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OutputStrideWarning)
         values = {"decoder": decoder, "decoder_channels": 16, "embedding_dim": 6, "num_classes": 1284}
-        second = build_segmenter(SegmenterArguments.from_dict({"backbone": name, **values}))
+        second = build_segmenter(SegmenterConfig.from_dict({"backbone": name, **values}))
     second.load_state_dict(first.state_dict())
     images = torch.rand(1, 3, 97, 131)
     with torch.no_grad():
@@ -131,15 +129,15 @@ def test_arguments_and_state_dict_rebuild_the_same_network(name, head):
     values = json.loads(json.dumps(_arguments(name, head).to_dict()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OutputStrideWarning)
-        second = build_segmenter(SegmenterArguments.from_dict(values))
+        second = build_segmenter(SegmenterConfig.from_dict(values))
     second.load_state_dict(first.state_dict())
     images = torch.rand(1, 3, 97, 131)
     with torch.no_grad():
         assert torch.equal(first.eval()(images), second.eval()(images))
 
 
-def _arguments(name: str, head: str) -> SegmenterArguments:
-    return SegmenterArguments(backbone=name, head=head, num_classes=300, embedding_dim=6, decoder_channels=16)
+def _arguments(name: str, head: str) -> SegmenterConfig:
+    return SegmenterConfig(backbone=name, head=head, num_classes=300, embedding_dim=6, decoder_channels=16)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -220,9 +218,9 @@ def test_bfloat16_autocast_trains():
 def test_unknown_arguments_are_refused_by_name():
     values = _arguments("test_resnet", "softmax").to_dict()
     with pytest.raises(ValueError, match=r"unknown: backbon; allowed: num_classes, backbone"):
-        SegmenterArguments.from_dict(values | {"backbon": "x"})
+        SegmenterConfig.from_dict(values | {"backbon": "x"})
     with pytest.raises(ValueError, match="num_classes missing"):
-        SegmenterArguments.from_dict({"backbone": "test_resnet"})
+        SegmenterConfig.from_dict({"backbone": "test_resnet"})
     with pytest.raises(ValueError, match=r"head is 'linear'; allowed: .*'softmax'"):
         build(head="linear")
     with pytest.raises(ValueError, match=r"decoder is 'unet'.*deeplabv3plus.*, fpn, upernet, linear"):
@@ -244,4 +242,4 @@ def test_an_input_scale_is_resizing_before_the_network(head):
 
 def test_an_input_scale_of_zero_is_refused():
     with pytest.raises(ValueError, match="input_scale is 0"):
-        build_segmenter(SegmenterArguments(num_classes=3, backbone="test_resnet", input_scale=0))
+        build_segmenter(SegmenterConfig(num_classes=3, backbone="test_resnet", input_scale=0))

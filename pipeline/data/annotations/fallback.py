@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.data.annotations.validation import NOTHING, RESTORE, AnnotationFile, RowChecks, Rows, kind_of
 from pipeline.runtime.device import without_collector
-from pipeline.runtime.errors import DataProblem, Problem
+from pipeline.runtime.errors import DataError, KilosegError
 
 
 def read_lvis(path: Path, without: Rows = NOTHING) -> AnnotationFile:
@@ -27,8 +27,8 @@ def read_lvis(path: Path, without: Rows = NOTHING) -> AnnotationFile:
         without: rows to pass over, see `pipeline.data.annotations.quarantine`.
 
     Raises:
-        DataProblem: missing, malformed, or at odds with itself.
-        Problem: the `lvis` library cannot be imported.
+        DataError: missing, malformed, or at odds with itself.
+        KilosegError: the `lvis` library cannot be imported.
     """
     tree = load_tree(path, without)
     checked = RowChecks(path, "lvis")
@@ -51,7 +51,7 @@ def read_stuff(path: Path, without: Rows = NOTHING) -> AnnotationFile:
         without: rows to pass over, see `pipeline.data.annotations.quarantine`.
 
     Raises:
-        DataProblem: missing, malformed, or at odds with itself.
+        DataError: missing, malformed, or at odds with itself.
     """
     return _read_in_coco_form(path, RowChecks(path, "stuff"), without)
 
@@ -64,7 +64,7 @@ def read_coco(path: Path, folder: str) -> AnnotationFile:
         folder: of its images, relative to the root; each needs a `file_name` in it.
 
     Raises:
-        DataProblem: missing, malformed, or at odds with itself.
+        DataError: missing, malformed, or at odds with itself.
     """
     return _read_in_coco_form(path, RowChecks(path, "coco", folder), NOTHING)
 
@@ -89,10 +89,10 @@ def _import_lvis() -> Any:
     try:
         from lvis import LVIS
     except ImportError as error:
-        raise Problem(
+        raise KilosegError(
             "the lvis library cannot be imported",
             found=error,
-            mend="its OpenCV wants the system's libGL: install that (libgl1), or put opencv-python-headless "
+            hint="its OpenCV wants the system's libGL: install that (libgl1), or put opencv-python-headless "
             "in the place of opencv-python",
         ) from error
     finally:
@@ -105,40 +105,40 @@ def load_tree(path: Path, without: Rows = NOTHING) -> dict[str, Any]:
     """The parsed file, with its three lists, less the rows `without`.
 
     Raises:
-        DataProblem: missing, unreadable, or without its lists.
+        DataError: missing, unreadable, or without its lists.
     """
     if not path.is_file():
         folder = path.parent
-        raise DataProblem(
+        raise DataError(
             "no annotation file" if folder.is_dir() else "no folder with annotations",
             where=path if folder.is_dir() else folder,
             found="it does not exist",
             allowed="the official layout: train2017/, val2017/ and annotations/ with lvis_v1_train.json, "
             "lvis_v1_val.json, stuff_train2017.json, stuff_val2017.json",
-            mend="put it there, or name another root",
+            hint="put it there, or name another root",
         )
     try:
         with without_collector():
             tree = json.loads(path.read_text(encoding="utf-8"), object_hook=_compact)
     except json.JSONDecodeError as error:
-        raise DataProblem(
+        raise DataError(
             "malformed JSON",
             where=f"{path}, line {error.lineno}, column {error.colno}",
             found=error.msg,
-            mend=RESTORE,
+            hint=RESTORE,
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise DataProblem("unreadable annotation file", where=path, found=error, mend=RESTORE) from error
+        raise DataError("unreadable annotation file", where=path, found=error, hint=RESTORE) from error
     if not isinstance(tree, dict):
-        raise DataProblem("not an annotation file", where=path, found=kind_of(tree), allowed="a JSON object")
+        raise DataError("not an annotation file", where=path, found=kind_of(tree), allowed="a JSON object")
     for key in ("images", "annotations", "categories"):
         if not isinstance(tree.get(key), list):
-            raise DataProblem(
+            raise DataError(
                 "an annotation file without one of its lists",
                 where=path,
                 found=f"{key}: {kind_of(tree[key])}" if key in tree else f"no {key!r}",
                 allowed="lists under images, annotations and categories",
-                mend=RESTORE,
+                hint=RESTORE,
             )
     return without_rows(tree, without)
 

@@ -21,7 +21,7 @@ import numpy as np
 import orjson
 
 from pipeline.runtime.device import without_collector
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 
 PIECE = 2**20
 """Bytes, about."""
@@ -171,7 +171,7 @@ class RowReader:
         """What is at a `Span`; anything else is the segmentation itself.
 
         Raises:
-            DataProblem: the file is no longer what it was.
+            DataError: the file is no longer what it was.
         """
         if not isinstance(place, Span):
             return place
@@ -181,9 +181,9 @@ class RowReader:
             text = os.pread(self._files[place.path], place.end - place.start, place.start)
             return parse(text)["segmentation"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataProblem(
+            raise DataError(
                 "an annotation file that changed while it was read",
                 where=where,
                 found=error,
-                mend="run it again, and leave the file alone meanwhile",
+                hint="run it again, and leave the file alone meanwhile",
             ) from error

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.annotations.validation import NOTHING, Rows
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 from pipeline.runtime.files import write_text
 
 FORMAT = "kiloseg quarantine 1"
@@ -46,17 +46,17 @@ class Quarantine:
         """The places to leave out of an annotation file.
 
         Raises:
-            DataProblem: the file is not the one that was checked.
+            DataError: the file is not the one that was checked.
         """
         rows = self.rows.get(path.name)
         if not rows or not path.is_file():
             return NOTHING
         if digest(path) != self.digests.get(path.name):
-            raise DataProblem(
+            raise DataError(
                 "a quarantine of another version of the file",
                 where=path,
                 found="its content has changed since it was checked",
-                mend=AGAIN + ", or remove quarantine.json",
+                hint=AGAIN + ", or remove quarantine.json",
             )
         return {key: places.keys() for key, places in rows.items()}
 
@@ -90,7 +90,7 @@ class Quarantine:
         """Reads what `save` wrote; an empty one where there is no file.
 
         Raises:
-            DataProblem: damaged.
+            DataError: damaged.
         """
         path = _path(root)
         if not path.is_file():
@@ -112,7 +112,7 @@ class Quarantine:
                 {int(image_id): str(what) for image_id, what in tree["images"].items()},
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataProblem("an unreadable quarantine", where=path, found=error, mend=AGAIN) from error
+            raise DataError("an unreadable quarantine", where=path, found=error, hint=AGAIN) from error
 
 
 def digest(path: Path) -> str:

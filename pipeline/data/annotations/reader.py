@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.data.annotations.fallback import read_coco, read_lvis, read_stuff, without_rows
 from pipeline.data.annotations.index import Columns, IndexedRows, cut, index
 from pipeline.data.annotations.validation import NOTHING, AnnotationFile, Form, RowChecks, Rows
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.workers import WorkerPool, ordered_map
 
@@ -46,7 +46,7 @@ def read_files(sources: Sequence[Source], pool: WorkerPool | None = None) -> lis
         pool: processes that share the work.
 
     Raises:
-        DataProblem: the first file that is missing, malformed, or at odds with itself.
+        DataError: the first file that is missing, malformed, or at odds with itself.
     """
     found = [cut(source.path) for source in sources]
     pieces = [piece for parts in found if parts for piece in parts[1]]
@@ -77,7 +77,7 @@ def _checked(source: Source, tree: dict[str, Any], parts: list[Columns | None]) 
     try:
         for _ in checked.problems(without_rows(tree | {"annotations": []}, source.without), strict=True):
             pass
-    except DataProblem:
+    except DataError:
         return None
     if (
         len(np.unique(columns.ids)) < len(columns.ids)

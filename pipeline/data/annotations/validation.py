@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pipeline.data.annotations.index import IndexedRows
 from pipeline.data.labels.label_space import UNLABELLED_STUFF
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 
 MAX_SIDE = 65_500
 """Pixels; JPEG's limit. Beyond it pycocotools' 32-bit pixel numbers could overflow."""
@@ -78,7 +78,7 @@ class RowChecks:
     Args:
         path: the file, for messages.
         form: in a file of "lvis" categories have a frequency and images a `coco_url`; in one of "stuff" the
-            categories 183 and 255 stand for unlabelled; in one of "coco" images have a `file_name`.
+            categories 183 and 255 stand for unlabeled; in one of "coco" images have a `file_name`.
         folder: of the images, with "coco".
     """
 
@@ -93,13 +93,11 @@ class RowChecks:
         """The rows of the categories, by id."""
         return [self.by_category[key] for key in sorted(self.by_category)]
 
-    def problems(
-        self, tree: dict[str, Any], *, strict: bool = False
-    ) -> Iterator[tuple[str, int, DataProblem]]:
+    def problems(self, tree: dict[str, Any], *, strict: bool = False) -> Iterator[tuple[str, int, DataError]]:
         """Goes through all rows; yields (list, place, what is wrong) of the bad ones.
 
         Raises:
-            DataProblem: the first of them, if `strict`.
+            DataError: the first of them, if `strict`.
         """
         for key, check in (
             ("categories", self._category),
@@ -109,7 +107,7 @@ class RowChecks:
             for place, row in enumerate(tree[key]):
                 try:
                     check(place, row)
-                except DataProblem as problem:
+                except DataError as problem:
                     if strict:
                         raise
                     yield key, place, problem
@@ -120,9 +118,9 @@ class RowChecks:
         _text(row, "name", where)
         if self.form == "lvis" and _text(row, "frequency", where) not in ("r", "c", "f"):
             found, allowed = repr(row["frequency"]), "r, c, f"
-            raise DataProblem("unknown frequency", where=where, found=found, allowed=allowed, mend=RESTORE)
+            raise DataError("unknown frequency", where=where, found=found, allowed=allowed, hint=RESTORE)
         if category_id in self.by_category:
-            raise DataProblem("a category id is listed twice", where=where, found=category_id, mend=RESTORE)
+            raise DataError("a category id is listed twice", where=where, found=category_id, hint=RESTORE)
         self.by_category[category_id] = row
         self.known.add(category_id)
 
@@ -131,15 +129,15 @@ class RowChecks:
         where = f"{self.path}: image {image_id}"
         if image_id in self.images:
             found = f"again at images[{place}]"
-            raise DataProblem("an image id is listed twice", where=where, found=found, mend=RESTORE)
+            raise DataError("an image id is listed twice", where=where, found=found, hint=RESTORE)
         height, width = (_whole(row, key, where) for key in ("height", "width"))
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
-            raise DataProblem(
+            raise DataError(
                 "an impossible image size",
                 where=where,
                 found=f"{width} x {height} (width x height)",
                 allowed=f"1 to {MAX_SIDE} pixels",
-                mend=RESTORE,
+                hint=RESTORE,
             )
         file = None
         if self.form == "lvis":
@@ -155,23 +153,23 @@ class RowChecks:
         category_id = _whole(row, "category_id", where)
         if annotation_id in self._seen:
             found = f"again at annotations[{place}]"
-            raise DataProblem("an annotation id is listed twice", where=where, found=found, mend=RESTORE)
+            raise DataError("an annotation id is listed twice", where=where, found=found, hint=RESTORE)
         self._seen.add(annotation_id)
         if image_id not in self.images:
-            raise DataProblem(
+            raise DataError(
                 "an annotation of an unknown image",
                 where=where,
                 found=f"image {image_id}",
                 allowed=f"one of the {len(self.images)} listed under images",
-                mend="remove the annotation, or list the image",
+                hint="remove the annotation, or list the image",
             )
         if category_id not in self.known:
-            raise DataProblem(
+            raise DataError(
                 "an annotation of an unknown category",
                 where=f"{where}, image {image_id}",
                 found=f"category {category_id}",
                 allowed=f"one of the {len(self.known)} listed under categories",
-                mend="remove the annotation, or list the category",
+                hint="remove the annotation, or list the category",
             )
         if "segmentation" not in row:
             raise _missing("segmentation", f"{where}, image {image_id}", row)
@@ -184,12 +182,12 @@ def _relative_file(url: str, where: str) -> str:
     except ValueError:
         parts = ()
     if len(parts) != 2 or {"..", "/"} & set(parts) or "\0" in url:
-        raise DataProblem(
+        raise DataError(
             "a coco_url that names no folder and file",
             where=where,
             found=repr(url),
             allowed="for example http://images.cocodataset.org/val2017/000000000139.jpg",
-            mend=RESTORE,
+            hint=RESTORE,
         )
     return "/".join(parts)
 
@@ -198,12 +196,12 @@ def _inside(name: str, where: str) -> str:
     """A `file_name` that stays in its folder."""
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise DataProblem(
+        raise DataError(
             "a file_name that names no file in its folder",
             where=where,
             found=repr(name),
             allowed="for example 000000000139.jpg",
-            mend=RESTORE,
+            hint=RESTORE,
         )
     return path.as_posix()
 
@@ -226,23 +224,23 @@ def _text(row: Any, key: str, where: str) -> str:
 
 def _value(row: Any, key: str, where: str) -> object:
     if not isinstance(row, dict):
-        raise DataProblem(
-            "not an entry", where=where, found=kind_of(row), allowed="a JSON object", mend=RESTORE
+        raise DataError(
+            "not an entry", where=where, found=kind_of(row), allowed="a JSON object", hint=RESTORE
         )
     if key not in row:
         raise _missing(key, where, row)
     return row[key]
 
 
-def _missing(key: str, where: str, row: dict[str, Any]) -> DataProblem:
+def _missing(key: str, where: str, row: dict[str, Any]) -> DataError:
     found = f"only {', '.join(sorted(row)) or 'an empty object'}"
-    return DataProblem(f"the key {key!r} is missing", where=where, found=found, mend=RESTORE)
+    return DataError(f"the key {key!r} is missing", where=where, found=found, hint=RESTORE)
 
 
-def _wrong(key: str, where: str, value: object, allowed: str) -> DataProblem:
+def _wrong(key: str, where: str, value: object, allowed: str) -> DataError:
     found = repr(value) if isinstance(value, str | float | bool | None) else kind_of(value)
-    return DataProblem(
-        f"the key {key!r} has a wrong value", where=where, found=found, allowed=allowed, mend=RESTORE
+    return DataError(
+        f"the key {key!r} has a wrong value", where=where, found=found, allowed=allowed, hint=RESTORE
     )
 
 
@@ -266,7 +264,7 @@ def require_agreement(
         passed_over: ids of images that both may list.
 
     Raises:
-        DataProblem: the first category that is not the same in both, or image that both list.
+        DataError: the first category that is not the same in both, or image that both list.
     """
     for problem in category_disagreements(train, val):
         raise problem
@@ -275,46 +273,46 @@ def require_agreement(
             raise problem
 
 
-def category_disagreements(first: AnnotationFile, second: AnnotationFile) -> Iterator[DataProblem]:
+def category_disagreements(first: AnnotationFile, second: AnnotationFile) -> Iterator[DataError]:
     """What is wrong with each category that is not the same in both files."""
     names = [{category["id"]: category["name"] for category in file.categories} for file in (first, second)]
     for category_id in sorted(names[0].keys() | names[1].keys()):
         found = [repr(by_id[category_id]) if category_id in by_id else "absent" for by_id in names]
         if found[0] != found[1]:
-            yield DataProblem(
+            yield DataError(
                 "two files disagree about a category",
                 where=f"{first.name} and {second.name}",
                 found=f"category {category_id}: {found[0]} and {found[1]}",
                 allowed="the same categories in both",
-                mend="take both from the same release",
+                hint="take both from the same release",
             )
 
 
-def listed_twice(first: AnnotationFile, second: AnnotationFile) -> Iterator[tuple[int, DataProblem]]:
+def listed_twice(first: AnnotationFile, second: AnnotationFile) -> Iterator[tuple[int, DataError]]:
     """Image id and what is wrong, for each image that both files list."""
     for image_id in first.images:
         if image_id in second.images:
             yield (
                 image_id,
-                DataProblem(
+                DataError(
                     "an image is listed in both halves of a dataset",
                     where=f"{first.name} and {second.name}",
                     found=f"image {image_id}",
                     allowed="each image in one of them",
-                    mend=RESTORE,
+                    hint=RESTORE,
                 ),
             )
 
 
-def size_disagreement(image: ImageEntry, file: AnnotationFile) -> DataProblem | None:
+def size_disagreement(image: ImageEntry, file: AnnotationFile) -> DataError | None:
     """What is wrong where the file gives the image another size."""
     other = file.images.get(image.image_id)
     if other is None or (other.height, other.width) == (image.height, image.width):
         return None
-    return DataProblem(
+    return DataError(
         "two files disagree about the size of an image",
         where=f"{file.name}: image {image.image_id}",
         found=f"{other.width} x {other.height} (width x height)",
         allowed=f"{image.width} x {image.height} as in the LVIS file",
-        mend="take both from the same release",
+        hint="take both from the same release",
     )

@@ -2,7 +2,7 @@
 
 The images are those that the dataset lists, in whatever layout (`pipeline.data.layouts.layout`): its train list
 gives `train` and `holdout` (a part kept back for choosing checkpoints), its val list gives `val`. An image
-without a single labelled pixel teaches and measures nothing: it is left out, by name. The output is the same
+without a single labeled pixel teaches and measures nothing: it is left out, by name. The output is the same
 to the byte whatever the machine and the number of workers, and names no path outside the dataset:
 
     label_space.json label_space.csv     the classes
@@ -31,7 +31,7 @@ from pipeline.data.layouts.layout import Shape, StoredMask
 from pipeline.data.layouts.opening import open_layout
 from pipeline.data.store.manifest import SPLITS, LeftOut, SplitCounts, describe, is_bootstrapped
 from pipeline.data.store.shards import ROWS_PER_BATCH, MaskRow, compress_mask, serialize_rows, write_shard
-from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.files import atomic_folder, write_text
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.workers import WorkerPool, ordered_map
@@ -85,12 +85,12 @@ def bootstrap(
         images_per_shard: the most images in one file of masks.
 
     Raises:
-        DataProblem: anything missing, damaged or at odds in `root`; the first in the order of splits and ids.
-        UsageProblem: an option out of range, an unknown class to keep, an `out` that is not ours.
+        DataError: anything missing, damaged or at odds in `root`; the first in the order of splits and ids.
+        UsageError: an option out of range, an unknown class to keep, an `out` that is not ours.
     """
     check_overlap_rule(overlap)
     if not 0 <= holdout_fraction < 1:
-        raise UsageProblem(
+        raise UsageError(
             "a value is out of range",
             where="data.holdout_fraction",
             found=holdout_fraction,
@@ -153,7 +153,7 @@ class _Batch(NamedTuple):
 
 @dataclass
 class _Drawn:
-    """A drawn batch: its rows as they are stored, what they hold, and the images without a labelled pixel."""
+    """A drawn batch: its rows as they are stored, what they hold, and the images without a labeled pixel."""
 
     rows: bytes
     counts: SplitCounts
@@ -170,7 +170,7 @@ def _batches(images: Mapping[str, list[ImageEntry]], images_per_shard: int) -> I
 
 
 class _Kept:
-    """The rows of one file, counted as they pass; images without any labelled pixel are noted."""
+    """The rows of one file, counted as they pass; images without any labeled pixel are noted."""
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class _Kept:
             self.number += drawn.counts.num_images
             split, _ = batch.shard
             for entry in drawn.empty:
-                self.left_out.append(LeftOut(entry.image_id, entry.file or "", split, "no labelled pixel"))
+                self.left_out.append(LeftOut(entry.image_id, entry.file or "", split, "no labeled pixel"))
             if drawn.rows:
                 yield drawn.rows
             self.progress.advance(steps=len(batch.images))
@@ -249,19 +249,19 @@ def _check_header(path: Path, image: ImageEntry) -> None:
         with Image.open(path) as opened:
             size = opened.size
     except Exception as error:  # Pillow raises nearly anything on damaged files
-        raise DataProblem(
+        raise DataError(
             "unreadable image",
             where=f"{path} (image {image.image_id})",
             found=error,
-            mend="take the file from its source again",
+            hint="take the file from its source again",
         ) from error
     if size != (image.width, image.height):
-        raise DataProblem(
+        raise DataError(
             "an image of another size than its annotation",
             where=f"{path} (image {image.image_id})",
             found=f"{size[0]} x {size[1]} (width x height)",
             allowed=f"{image.width} x {image.height} as in the LVIS file",
-            mend="take the original file; resized copies do not fit the annotations",
+            hint="take the original file; resized copies do not fit the annotations",
         )
 
 
@@ -279,19 +279,19 @@ def _check_presence(root: Path, images: Mapping[str, list[ImageEntry]]) -> None:
                 missing.append(entry)
     if missing:
         path = root / (missing[0].file or "")
-        raise DataProblem(
+        raise DataError(
             "missing image" if path.parent.is_dir() else "missing folder of images",
             where=path if path.parent.is_dir() else path.parent,
             found=f"{len(missing)} listed images do not exist, first image {missing[0].image_id}",
-            mend="unpack COCO's train2017.zip and val2017.zip in the dataset's root",
+            hint="unpack COCO's train2017.zip and val2017.zip in the dataset's root",
         )
 
 
 def _check_any_left(root: Path, counts: Mapping[str, SplitCounts], left_out: list[LeftOut]) -> None:
     if counts["train"].num_images == 0:
-        raise DataProblem(
+        raise DataError(
             "no image to train on",
             where=root,
-            found=f"{len(left_out)} listed images are without a labelled pixel",
-            mend="check the annotations and data.keep_classes",
+            found=f"{len(left_out)} listed images are without a labeled pixel",
+            hint="check the annotations and data.keep_classes",
         )

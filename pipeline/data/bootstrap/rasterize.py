@@ -4,7 +4,7 @@ Where annotations overlap there are two rules. `first` is the reference's: LVIS 
 stuff, each in the order of its file, and the first one drawn keeps a pixel; so stuff fills what the things
 leave. `smallest`: things still cover stuff, but among things, and among stuff, the one of fewest pixels keeps
 the pixel (a button on a shirt is button, whichever was annotated first), the first drawn among equals. An
-annotation whose class is unlabelled (0) claims its pixels like any other, so that leaving out a class never
+annotation whose class is unlabeled (0) claims its pixels like any other, so that leaving out a class never
 uncovers another one.
 
 Nothing is decoded to pixels before the end. The outlines of an image are intervals of pixels counted column
@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.data.bootstrap.rle import Intervals, foreground_intervals
 from pipeline.data.layouts.layout import Drawing, Shape
-from pipeline.runtime.errors import UsageProblem
+from pipeline.runtime.errors import UsageError
 
 OverlapRule = Literal["first", "smallest"]
 OVERLAP_RULES = get_args(OverlapRule)
@@ -44,8 +44,8 @@ def draw(shapes: Sequence[Shape], height: int, width: int, *, overlap: str = "fi
         and their ids above 255 wrap or raise.
 
     Raises:
-        DataProblem: a broken outline.
-        UsageProblem: an unknown overlap rule.
+        DataError: a broken outline.
+        UsageError: an unknown overlap rule.
     """
     check_overlap_rule(overlap)
     segmentations = [shape.segmentation for shape in shapes]
@@ -56,7 +56,7 @@ def draw(shapes: Sequence[Shape], height: int, width: int, *, overlap: str = "fi
     bottom_up = np.argsort(height_of, kind="stable")
     bounds = np.sort(np.concatenate([drawn.starts, drawn.ends]), kind="stable")  # largely sorted already
     bounds = bounds[np.diff(bounds, prepend=-1) > 0]
-    # between two neighbouring bounds the mask is uniform: paint these pieces instead of pixels
+    # between two neighboring bounds the mask is uniform: paint these pieces instead of pixels
     starts = np.searchsorted(bounds, drawn.starts[bottom_up])
     ends = np.searchsorted(bounds, drawn.ends[bottom_up])
     number = ends - starts
@@ -74,14 +74,14 @@ def draw(shapes: Sequence[Shape], height: int, width: int, *, overlap: str = "fi
 
 
 def draw_mask(shapes: Sequence[Shape], height: int, width: int, *, overlap: str = "first") -> np.ndarray:
-    """The mask of `draw` alone: (height, width) uint16 class ids, 0 = unlabelled."""
+    """The mask of `draw` alone: (height, width) uint16 class ids, 0 = unlabeled."""
     return draw(shapes, height, width, overlap=overlap).mask
 
 
 def check_overlap_rule(overlap: str) -> None:
-    """Raises UsageProblem unless `overlap` is a rule that `draw_mask` knows."""
+    """Raises UsageError unless `overlap` is a rule that `draw_mask` knows."""
     if overlap not in OVERLAP_RULES:
-        raise UsageProblem(
+        raise UsageError(
             "unknown overlap rule", where="data.overlap", found=overlap, allowed=", ".join(OVERLAP_RULES)
         )
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 
 REPAIR = "take the file from its source again, or remove this annotation"
 
@@ -46,7 +46,7 @@ def foreground_intervals(
         wheres: names of the outlines in errors.
 
     Raises:
-        DataProblem: a broken outline.
+        DataError: a broken outline.
     """
     together = _together(segmentations, height, width)
     if together is None:
@@ -171,17 +171,17 @@ def foreground_runs(segmentation: Any, height: int, width: int, where: str) -> l
         (N,) int64 arrays, each of non-negative lengths that sum up to height * width.
 
     Raises:
-        DataProblem: a broken outline, named by `where`.
+        DataError: a broken outline, named by `where`.
     """
     if isinstance(segmentation, dict):
         return [_rle_runs(segmentation, height, width, where)]
     if not isinstance(segmentation, list) or not segmentation:
-        raise DataProblem(
+        raise DataError(
             "an annotation without an outline",
             where=where,
             found=_shown(segmentation),
             allowed="a list of polygons, or RLE with size and counts",
-            mend=REPAIR,
+            hint=REPAIR,
         )
     for polygon in segmentation:
         _check_polygon(polygon, height, width, where)
@@ -196,40 +196,40 @@ def _check_polygon(polygon: Any, height: int, width: int, where: str) -> None:
         numbers = np.zeros((0, 0))
     if numbers.ndim != 1 or len(numbers) % 2 or len(numbers) < 6:
         # four numbers would pass for a box in pycocotools
-        raise DataProblem(
+        raise DataError(
             "a polygon that is none",
             where=where,
             found=f"{len(numbers)} coordinates" if numbers.ndim == 1 else _shown(polygon),
             allowed="x, y, x, y, ...: an even number of coordinates, at least 6",
-            mend=REPAIR,
+            hint=REPAIR,
         )
     if not np.isfinite(numbers).all():
-        raise DataProblem(
+        raise DataError(
             "a polygon with a coordinate that is not finite",
             where=where,
             found=numbers[~np.isfinite(numbers)][0],
             allowed="finite numbers",
-            mend=REPAIR,
+            hint=REPAIR,
         )
     for name, size, values in (("x", width, numbers[0::2]), ("y", height, numbers[1::2])):
         if values.min() < -size or values.max() > 2 * size:
-            raise DataProblem(
+            raise DataError(
                 "a polygon far outside its image",
                 where=where,
                 found=f"{name} from {values.min():g} to {values.max():g}",
                 allowed=f"0 to {size}, or beyond by no more than that again",
-                mend=REPAIR,
+                hint=REPAIR,
             )
 
 
 def _rle_runs(rle: dict[str, Any], height: int, width: int, where: str) -> np.ndarray:
     if rle.get("size") != [height, width]:
-        raise DataProblem(
+        raise DataError(
             "RLE of another size than its image",
             where=where,
             found=_shown(rle.get("size")),
             allowed=[height, width],
-            mend=REPAIR,
+            hint=REPAIR,
         )
     counts = rle.get("counts")
     if isinstance(counts, str | bytes):
@@ -258,7 +258,7 @@ def decode_counts(text: str | bytes, where: str) -> np.ndarray:
         (N,) int64, not checked for sign and sum.
 
     Raises:
-        DataProblem: a character or an ending that the code does not have.
+        DataError: a character or an ending that the code does not have.
     """
     raw = text.encode("utf-8") if isinstance(text, str) else text
     groups = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
@@ -280,8 +280,8 @@ def decode_counts(text: str | bytes, where: str) -> np.ndarray:
     return numbers
 
 
-def _broken_rle(where: str, found: object, allowed: str = "COCO's RLE of the whole image") -> DataProblem:
-    return DataProblem("broken RLE", where=where, found=found, allowed=allowed, mend=REPAIR)
+def _broken_rle(where: str, found: object, allowed: str = "COCO's RLE of the whole image") -> DataError:
+    return DataError("broken RLE", where=where, found=found, allowed=allowed, hint=REPAIR)
 
 
 def _shown(value: object) -> str:

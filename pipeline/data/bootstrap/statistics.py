@@ -32,7 +32,7 @@ def statistics(label_space: LabelSpace, counts: Mapping[str, SplitCounts]) -> di
     """The numbers as plain types.
 
     Returns:
-        splits: for each the images, the pixels, the share of them that is labelled (coverage), the pixels
+        splits: for each the images, the pixels, the share of them that is labeled (coverage), the pixels
             drawn from each kind of annotation, and for each frequency group the classes, those seen, and the
             pixels;
         classes_never_seen: names of the classes without a pixel in each split, and in all of them;
@@ -74,9 +74,9 @@ def _of_split(label_space: LabelSpace, counts: SplitCounts) -> dict[str, Any]:
     return {
         "images": counts.num_images,
         "pixels": pixels,
-        "coverage": counts.labelled_pixels / pixels if pixels else None,
+        "coverage": counts.labeled_pixels / pixels if pixels else None,
         "pixels_from": {
-            "things": counts.labelled_pixels - counts.stuff_pixels,
+            "things": counts.labeled_pixels - counts.stuff_pixels,
             "stuff": counts.stuff_pixels,
             "nothing": int(counts.pixels[0]),
         },

@@ -2,7 +2,7 @@
 
 The rules are those of bootstrapping, which stops at the first breach: rows and outlines go through the same
 functions. A fault is something that stops bootstrapping or falsifies its result. A note is odd and harmless:
-grey images, images nobody annotated, outlines that cover no pixel.
+gray images, images nobody annotated, outlines that cover no pixel.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.data.annotations.validation import (
 from pipeline.data.check.image import ORIGINAL, Examined, Outline, Task, examine
 from pipeline.data.labels.official import official_categories
 from pipeline.data.layouts.coco_lvis import LVIS_FILES, STUFF_FILES
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 from pipeline.runtime.files import write_text
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.workers import ordered_map, worker_pool
@@ -139,11 +139,11 @@ def check(root: Path, *, num_workers: int = 0) -> CheckResult:
         num_workers: processes that decode images and draw annotations, this one among them.
 
     Raises:
-        DataProblem: there is no such folder.
+        DataError: there is no such folder.
     """
     if not root.is_dir():
-        raise DataProblem(
-            "no such dataset folder", where=root, mend="fetch it: pipeline data fetch coco_lvis ROOT"
+        raise DataError(
+            "no such dataset folder", where=root, hint="fetch it: pipeline data fetch coco_lvis ROOT"
         )
     result = CheckResult(root)
     report = _Report(result)
@@ -173,13 +173,13 @@ class _Report:
                 stored.rows_of(result.root / "annotations" / name)
                 rows[name] = kept
             result.quarantine = Quarantine(stored.digests, rows, stored.images)
-        except DataProblem as problem:
+        except DataError as problem:
             self.problem("annotations/quarantine.json", problem)
 
     def problem(
         self,
         file: str,
-        problem: DataProblem,
+        problem: DataError,
         *,
         row: tuple[str, int] | None = None,
         image_id: int | None = None,
@@ -190,7 +190,7 @@ class _Report:
             parts.append(f"allowed: {problem.allowed}")
         detail = "; ".join(part for part in parts if part)
         self.result.found.append(
-            Fault(file, problem.what, detail, problem.mend or RESTORE, row=row, image_id=image_id)
+            Fault(file, problem.what, detail, problem.hint or RESTORE, row=row, image_id=image_id)
         )
 
     def note(self, file: str, kind: str, detail: str, remedy: str = "none needed") -> None:
@@ -215,7 +215,7 @@ def _read_files(root: Path, report: _Report) -> dict[str, _File]:
             path, short = root / "annotations" / name, f"annotations/{name}"
             try:
                 tree = load_tree(path)
-            except DataProblem as error:
+            except DataError as error:
                 report.problem(short, error)
                 continue
             checked = RowChecks(path, "stuff" if name in STUFF_FILES else "lvis")
@@ -253,12 +253,12 @@ def _check_categories(files: dict[str, _File], report: _Report) -> None:
                 else:
                     continue
                 found = f"category {category_id}: {row[key]!r}"
-                report.problem(f"annotations/{name}", DataProblem(what, found=found, allowed=allowed))
+                report.problem(f"annotations/{name}", DataError(what, found=found, allowed=allowed))
                 break
         absent = [category_id for category_id in wanted if category_id not in file.checked.by_category]
         if absent:
             found = f"{len(absent)} of {len(wanted)}, first {absent[0]} {wanted[absent[0]]['name']!r}"
-            report.problem(f"annotations/{name}", DataProblem("official categories are absent", found=found))
+            report.problem(f"annotations/{name}", DataError("official categories are absent", found=found))
 
 
 def _compare_files(files: dict[str, _File], report: _Report) -> None:
@@ -283,12 +283,10 @@ def _tasks(root: Path, files: dict[str, _File], report: _Report) -> Iterator[tup
             if not path.parent.is_dir():
                 if path.parent not in missing:
                     missing.add(path.parent)
-                    problem = DataProblem(
-                        "missing folder of images", found="it does not exist", mend=ORIGINAL
-                    )
+                    problem = DataError("missing folder of images", found="it does not exist", hint=ORIGINAL)
                     report.problem(str(path.parent.relative_to(root)), problem)
             elif (owner := owners.setdefault(image.file or "", image.image_id)) != image.image_id:
-                twice = DataProblem("two images share a file", found=f"images {owner} and {image.image_id}")
+                twice = DataError("two images share a file", found=f"images {owner} and {image.image_id}")
                 report.problem(image.file or "", twice, image_id=image.image_id)
             outlines = []
             for file_name, file in files.items():

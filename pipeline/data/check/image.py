@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.bootstrap.rle import foreground_runs
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 
 ORIGINAL = "take the original file from its source again"
 
@@ -48,9 +48,9 @@ class Examined:
         covered: pixels drawn from LVIS, and pixels only stuff covers.
     """
 
-    image: DataProblem | None = None
+    image: DataError | None = None
     notes: list[tuple[str, str]] = field(default_factory=list)
-    outlines: list[tuple[Outline, DataProblem]] = field(default_factory=list)
+    outlines: list[tuple[Outline, DataError]] = field(default_factory=list)
     hollow: list[Outline] = field(default_factory=list)
     covered: tuple[int, int] = (0, 0)
 
@@ -66,7 +66,7 @@ def examine(task: Task) -> Examined:
         where = f"{outline.file}: image {task.image.image_id}, annotation {outline.annotation_id}"
         try:
             runs = foreground_runs(outline.segmentation, height, width, where)
-        except DataProblem as problem:
+        except DataError as problem:
             found.outlines.append((outline, problem))
             continue
         if not any(lengths[1::2].any() for lengths in runs):
@@ -78,11 +78,11 @@ def examine(task: Task) -> Examined:
     return found
 
 
-def _examine_image(path: Path, image: ImageEntry, notes: list[tuple[str, str]]) -> DataProblem | None:
+def _examine_image(path: Path, image: ImageEntry, notes: list[tuple[str, str]]) -> DataError | None:
     from PIL import Image, ImageFile
 
-    def problem(what: str, found: object, allowed: object = None) -> DataProblem:
-        return DataProblem(what, where=path, found=found, allowed=allowed, mend=ORIGINAL)
+    def problem(what: str, found: object, allowed: object = None) -> DataError:
+        return DataError(what, where=path, found=found, allowed=allowed, hint=ORIGINAL)
 
     if not path.exists():
         return problem("missing image", "a link to nothing" if path.is_symlink() else "it does not exist")

@@ -25,7 +25,7 @@ from typing import Any
 from pipeline.data.download.archives import Archive
 from pipeline.data.download.http import CHUNK, Wanted, download
 from pipeline.runtime.device import GIB
-from pipeline.runtime.errors import DataProblem, Problem, UsageProblem
+from pipeline.runtime.errors import DataError, KilosegError, UsageError
 from pipeline.runtime.files import naming_full_disk, write_text
 from pipeline.runtime.progress import Progress
 
@@ -55,12 +55,12 @@ def choose(archives: Sequence[Archive], only: Sequence[str] | None) -> list[Arch
     """The archives of these names; all where none is named.
 
     Raises:
-        UsageProblem: an unknown name.
+        UsageError: an unknown name.
     """
     names = [archive.name for archive in archives]
     for name in only or ():
         if name not in names:
-            raise UsageProblem("no such archive", where="--only", found=name, allowed=", ".join(names))
+            raise UsageError("no such archive", where="--only", found=name, allowed=", ".join(names))
     return [archive for archive in archives if not only or archive.name in only]
 
 
@@ -94,9 +94,9 @@ def fetch(root: Path, archives: Sequence[Archive], *, mirror: str | None = None,
         The number of archives that were fetched; 0 where all was there.
 
     Raises:
-        Problem: no connection, or too little space: before anything is fetched, and again before unpacking.
-        DataProblem: an archive that is not the published one, or damaged.
-        UsageProblem: another run fetches to the same folder.
+        KilosegError: no connection, or too little space: before anything is fetched, and again before unpacking.
+        DataError: an archive that is not the published one, or damaged.
+        UsageError: another run fetches to the same folder.
     """
     with (
         _lock(root),
@@ -142,22 +142,22 @@ def _lock(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageProblem(
+            raise UsageError(
                 "another run is fetching to the same folder",
                 where=root,
-                mend="wait for it to end, or name another folder",
+                hint="wait for it to end, or name another folder",
             ) from None
         yield
 
 
 def _require_space(root: Path, needed: int, free: int) -> None:
     if needed > free:
-        raise Problem(
+        raise KilosegError(
             "the disk is too small",
             where=root,
             found=f"{free / GIB:.2f} GiB free",
             allowed=f"{needed / GIB:.2f} GiB or more",
-            mend="free some space, name another folder, or fetch in parts: --only NAME",
+            hint="free some space, name another folder, or fetch in parts: --only NAME",
         )
 
 
@@ -198,11 +198,11 @@ def _unpack(root: Path, archive: Archive, path: Path) -> None:
     except (zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError) as error:
         path.unlink()
         shutil.rmtree(staging, ignore_errors=True)
-        raise DataProblem(
+        raise DataError(
             "a damaged archive",
             where=path,
             found=error,
-            mend="it was removed; run the command again, or with another source: --mirror URL",
+            hint="it was removed; run the command again, or with another source: --mirror URL",
         ) from error
     target.mkdir(exist_ok=True)
     for member in members:
@@ -226,22 +226,22 @@ def _members(opened: zipfile.ZipFile, archive: Archive, path: Path) -> list[zipf
             or stat.S_ISLNK(member.external_attr >> 16)
         ):
             path.unlink()
-            raise DataProblem(
+            raise DataError(
                 "an archive with a path that leads out of it",
                 where=path,
                 found=repr(member.filename),
-                mend="it was removed; do not use this source",
+                hint="it was removed; do not use this source",
             )
         if not member.is_dir() and _is_wanted(member.filename, archive.members):
             chosen[_name(member)] = member
     if not chosen or (not archive.members[0].endswith("/") and len(chosen) < len(archive.members)):
         path.unlink()
-        raise DataProblem(
+        raise DataError(
             "an archive without the files wanted from it",
             where=path,
             found=f"{len(opened.infolist())} others",
             allowed=", ".join(archive.members),
-            mend="it was removed; try another source: --mirror URL",
+            hint="it was removed; try another source: --mirror URL",
         )
     return list(chosen.values())
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import requests
 from urllib3.exceptions import HTTPError
 
-from pipeline.runtime.errors import DataProblem, Problem
+from pipeline.runtime.errors import DataError, KilosegError
 from pipeline.runtime.files import write_text
 
 CHUNK = 2**20
@@ -82,8 +82,8 @@ def download(
         pause: seconds before the second try; doubled with each that brings nothing.
 
     Raises:
-        Problem: the server cannot be reached or does not answer well.
-        DataProblem: it serves another file than the one wanted.
+        KilosegError: the server cannot be reached or does not answer well.
+        DataError: it serves another file than the one wanted.
         OSError: the disk; what has arrived stays, and the next call goes on from there.
     """
     wanted.path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,12 +173,12 @@ def _check_answer(
         _remember(response, wanted)
     if None not in (total, wanted.bytes) and total != wanted.bytes:
         _discard(wanted, advance)
-        raise DataProblem(
+        raise DataError(
             "the server has another file than the one wanted",
             where=wanted.url,
             found=f"{total:,} bytes",
             allowed=f"{wanted.bytes:,} bytes",
-            mend="try another source: --mirror URL",
+            hint="try another source: --mirror URL",
         )
     return total, have
 
@@ -215,19 +215,19 @@ def _verify(wanted: Wanted) -> None:
         return
     path.unlink()
     wanted.memory.unlink(missing_ok=True)
-    raise DataProblem(
+    raise DataError(
         "the downloaded file is not the one published",
         where=wanted.url,
         found=f"{size:,} bytes" if digest is None else f"SHA-256 {digest}",
         allowed=f"{wanted.bytes or size:,} bytes" + (f", SHA-256 {wanted.sha256}" if wanted.sha256 else ""),
-        mend="it was removed; run the command again, or with another source: --mirror URL",
+        hint="it was removed; run the command again, or with another source: --mirror URL",
     )
 
 
-def _gave_up(wanted: Wanted, found: object) -> Problem:
-    return Problem(
+def _gave_up(wanted: Wanted, found: object) -> KilosegError:
+    return KilosegError(
         "cannot download",
         where=wanted.url,
         found=f"{found}; {wanted.arrived:,} bytes are here",
-        mend="check the network and the address; the same command goes on from there",
+        hint="check the network and the address; the same command goes on from there",
     )

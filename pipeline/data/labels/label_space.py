@@ -1,6 +1,6 @@
 """Which class a pixel can have: the categories of LVIS and COCO-Stuff merged into one numbered list.
 
-A *category id* is a number in an annotation file, a *class id* (1..C, 0 = unlabelled) a number in our masks.
+A *category id* is a number in an annotation file, a *class id* (1..C, 0 = unlabeled) a number in our masks.
 LVIS v1's categories keep their ids 1..1203; a stuff category of the same name takes the LVIS id, and the
 other 81 follow in COCO's order as 1204..1284. Each annotation's class id is looked up once, in one table per
 source. The reference renumbers its masks in place, one category after the other, so that a pixel can be
@@ -22,16 +22,16 @@ from typing import Any
 
 from pipeline.data.labels.official import OfficialCategories as OfficialCategories
 from pipeline.data.labels.official import official_categories as official_categories
-from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.files import write_text
 
 FORMAT = "kiloseg label space 1"
 MAX_CLASSES = 65_534
-"""Masks are 16-bit; 0 is unlabelled and 65,535 stays free as a mark of other tools."""
+"""Masks are 16-bit; 0 is unlabeled and 65,535 stays free as a mark of other tools."""
 
 LVIS, STUFF = "lvis", "stuff"
 UNLABELLED_STUFF = (183, 255)
-"""COCO-Stuff's "other", which stands for every thing, and the 255 that its pixel maps use for unlabelled."""
+"""COCO-Stuff's "other", which stands for every thing, and the 255 that its pixel maps use for unlabeled."""
 
 
 @dataclass(frozen=True)
@@ -55,35 +55,35 @@ class ClassEntry:
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """All classes in the order of their ids, and the categories that are deliberately unlabelled.
+    """All classes in the order of their ids, and the categories that are deliberately unlabeled.
 
     Args:
         classes: the entry of class id i at place i - 1, which is its train id.
-        unlabelled: for each source the category ids whose pixels count as unlabelled.
+        unlabeled: for each source the category ids whose pixels count as unlabeled.
 
     Raises:
-        UsageProblem: no class, or more than fit into 16-bit masks.
+        UsageError: no class, or more than fit into 16-bit masks.
     """
 
     classes: tuple[ClassEntry, ...]
-    unlabelled: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    unlabeled: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= MAX_CLASSES:
-            raise UsageProblem(
+            raise UsageError(
                 "a label space of this size cannot be stored",
                 found=f"{len(self.classes)} classes",
                 allowed=f"1 to {MAX_CLASSES}, as the masks are 16-bit",
-                mend="name the classes that you need in data.keep_classes",
+                hint="name the classes that you need in data.keep_classes",
             )
         ids = [entry.class_id for entry in self.classes]
         if ids != list(range(1, len(ids) + 1)):
-            raise DataProblem("class ids must be 1, 2, 3, ... in order", found=f"{ids[:5]} ...")
+            raise DataError("class ids must be 1, 2, 3, ... in order", found=f"{ids[:5]} ...")
         for source in self.sources:
             known = [category for entry in self.classes for category in entry.category_ids.get(source, ())]
-            twice = [c for c, n in Counter([*known, *self.unlabelled.get(source, ())]).items() if n > 1]
+            twice = [c for c, n in Counter([*known, *self.unlabeled.get(source, ())]).items() if n > 1]
             if twice:
-                raise DataProblem(
+                raise DataError(
                     "a category belongs to two classes", where=source, found=f"category {twice[0]}"
                 )
 
@@ -106,36 +106,36 @@ class LabelSpace:
     def sources(self) -> list[str]:
         """The kinds of annotation files that the classes come from, in the order of first appearance."""
         of_classes = (source for entry in self.classes for source in entry.category_ids)
-        return list(dict.fromkeys([*of_classes, *self.unlabelled]))
+        return list(dict.fromkeys([*of_classes, *self.unlabeled]))
 
     def lookup(self, source: str) -> dict[int, int]:
-        """The table category id -> class id of a source; 0 for unlabelled, unknown categories are absent."""
-        table = dict.fromkeys(self.unlabelled.get(source, ()), 0)
+        """The table category id -> class id of a source; 0 for unlabeled, unknown categories are absent."""
+        table = dict.fromkeys(self.unlabeled.get(source, ()), 0)
         for entry in self.classes:
             table |= dict.fromkeys(entry.category_ids.get(source, ()), entry.class_id)
         return table
 
     def subset(self, keep: Iterable[str | int] | None) -> LabelSpace:
-        """Only the wanted classes, renumbered 1..C in their old order; the rest becomes unlabelled.
+        """Only the wanted classes, renumbered 1..C in their old order; the rest becomes unlabeled.
 
         Args:
             keep: names or class ids of this label space; None for all.
 
         Raises:
-            UsageProblem: an unknown name or id, a name that several classes bear, or nothing to keep.
+            UsageError: an unknown name or id, a name that several classes bear, or nothing to keep.
         """
         if keep is None:
             return self
         wanted = {self._find(key) for key in keep}
         kept = [entry for entry in self.classes if entry.class_id in wanted]
-        unlabelled = {source: list(ids) for source, ids in self.unlabelled.items()}
+        unlabeled = {source: list(ids) for source, ids in self.unlabeled.items()}
         for entry in self.classes:
             if entry.class_id not in wanted:
                 for source, ids in entry.category_ids.items():
-                    unlabelled.setdefault(source, []).extend(ids)
+                    unlabeled.setdefault(source, []).extend(ids)
         return LabelSpace(
             tuple(dataclasses.replace(entry, class_id=i) for i, entry in enumerate(kept, start=1)),
-            {source: tuple(sorted(ids)) for source, ids in unlabelled.items()},
+            {source: tuple(sorted(ids)) for source, ids in unlabeled.items()},
         )
 
     def with_frequencies(self, images: Sequence[int]) -> LabelSpace:
@@ -147,7 +147,7 @@ class LabelSpace:
         groups = ("r" if number <= 10 else "c" if number <= 100 else "f" for number in images)
         entries = zip(self.classes, groups, strict=True)
         return LabelSpace(
-            tuple(dataclasses.replace(entry, frequency=group) for entry, group in entries), self.unlabelled
+            tuple(dataclasses.replace(entry, frequency=group) for entry, group in entries), self.unlabeled
         )
 
     def _find(self, key: str | int) -> int:
@@ -158,13 +158,13 @@ class LabelSpace:
         if len(matches) == 1:
             return matches[0]
         close = difflib.get_close_matches(str(key), self.names, n=3)
-        mend = f"name one by its id: {matches}" if matches else f"did you mean {', '.join(close)}?"
-        raise UsageProblem(
+        hint = f"name one by its id: {matches}" if matches else f"did you mean {', '.join(close)}?"
+        raise UsageError(
             "several classes bear this name" if matches else "no such class to keep",
             where="data.keep_classes",
             found=repr(key),
             allowed=f"class names, or class ids from 1 to {self.num_classes}",
-            mend=mend if matches or close else "look them up in label_space.csv of the whole dataset",
+            hint=hint if matches or close else "look them up in label_space.csv of the whole dataset",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class LabelSpace:
         return {
             "format": FORMAT,
             "num_classes": self.num_classes,
-            "unlabelled": {source: list(ids) for source, ids in self.unlabelled.items()},
+            "unlabelled": {source: list(ids) for source, ids in self.unlabeled.items()},
             "classes": [
                 {
                     "class_id": entry.class_id,
@@ -190,7 +190,7 @@ class LabelSpace:
         """Rebuilds what `to_dict` gave.
 
         Raises:
-            DataProblem: another format, or damaged.
+            DataError: another format, or damaged.
         """
         try:
             if tree["format"] != FORMAT:
@@ -205,16 +205,16 @@ class LabelSpace:
                 )
                 for row in tree["classes"]
             )
-            unlabelled = {str(s): tuple(map(int, ids)) for s, ids in tree["unlabelled"].items()}
+            unlabeled = {str(s): tuple(map(int, ids)) for s, ids in tree["unlabelled"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataProblem(
+            raise DataError(
                 "not a label space of this version of kiloseg",
                 where=where,
                 found=f"{type(error).__name__}: {error}",
                 allowed=FORMAT,
-                mend="make it again: pipeline data bootstrap ROOT OUT",
+                hint="make it again: pipeline data bootstrap ROOT OUT",
             ) from error
-        return cls(classes, unlabelled)
+        return cls(classes, unlabeled)
 
     def save(self, path: Path) -> None:
         """Writes JSON with one line a class."""
@@ -228,16 +228,16 @@ class LabelSpace:
         """Reads what `save` wrote.
 
         Raises:
-            DataProblem: missing, damaged or of another format.
+            DataError: missing, damaged or of another format.
         """
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataProblem(
+            raise DataError(
                 "no readable label space",
                 where=path,
                 found=error,
-                mend="run pipeline data bootstrap ROOT OUT",
+                hint="run pipeline data bootstrap ROOT OUT",
             ) from error
         return cls.from_dict(tree if isinstance(tree, dict) else {}, where=path)
 
@@ -271,7 +271,7 @@ def merge_categories(
             name; in lists of another make the same ids may mean anything.
 
     Raises:
-        UsageProblem: more classes than fit into 16-bit masks.
+        UsageError: more classes than fit into 16-bit masks.
     """
     things = {category["id"]: category for category in lvis}
     stuff = sorted((c for c in stuff if c["id"] not in UNLABELLED_STUFF), key=lambda c: c["id"])

@@ -4,7 +4,7 @@
     train*/ val*/                          the images, found by `file_name`: train2017/, val/
 
 The categories of the train file are numbered in the order of their ids. Annotations are drawn in the order of
-the file, crowds like any other. COCO-Stuff's category 183, "other", means unlabelled here as everywhere.
+the file, crowds like any other. COCO-Stuff's category 183, "other", means unlabeled here as everywhere.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.data.annotations.validation import ImageEntry, require_agreement
 from pipeline.data.labels.label_space import ClassEntry, LabelSpace
 from pipeline.data.layouts.layout import Shape
 from pipeline.data.layouts.splits import Splits, divide, lacking_annotation
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 from pipeline.runtime.workers import WorkerPool
 
 SOURCE = "coco"
@@ -34,8 +34,8 @@ class CocoLayout:
         pool: processes that share the reading, see `pipeline.runtime.workers`.
 
     Raises:
-        DataProblem: missing or damaged files, or files that contradict each other.
-        UsageProblem: an unknown class to keep, or more classes than masks can hold.
+        DataError: missing or damaged files, or files that contradict each other.
+        UsageError: an unknown class to keep, or more classes than masks can hold.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class CocoLayout:
         self.counts_frequencies = not all(
             category.get("frequency") in ("r", "c", "f") for category in categories
         )
-        unlabelled = tuple(c["id"] for c in categories if (c["id"], c["name"]) == OTHER)
-        kept = [category for category in categories if category["id"] not in unlabelled]
+        unlabeled = tuple(c["id"] for c in categories if (c["id"], c["name"]) == OTHER)
+        kept = [category for category in categories if category["id"] not in unlabeled]
         entries = [
             ClassEntry(
                 class_id,
@@ -68,7 +68,7 @@ class CocoLayout:
             )
             for class_id, category in enumerate(kept, start=1)
         ]
-        whole = LabelSpace(tuple(entries), {SOURCE: unlabelled})
+        whole = LabelSpace(tuple(entries), {SOURCE: unlabeled})
         self.label_space = whole.subset(keep_classes)
         self._class_ids = self.label_space.lookup(SOURCE)
 
@@ -100,12 +100,12 @@ def _one_file(folder: Path, split: str) -> Path:
     found = sorted(path for path in folder.glob("*.json") if split in path.name) if folder.is_dir() else []
     if len(found) == 1:
         return found[0]
-    raise DataProblem(
+    raise DataError(
         f"no annotation file for {split}" if not found else f"several annotation files for {split}",
         where=folder,
         found=", ".join(path.name for path in found) or None,
         allowed=f"one .json with {split!r} in its name, such as instances_{split}2017.json",
-        mend="put it there, or move the others away",
+        hint="put it there, or move the others away",
     )
 
 
@@ -113,15 +113,15 @@ def one_folder(root: Path, split: str) -> str:
     """The name of the folder with the images of a split.
 
     Raises:
-        DataProblem: none, or several.
+        DataError: none, or several.
     """
     found = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name.startswith(split))
     if len(found) == 1:
         return found[0]
-    raise DataProblem(
+    raise DataError(
         f"no folder with the {split} images" if not found else f"several folders with {split} images",
         where=root,
         found=", ".join(found) or None,
         allowed=f"one folder whose name begins with {split!r}, such as {split}2017",
-        mend="put the images there, or move the others away",
+        hint="put the images there, or move the others away",
     )

@@ -35,8 +35,8 @@ class OfficialLayout:
         pool: processes that share the reading, see `pipeline.runtime.workers`.
 
     Raises:
-        DataProblem: missing or damaged files, or files that contradict each other.
-        UsageProblem: an unknown class to keep.
+        DataError: missing or damaged files, or files that contradict each other.
+        UsageError: an unknown class to keep.
     """
 
     counts_frequencies = False

@@ -19,7 +19,7 @@ from pipeline.data.annotations.quarantine import Quarantine
 from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.layouts.splits import Splits
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 
 LayoutName = Literal["coco_lvis", "coco", "masks"]
 LAYOUTS = get_args(LayoutName)
@@ -52,7 +52,7 @@ class Shape(NamedTuple):
     """One annotation to draw.
 
     Args:
-        class_id: the value of its pixels, 0 for unlabelled.
+        class_id: the value of its pixels, 0 for unlabeled.
         segmentation: polygons [[x, y, x, y, ...], ...] in pixels, or RLE {"size": [height, width], "counts":
             run lengths or COCO's string}.
         where: names the annotation in errors.
@@ -70,8 +70,8 @@ class Drawing:
     """A drawn image.
 
     Args:
-        mask: (height, width) uint16 class ids, 0 = unlabelled.
-        class_ids: those present, ascending, without the unlabelled.
+        mask: (height, width) uint16 class ids, 0 = unlabeled.
+        class_ids: those present, ascending, without the unlabeled.
         pixel_counts: the pixels of each.
         stuff_pixels: how many of them were drawn from stuff annotations.
     """
@@ -91,7 +91,7 @@ class StoredMask:
 
     Args:
         path: a PNG.
-        class_ids: pixel value -> class id, 0 for unlabelled.
+        class_ids: pixel value -> class id, 0 for unlabeled.
     """
 
     path: Path
@@ -101,27 +101,27 @@ class StoredMask:
         """The mask with class ids for pixel values.
 
         Raises:
-            DataProblem: unreadable, of another size than its image, in colours, or with an unlisted value.
+            DataError: unreadable, of another size than its image, in colors, or with an unlisted value.
         """
         values = self._values()
         if values.shape != (height, width):
-            raise DataProblem(
+            raise DataError(
                 "a mask of another size than its image",
                 where=self.path,
                 found=f"{values.shape[1]} x {values.shape[0]} (width x height)",
                 allowed=f"{width} x {height}",
-                mend="export it at the image's size, without resampling",
+                hint="export it at the image's size, without resampling",
             )
         counts = np.bincount(values.ravel(), minlength=1)
         table = np.zeros(len(counts), np.uint16)
         for value in np.flatnonzero(counts).tolist():
             if value not in self.class_ids:
-                raise DataProblem(
+                raise DataError(
                     "a pixel value that is not in the list of classes",
                     where=self.path,
                     found=f"{value}, on {counts[value]} pixels",
                     allowed=f"the {len(self.class_ids)} values of annotations/classes.csv",
-                    mend="add it to the list, without a name if it means unlabelled",
+                    hint="add it to the list, without a name if it means unlabeled",
                 )
             table[value] = self.class_ids[value]
         pixels = np.bincount(table, counts)[1:].astype(np.int64)
@@ -135,23 +135,23 @@ class StoredMask:
             with Image.open(self.path) as opened:
                 mode, pixels = opened.mode, np.asarray(opened)
         except Exception as error:  # Pillow raises nearly anything on damaged files
-            raise DataProblem(
+            raise DataError(
                 "unreadable mask" if self.path.is_file() else "missing mask",
                 where=self.path,
                 found=error,
-                mend="every image needs a mask under its own name; make it again",
+                hint="every image needs a mask under its own name; make it again",
             ) from error
         if mode not in ("L", "P", "I", "1") and not mode.startswith("I;16"):
-            raise DataProblem(
-                "a mask in colours",
+            raise DataError(
+                "a mask in colors",
                 where=self.path,
                 found=f"mode {mode}",
-                allowed="8- or 16-bit grey, or a palette",
-                mend="write class numbers instead of colours",
+                allowed="8- or 16-bit gray, or a palette",
+                hint="write class numbers instead of colors",
             )
         values: np.ndarray = pixels.astype(np.int32)  # at once: 16-bit arithmetic wraps
         if values.size and not 0 <= values.min() <= values.max() <= LARGEST:
-            raise DataProblem(
+            raise DataError(
                 "a pixel value out of range", where=self.path, found=f"{values.min()} to {values.max()}"
             )
         return values

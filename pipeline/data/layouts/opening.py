@@ -9,7 +9,7 @@ from pipeline.data.layouts.coco import CocoLayout
 from pipeline.data.layouts.coco_lvis import OfficialLayout
 from pipeline.data.layouts.layout import LAYOUTS, Layout
 from pipeline.data.layouts.png_masks import MasksLayout
-from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.workers import WorkerPool
 
 
@@ -28,19 +28,17 @@ def open_layout(
         pool: processes that share the reading, see `pipeline.runtime.workers`.
 
     Raises:
-        DataProblem: missing or damaged files, or files that contradict each other.
-        UsageProblem: an unknown layout or class to keep.
+        DataError: missing or damaged files, or files that contradict each other.
+        UsageError: an unknown layout or class to keep.
     """
     if name not in LAYOUTS:
-        raise UsageProblem(
-            "unknown layout", where="data.layout", found=repr(name), allowed=", ".join(LAYOUTS)
-        )
+        raise UsageError("unknown layout", where="data.layout", found=repr(name), allowed=", ".join(LAYOUTS))
     if not root.is_dir():
-        raise DataProblem(
+        raise DataError(
             "no such dataset folder",
             where=root,
             allowed="a folder with images and annotations/, see docs/data.md",
-            mend="name the right folder in data.root; data/tiny is made by dvc repro",
+            hint="name the right folder in data.root; data/tiny is made by dvc repro",
         )
     if name == "coco":
         return CocoLayout(root, keep_classes, pool)

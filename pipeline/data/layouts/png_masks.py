@@ -1,8 +1,8 @@
-"""Images beside masks that are there already: 8- or 16-bit grey or palette PNGs, and a list of classes.
+"""Images beside masks that are there already: 8- or 16-bit gray or palette PNGs, and a list of classes.
 
     train*/ val*/                          the images, in subfolders as you like
     annotations/train*/ annotations/val*/  a mask for each, under the same name but .png
-    annotations/classes.csv                value,name: what a pixel value means; no name: unlabelled
+    annotations/classes.csv                value,name: what a pixel value means; no name: unlabeled
 
 Class ids follow the order of the list. A pixel value that is not listed is an error: silence about it would
 hide a mask of another dataset. Images have no ids here: they are numbered by name, train first.
@@ -20,7 +20,7 @@ from pipeline.data.labels.label_space import ClassEntry, LabelSpace
 from pipeline.data.layouts.coco import one_folder
 from pipeline.data.layouts.layout import LARGEST, StoredMask
 from pipeline.data.layouts.splits import Splits, divide
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 
 SOURCE = "masks"
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -34,8 +34,8 @@ class MasksLayout:
         keep_classes: names or class ids of the whole label space to keep; None for all.
 
     Raises:
-        DataProblem: a missing folder or list, a list that is damaged.
-        UsageProblem: an unknown class to keep.
+        DataError: a missing folder or list, a list that is damaged.
+        UsageError: an unknown class to keep.
     """
 
     counts_frequencies = True
@@ -59,23 +59,23 @@ class MasksLayout:
             name = path.relative_to(self.root / folder)
             mask = self.root / "annotations" / masks / name.with_suffix(".png")
             if mask in seen:
-                raise DataProblem("two images share a mask", where=mask, found=f"{name} is the second")
+                raise DataError("two images share a mask", where=mask, found=f"{name} is the second")
             seen.add(mask)
             try:
                 with Image.open(path) as opened:
                     width, height = opened.size
             except Exception as error:  # Pillow raises nearly anything on damaged files
-                mend = "take the file from its source again, or remove it"
-                raise DataProblem("unreadable image", where=path, found=error, mend=mend) from error
+                hint = "take the file from its source again, or remove it"
+                raise DataError("unreadable image", where=path, found=error, hint=hint) from error
             image_id = len(self._masks) + 1
             self._masks[image_id] = mask
             entries.append(ImageEntry(image_id, height, width, f"{folder}/{name.as_posix()}"))
         if not entries:
-            raise DataProblem("a folder without images", where=self.root / folder, allowed=", ".join(ENDINGS))
+            raise DataError("a folder without images", where=self.root / folder, allowed=", ".join(ENDINGS))
         return entries
 
     def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
-        """Divides the images; those without a labelled pixel are known only when their masks are read."""
+        """Divides the images; those without a labeled pixel are known only when their masks are read."""
         return divide(self._images, lambda entry: None, holdout_fraction, holdout_seed)
 
     def content(self, image: ImageEntry) -> StoredMask:
@@ -84,8 +84,8 @@ class MasksLayout:
 
 
 def _read_classes(path: Path) -> LabelSpace:
-    def problem(what: str, found: object) -> DataProblem:
-        return DataProblem(
+    def problem(what: str, found: object) -> DataError:
+        return DataError(
             what, where=path, found=found, allowed="a header value,name and one line a value, 0 to 65,535"
         )
 
@@ -95,7 +95,7 @@ def _read_classes(path: Path) -> LabelSpace:
     except (OSError, ValueError, csv.Error) as error:
         raise problem("no readable list of classes", error) from error
     entries: list[ClassEntry] = []
-    unlabelled: list[int] = []
+    unlabeled: list[int] = []
     for line, row in enumerate(rows, start=2):
         value, name = (row.get("value") or "").strip(), (row.get("name") or "").strip()
         if not value.isascii() or not value.isdigit() or int(value) > LARGEST:
@@ -103,5 +103,5 @@ def _read_classes(path: Path) -> LabelSpace:
         if name:
             entries.append(ClassEntry(len(entries) + 1, name, SOURCE, "f", {SOURCE: (int(value),)}))
         else:
-            unlabelled.append(int(value))
-    return LabelSpace(tuple(entries), {SOURCE: tuple(unlabelled)})
+            unlabeled.append(int(value))
+    return LabelSpace(tuple(entries), {SOURCE: tuple(unlabeled)})

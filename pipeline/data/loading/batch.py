@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 IGNORE_INDEX = -1
-"""Train id of unlabelled pixels: below all classes, since every number from 0 on may be a class."""
+"""Train id of unlabeled pixels: below all classes, since every number from 0 on may be a class."""
 
 
 class Sample(NamedTuple):
@@ -31,7 +31,7 @@ class Batch:
 
     Args:
         images: (N, 3, H, W) uint8; become floats in [0, 1] only on the device.
-        target: (N, H, W) int64 train ids, `IGNORE_INDEX` where unlabelled.
+        target: (N, H, W) int64 train ids, `IGNORE_INDEX` where unlabeled.
         image_ids: N ids.
     """
 

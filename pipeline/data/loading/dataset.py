@@ -14,7 +14,7 @@ from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.loading.batch import Sample
 from pipeline.data.store.manifest import SPLITS, read_manifest
 from pipeline.data.store.shards import MaskRow, MaskShards
-from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.errors import DataError, UsageError
 
 
 class SegmentationDataset(Dataset[Sample]):
@@ -27,8 +27,8 @@ class SegmentationDataset(Dataset[Sample]):
         transform: applied to each sample.
 
     Raises:
-        DataProblem: nothing bootstrapped there; on access, an unreadable image or mask, by name.
-        UsageProblem: an unknown split.
+        DataError: nothing bootstrapped there; on access, an unreadable image or mask, by name.
+        UsageError: an unknown split.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class SegmentationDataset(Dataset[Sample]):
         transform: Callable[[Sample], Sample] | None = None,
     ) -> None:
         if split not in SPLITS:
-            raise UsageProblem("no such split", found=split, allowed=", ".join(SPLITS))
+            raise UsageError("no such split", found=split, allowed=", ".join(SPLITS))
         self.bootstrapped, self.root, self.split, self.transform = bootstrapped, root, split, transform
         shards = read_manifest(bootstrapped)["splits"][split]["shards"]
         self.label_space = LabelSpace.load(bootstrapped / "label_space.json")
@@ -55,7 +55,7 @@ class SegmentationDataset(Dataset[Sample]):
             raise IndexError(f"image {index} of {len(self)}")
         row = self._rows.row(index % len(self))
         image = read_image(self.root / row.file, row.height, row.width)
-        # class id -> train id; 0, unlabelled, becomes IGNORE_INDEX
+        # class id -> train id; 0, unlabeled, becomes IGNORE_INDEX
         target = torch.from_numpy(self._rows.mask(row).astype(np.int64)) - 1
         sample = Sample(torch.from_numpy(image).permute(2, 0, 1).contiguous(), target, row.image_id)
         return sample if self.transform is None else self.transform(sample)
@@ -65,7 +65,7 @@ class SegmentationDataset(Dataset[Sample]):
         return self._rows.row(index)
 
     def class_mask(self, index: int) -> np.ndarray:
-        """(H, W) uint16 class ids as stored, 0 = unlabelled."""
+        """(H, W) uint16 class ids as stored, 0 = unlabeled."""
         return self._rows.mask(self._rows.row(index))
 
     def image_ids(self) -> list[int]:
@@ -79,29 +79,29 @@ class SegmentationDataset(Dataset[Sample]):
 
 
 def read_image(path: Path, height: int, width: int) -> np.ndarray:
-    """Decodes an image to (height, width, 3) uint8 RGB, whether stored as RGB, grey or CMYK.
+    """Decodes an image to (height, width, 3) uint8 RGB, whether stored as RGB, gray or CMYK.
 
     EXIF orientation is not applied: COCO annotates the stored raster.
 
     Raises:
-        DataProblem: missing, unreadable, or of another size.
+        DataError: missing, unreadable, or of another size.
     """
     try:
         with Image.open(path) as opened:
             pixels = np.array(opened.convert("RGB"))
     except Exception as error:  # Pillow raises nearly anything on damaged files
-        raise DataProblem(
+        raise DataError(
             "unreadable image" if path.is_file() else "missing image",
             where=path,
             found=error,
-            mend="take the file from its source again, or remove the image from the annotations",
+            hint="take the file from its source again, or remove the image from the annotations",
         ) from error
     if pixels.shape[:2] != (height, width):
-        raise DataProblem(
+        raise DataError(
             "an image of another size than its mask",
             where=path,
             found=f"{pixels.shape[1]} x {pixels.shape[0]} (width x height)",
             allowed=f"{width} x {height}",
-            mend="take the original file, or bootstrap again: pipeline data bootstrap ROOT OUT",
+            hint="take the original file, or bootstrap again: pipeline data bootstrap ROOT OUT",
         )
     return pixels

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.data.loading.batch import Batch, Sample
 from pipeline.data.loading.sampler import Draw, ShuffledBatches, sample_seed
 from pipeline.runtime.device import resolve_num_workers
-from pipeline.runtime.errors import DataProblem, Problem
+from pipeline.runtime.errors import DataError, KilosegError
 
 
 class Transform(Protocol):
@@ -50,13 +50,13 @@ def train_loader(
     workers nor on where the run was resumed.
 
     Raises:
-        DataProblem: the dataset is empty; and, when a batch is fetched, whatever Problem reading it met.
+        DataError: the dataset is empty; and, when a batch is fetched, whatever KilosegError reading it met.
     """
     if len(dataset) == 0:
-        raise DataProblem(
+        raise DataError(
             "there is no image to train on",
             found="an empty train split",
-            mend="check data.root and data.holdout_fraction, then bootstrap again",
+            hint="check data.root and data.holdout_fraction, then bootstrap again",
         )
     batches = ShuffledBatches(
         len(dataset),
@@ -80,26 +80,26 @@ def evaluation_loader(
         limit: only the first images.
 
     Raises:
-        Problem: when a batch is fetched, whatever reading it met.
+        KilosegError: when a batch is fetched, whatever reading it met.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     return _fetch(_Plain(dataset), [[Draw(0, index)] for index in range(count)], num_workers)
 
 
-class _Plain(Dataset[Sample | Problem]):
-    """Reads samples. A Problem is handed on as a value: torch would rebuild it from its text, and fail."""
+class _Plain(Dataset[Sample | KilosegError]):
+    """Reads samples. A KilosegError is handed on as a value: torch would rebuild it from its text, and fail."""
 
     def __init__(self, dataset: Samples) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, draw: Draw) -> Sample | Problem:
+    def __getitem__(self, draw: Draw) -> Sample | KilosegError:
         try:
             return self.read(draw)
-        except Problem as problem:
+        except KilosegError as problem:
             return problem
 
     def read(self, draw: Draw) -> Sample:
-        """One sample, or a Problem raised."""
+        """One sample, or a KilosegError raised."""
         return self.dataset[draw.image]
 
 
@@ -133,17 +133,17 @@ def _fetch(
     return _raising(loader)
 
 
-def _raising(loader: Iterable[Batch | Problem]) -> Iterator[Batch]:
+def _raising(loader: Iterable[Batch | KilosegError]) -> Iterator[Batch]:
     for item in loader:
-        if isinstance(item, Problem):
+        if isinstance(item, KilosegError):
             raise item
         yield item
 
 
-def _collate(samples: list[Sample | Problem]) -> Batch | Problem:
+def _collate(samples: list[Sample | KilosegError]) -> Batch | KilosegError:
     read: list[Sample] = []
     for sample in samples:
-        if isinstance(sample, Problem):
+        if isinstance(sample, KilosegError):
             return sample
         read.append(sample)
     return Batch(

@@ -1,7 +1,7 @@
 """Augmentation of training samples as in the paper: random scale, random crop with padding, random flip.
 
 Where we depart from the released code: the window is cut out before it is resized, which is the same picture
-up to a rounded pixel and never makes the enlarged image; and a window without any labelled pixel is drawn
+up to a rounded pixel and never makes the enlarged image; and a window without any labeled pixel is drawn
 again, because LVIS labels only part of many images and such a crop teaches nothing.
 """
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 from pipeline.data.loading.batch import IGNORE_INDEX
 
 PADDING_COLOUR = (124, 116, 104)
-"""The mean of ImageNet in 8 bits: what the backbones normalise to about zero."""
+"""The mean of ImageNet in 8 bits: what the backbones normalize to about zero."""
 
 _TRIES = 8
 
@@ -79,8 +79,8 @@ class TrainTransform:
         tall, wide = labels.shape
         if (tall, wide) == (self.crop_size, self.crop_size):
             return pixels.contiguous(), labels.contiguous()
-        colour = torch.tensor(PADDING_COLOUR, dtype=torch.uint8)[:, None, None]
-        image = colour.repeat(1, self.crop_size, self.crop_size)
+        color = torch.tensor(PADDING_COLOUR, dtype=torch.uint8)[:, None, None]
+        image = color.repeat(1, self.crop_size, self.crop_size)
         target = labels.new_full((self.crop_size, self.crop_size), IGNORE_INDEX)
         image[:, :tall, :wide] = pixels
         target[:tall, :wide] = labels
@@ -88,7 +88,7 @@ class TrainTransform:
 
 
 def _nearest(target: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes (H, W) ids to `size` by picking each new pixel centre's old pixel; ids are never mixed."""
+    """Resizes (H, W) ids to `size` by picking each new pixel center's old pixel; ids are never mixed."""
     rows, columns = (
         ((torch.arange(new) + 0.5) * (old / new)).long().clamp_(max=old - 1)
         for new, old in zip(size, target.shape, strict=True)

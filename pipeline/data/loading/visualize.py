@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.data.loading.batch import IGNORE_INDEX
 from pipeline.data.loading.dataset import SegmentationDataset, read_image
 from pipeline.data.store.manifest import SPLITS
-from pipeline.runtime.errors import UsageProblem
+from pipeline.runtime.errors import UsageError
 from pipeline.runtime.files import atomic_path
 from pipeline.runtime.progress import Progress
 
 
 def export_masks(bootstrapped: Path, folder: Path, *, split: str | None = None) -> int:
-    """Writes `<image_id:012d>.png` of class ids (16-bit grey, 0 = unlabelled) for each image.
+    """Writes `<image_id:012d>.png` of class ids (16-bit gray, 0 = unlabeled) for each image.
 
     Args:
         bootstrapped: the folder made by `bootstrap`.
@@ -40,11 +40,11 @@ def export_masks(bootstrapped: Path, folder: Path, *, split: str | None = None) 
 
 
 def overlay(bootstrapped: Path, root: Path, image_id: int) -> Image.Image:
-    """The image with its classes laid over it by colour, each named near its middle.
+    """The image with its classes laid over it by color, each named near its middle.
 
     Raises:
-        DataProblem: nothing bootstrapped, or an unreadable image.
-        UsageProblem: no split has the image.
+        DataError: nothing bootstrapped, or an unreadable image.
+        UsageError: no split has the image.
     """
     for split in SPLITS:
         dataset = SegmentationDataset(bootstrapped, root, split)
@@ -53,7 +53,7 @@ def overlay(bootstrapped: Path, root: Path, image_id: int) -> Image.Image:
             row, mask = dataset.row(ids.index(image_id)), dataset.class_mask(ids.index(image_id))
             names = {i: dataset.label_space.classes[i - 1].name for i in row.class_ids}
             return _lay_over(read_image(root / row.file, row.height, row.width), mask, names)
-    raise UsageProblem(
+    raise UsageError(
         "no such image",
         where=bootstrapped,
         found=image_id,
@@ -64,10 +64,10 @@ def overlay(bootstrapped: Path, root: Path, image_id: int) -> Image.Image:
 def _lay_over(image: np.ndarray, mask: np.ndarray, names: dict[int, str]) -> Image.Image:
     blended = image.astype(np.float32)
     for class_id in names:
-        hue = class_id * 0.6180339887 % 1.0  # golden ratio: neighbouring ids far apart
-        colour = np.array(colorsys.hsv_to_rgb(hue, 0.8, 1.0)) * 255
+        hue = class_id * 0.6180339887 % 1.0  # golden ratio: neighboring ids far apart
+        color = np.array(colorsys.hsv_to_rgb(hue, 0.8, 1.0)) * 255
         inside = mask == class_id
-        blended[inside] = 0.5 * blended[inside] + 0.5 * colour
+        blended[inside] = 0.5 * blended[inside] + 0.5 * color
     picture = Image.fromarray(blended.astype(np.uint8))
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=max(11, image.shape[0] // 36))
     for class_id, name in names.items():
@@ -87,18 +87,16 @@ def _lay_over(image: np.ndarray, mask: np.ndarray, names: dict[int, str]) -> Ima
     return picture
 
 
-def class_colour(train_id: int) -> tuple[int, int, int]:
-    """A fixed colour for a class: hues at the golden ratio, three lightnesses and two saturations."""
+def class_color(train_id: int) -> tuple[int, int, int]:
+    """A fixed color for a class: hues at the golden ratio, three lightnesses and two saturations."""
     hue = (train_id * 0.6180339887498949) % 1.0
     lightness, saturation = (0.42, 0.56, 0.70)[train_id % 3], (0.85, 0.55)[train_id // 3 % 2]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def colourise(train_ids: np.ndarray) -> np.ndarray:
-    """(H, W) train ids -> (H, W, 3) uint8; unlabelled pixels are white."""
+def colorize(train_ids: np.ndarray) -> np.ndarray:
+    """(H, W) train ids -> (H, W, 3) uint8; unlabeled pixels are white."""
     ids, inverse = np.unique(train_ids, return_inverse=True)
-    colours = [
-        (255, 255, 255) if train_id == IGNORE_INDEX else class_colour(int(train_id)) for train_id in ids
-    ]
-    return np.array(colours, dtype=np.uint8)[inverse].reshape(*train_ids.shape, 3)
+    colors = [(255, 255, 255) if train_id == IGNORE_INDEX else class_color(int(train_id)) for train_id in ids]
+    return np.array(colors, dtype=np.uint8)[inverse].reshape(*train_ids.shape, 3)

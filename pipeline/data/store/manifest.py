@@ -13,16 +13,16 @@ import numpy as np
 
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.store.shards import MaskRow
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 
 FORMAT = "kiloseg bootstrapped dataset 1"
 
 
 @dataclass
 class SplitCounts:
-    """What a split holds; the arrays are (C + 1,) int64 with a place for each class id, 0 for unlabelled.
+    """What a split holds; the arrays are (C + 1,) int64 with a place for each class id, 0 for unlabeled.
 
-    `stuff_pixels` are the labelled ones that were drawn from stuff annotations, whatever their class.
+    `stuff_pixels` are the labeled ones that were drawn from stuff annotations, whatever their class.
     """
 
     images: np.ndarray
@@ -36,7 +36,7 @@ class SplitCounts:
         return cls(np.zeros(num_classes + 1, np.int64), np.zeros(num_classes + 1, np.int64))
 
     @property
-    def labelled_pixels(self) -> int:
+    def labeled_pixels(self) -> int:
         """Pixels of any class."""
         return int(self.pixels[1:].sum())
 
@@ -70,22 +70,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a bootstrapped folder.
 
     Raises:
-        DataProblem: nothing is there, or it is of another version.
+        DataError: nothing is there, or it is of another version.
     """
     if not is_bootstrapped(folder):
-        raise DataProblem(
+        raise DataError(
             "no bootstrapped dataset",
             where=folder,
-            mend="make it: dvc repro bootstrap, or pipeline data bootstrap ROOT OUT",
+            hint="make it: dvc repro bootstrap, or pipeline data bootstrap ROOT OUT",
         )
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     if manifest["format"] != FORMAT:
-        raise DataProblem(
+        raise DataError(
             "a bootstrapped dataset of another version",
             where=folder,
             found=manifest["format"],
             allowed=FORMAT,
-            mend="make it again: dvc repro bootstrap, or pipeline data bootstrap ROOT OUT",
+            hint="make it again: dvc repro bootstrap, or pipeline data bootstrap ROOT OUT",
         )
     return manifest
 
@@ -122,7 +122,7 @@ def _totals(counts: SplitCounts) -> dict[str, object]:
     return {
         "images": counts.num_images,
         "pixels": int(counts.pixels.sum()),
-        "labelled_pixels": counts.labelled_pixels,
+        "labelled_pixels": counts.labeled_pixels,
         "classes_seen": int((counts.images[1:] > 0).sum()),
     }
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 
 SCHEMA = pa.schema(
     [
@@ -44,7 +44,7 @@ class MaskRow:
         height: in pixels.
         width: in pixels.
         mask: the compressed class ids.
-        class_ids: of the classes present, ascending, without the unlabelled.
+        class_ids: of the classes present, ascending, without the unlabeled.
         pixel_counts: the pixels of each of them.
     """
 
@@ -108,7 +108,7 @@ class MaskShards:
         counts: the rows that each must hold.
 
     Raises:
-        DataProblem: at the first access, where a file is missing, damaged, or of another number of rows.
+        DataError: at the first access, where a file is missing, damaged, or of another number of rows.
     """
 
     def __init__(self, paths: list[Path], counts: list[int]) -> None:
@@ -134,17 +134,17 @@ class MaskShards:
         """The (H, W) uint16 class ids of a row, writeable.
 
         Raises:
-            DataProblem: the bytes are damaged.
+            DataError: the bytes are damaged.
         """
         try:
             raw = pa.Codec("zstd").decompress(row.mask, row.height * row.width * 2, asbytes=True)
             ids = np.frombuffer(raw, dtype="<u2").reshape(row.height, row.width)
         except (OSError, ValueError) as error:
-            raise DataProblem(
+            raise DataError(
                 "damaged mask",
                 where=f"{self.paths[0].parent}: image {row.image_id}",
                 found=error,
-                mend=REMAKE,
+                hint=REMAKE,
             ) from error
         return ids.astype(np.uint16)
 
@@ -164,12 +164,12 @@ class MaskShards:
             except (OSError, ValueError) as error:
                 found = str(error)
             if found is not None:
-                raise DataProblem(
+                raise DataError(
                     "missing or damaged file of masks",
                     where=path,
                     found=found,
                     allowed=f"{self.counts[shard]} rows as in the manifest",
-                    mend=REMAKE,
+                    hint=REMAKE,
                 )
             self._tables[shard] = table
         return self._tables[shard]

@@ -34,7 +34,7 @@ class Figure:
         name: the LVIS or COCO-Stuff category name.
         outline: polygons (n, 2) whose union is the figure.
         surface: what it is made of.
-        details: (colour, polygon) painted on it in order and cut off at the outline.
+        details: (color, polygon) painted on it in order and cut off at the outline.
         size: half the height of its box in pixels, least and most, in a picture 96 pixels high.
         turn: the largest rotation in degrees, either way.
     """
@@ -128,8 +128,8 @@ def figures() -> dict[tuple[bool, str], Figure]:
             tuple(polygon(shape) for shape in entry["outline"]),
             _surface(entry["surface"]),
             tuple(
-                (colour, polygon(shape))
-                for colour, shape in (detail.split(" ", 1) for detail in entry.get("details", ()))
+                (color, polygon(shape))
+                for color, shape in (detail.split(" ", 1) for detail in entry.get("details", ()))
             ),
             tuple(entry["size"]),
             entry["turn"],
@@ -173,7 +173,7 @@ class Canvas:
         self.regions.append(Region(name, is_thing=False))
 
     def place(self, figure: Figure, x: float, y: float, half: float, *, is_thing: bool) -> None:
-        """Paints a figure with the centre of its box at (x, y) and `half` its half height, in pixels."""
+        """Paints a figure with the center of its box at (x, y) and `half` its half height, in pixels."""
         angle = math.radians(float(self.rng.uniform(-figure.turn, figure.turn)))
         flip = -1.0 if self.rng.random() < 0.5 else 1.0
         turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
@@ -193,14 +193,14 @@ class Canvas:
         size = (right - left, bottom - top)
         cover = _coverage(polygons, left, top, size)
         middle = (figure.size[0] + figure.size[1]) / 2
-        colour = figure.surface.paint(self.rng, size[1], size[0], half / middle)
+        color = figure.surface.paint(self.rng, size[1], size[0], half / middle)
         for name, points in figure.details:
             share = _coverage([at(points)], left, top, size)[..., None]
-            colour = colour * (1 - share) + np.array(ImageColor.getrgb(name), np.float32) * share
+            color = color * (1 - share) + np.array(ImageColor.getrgb(name), np.float32) * share
         if is_thing:  # light from the upper left gives body
             down, along = np.linspace(-1, 1, size[1])[:, None], np.linspace(-1, 1, size[0])[None, :]
-            colour = colour * (1 - 0.12 * (down + along))[..., None]
-        self.image[window] = self.image[window] * (1 - cover[..., None]) + colour * cover[..., None]
+            color = color * (1 - 0.12 * (down + along))[..., None]
+        self.image[window] = self.image[window] * (1 - cover[..., None]) + color * cover[..., None]
         for layer in (self.owner,) if is_thing else (self.owner, self.ground):
             layer[window][cover > 0.5] = len(self.regions)
         self.regions.append(Region(figure.name, is_thing, polygons))
@@ -285,7 +285,7 @@ def _place_things(
 def _place_in(
     canvas: Canvas, figure: Figure, edges: list[float], foot: float | None, unit: float, *, is_thing: bool
 ) -> None:
-    """Puts a figure into a band: with its foot at a height, or with its centre anywhere in the band."""
+    """Puts a figure into a band: with its foot at a height, or with its center anywhere in the band."""
     rng = canvas.rng
     half = float(rng.uniform(*figure.size)) * unit
     x = float(rng.uniform(0.04, 0.96)) * canvas.width

@@ -2,8 +2,8 @@
 
 So the very code that reads the real dataset reads this one, without a download. It has the real one's odd
 corners too: all 1,203 + 92 categories of which most are never seen, rare classes with a handful of pictures,
-LVIS-val images inside `train2017`, overlapping things, unlabelled pixels, an image without any annotation and
-a grey one. Image ids start above COCO's, so that nobody takes a drawing for a photograph.
+LVIS-val images inside `train2017`, overlapping things, unlabeled pixels, an image without any annotation and
+a gray one. Image ids start above COCO's, so that nobody takes a drawing for a photograph.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 
 from pipeline.data.labels.label_space import official_categories
 from pipeline.data.tiny.drawing import Drawing, Region, draw_scene
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 
 COMMONNESS = {"f": 1.0, "c": 0.4, "r": 0.12}
 """How readily a thing is drawn, by its LVIS frequency: the long tail."""
@@ -30,7 +30,7 @@ COMMONNESS = {"f": 1.0, "c": 0.4, "r": 0.12}
 _VERSION = 1  # raise it when the same parameters give other pictures
 _FIRST_TRAIN_ID = 600_001
 _FIRST_VAL_ID = 700_001
-_GREY, _BARE = 4, 9  # positions in the train split: stored without colour; nothing annotated
+_GREY, _BARE = 4, 9  # positions in the train split: stored without color; nothing annotated
 _OTHER = 183
 _SMALLEST = 10  # visible pixels below which nobody would have annotated a thing
 _INFO = {"description": "kiloseg's embedded dataset: drawn scenes", "version": str(_VERSION), "year": 2026}
@@ -66,7 +66,7 @@ def generate_tiny(
         seed: another seed draws other scenes.
 
     Raises:
-        DataProblem: `root` holds something else than an embedded dataset.
+        DataError: `root` holds something else than an embedded dataset.
         ValueError: a number out of range.
     """
     if num_train < 12 or num_val < 2 or min(image_size) < 32 or seed < 0:
@@ -115,12 +115,12 @@ def _refuse_foreign(root: Path) -> None:
     if root.is_dir() and ((root / "tiny.json").is_file() or not any(root.iterdir())):
         return
     if root.exists():
-        raise DataProblem(
+        raise DataError(
             "the embedded dataset would overwrite other data",
             where=root,
             found="files that are not the embedded dataset's (no tiny.json)",
             allowed="no such folder, an empty one, or an earlier embedded dataset",
-            mend="choose another folder, or move these files away",
+            hint="choose another folder, or move these files away",
         )
 
 

@@ -1,7 +1,7 @@
-"""Painted surfaces of the embedded dataset: a pattern mixed from two colours.
+"""Painted surfaces of the embedded dataset: a pattern mixed from two colors.
 
 Every pattern is a function (rng, height, width, period) -> (height, width) float32 in [0, 1] that says how
-much of the second colour a pixel has. `period` is the size of a repeated element in pixels.
+much of the second color a pixel has. `period` is the size of a repeated element in pixels.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Pattern = Callable[[np.random.Generator, int, int, float], np.ndarray]
 
 @dataclass(frozen=True)
 class Surface:
-    """What a class is made of: a pattern over two colours.
+    """What a class is made of: a pattern over two colors.
 
     Args:
-        pattern: how the two colours mix.
-        dark: the colour where the pattern is 0, as `#rrggbb`.
-        light: the colour where the pattern is 1.
+        pattern: how the two colors mix.
+        dark: the color where the pattern is 0, as `#rrggbb`.
+        light: the color where the pattern is 1.
         period: size of one element of the pattern in pixels.
     """
 
@@ -32,7 +32,7 @@ class Surface:
     period: float = 8.0
 
     def paint(self, rng: np.random.Generator, height: int, width: int, scale: float = 1.0) -> np.ndarray:
-        """Fills a rectangle with the surface, its colours and period varied a little.
+        """Fills a rectangle with the surface, its colors and period varied a little.
 
         Returns:
             (height, width, 3) float32, about 0..255 and not clipped.
@@ -69,12 +69,12 @@ def _shift(rng: np.random.Generator, period: float) -> tuple[float, float]:
 
 
 def plain(rng: np.random.Generator, height: int, width: int, period: float) -> np.ndarray:
-    """Nearly one colour, with soft unevenness."""
+    """Nearly one color, with soft unevenness."""
     return 0.3 + 0.4 * smooth_noise(rng, height, width, period)
 
 
 def gradient(rng: np.random.Generator, height: int, width: int, period: float) -> np.ndarray:
-    """From the first colour at the top to the second at the bottom."""
+    """From the first color at the top to the second at the bottom."""
     slope = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None]
     return np.clip(slope + 0.15 * (smooth_noise(rng, height, width, period) - 0.5), 0.0, 1.0)
 
@@ -86,14 +86,14 @@ def grain(rng: np.random.Generator, height: int, width: int, period: float) -> n
 
 
 def cloudy(rng: np.random.Generator, height: int, width: int, period: float) -> np.ndarray:
-    """Big soft shapes of both colours with ragged edges."""
+    """Big soft shapes of both colors with ragged edges."""
     noise = 0.65 * smooth_noise(rng, height, width, 2 * period, 2.0)
     noise = noise + 0.35 * smooth_noise(rng, height, width, period / 2, 1.5)
     return np.clip((noise - 0.35) * 3.5, 0.0, 1.0)
 
 
 def leafy(rng: np.random.Generator, height: int, width: int, period: float) -> np.ndarray:
-    """Hard-edged clumps in both colours, as of foliage."""
+    """Hard-edged clumps in both colors, as of foliage."""
     noise = 0.5 * smooth_noise(rng, height, width, period) + 0.5 * smooth_noise(
         rng, height, width, period / 3
     )
@@ -152,7 +152,7 @@ def checks(rng: np.random.Generator, height: int, width: int, period: float) -> 
 
 
 def dots(rng: np.random.Generator, height: int, width: int, period: float) -> np.ndarray:
-    """Round dots of the second colour in a regular array."""
+    """Round dots of the second color in a regular array."""
     rows, columns = _grid(height, width)
     down, right = _shift(rng, period)
     offset = ((rows + down) // period % 2) * period / 2
@@ -161,7 +161,7 @@ def dots(rng: np.random.Generator, height: int, width: int, period: float) -> np
 
 
 def tiles(rng: np.random.Generator, height: int, width: int, period: float) -> np.ndarray:
-    """Square tiles (first colour) with joints (second colour)."""
+    """Square tiles (first color) with joints (second color)."""
     rows, columns = _grid(height, width)
     down, right = _shift(rng, period)
     joint = ((rows + down) % period < 1.3) | ((columns + right) % period < 1.3)
@@ -169,7 +169,7 @@ def tiles(rng: np.random.Generator, height: int, width: int, period: float) -> n
 
 
 def bricks(rng: np.random.Generator, height: int, width: int, period: float) -> np.ndarray:
-    """Courses of bricks (first colour), each shifted by half, with joints (second colour)."""
+    """Courses of bricks (first color), each shifted by half, with joints (second color)."""
     rows, columns = _grid(height, width)
     down, right = _shift(rng, period)
     course = (rows + down) // (period / 2)
@@ -195,7 +195,7 @@ def panels(rng: np.random.Generator, height: int, width: int, period: float) -> 
 
 
 def panes(rng: np.random.Generator, height: int, width: int, period: float) -> np.ndarray:
-    """A facade: rows of windows (second colour), some of them dark."""
+    """A facade: rows of windows (second color), some of them dark."""
     rows, columns = _grid(height, width)
     down, right = _shift(rng, period)
     floor, window = ((rows + down) // period).astype(np.int64), ((columns + right) // period).astype(np.int64)

@@ -88,7 +88,7 @@ def test_a_model_of_one_size_refuses_larger_images_and_says_what_takes_them():
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "tf_efficientnet_lite0", "test_convnext"])
-def test_images_are_normalised_with_the_mean_and_deviation_of_the_weights(name):
+def test_images_are_normalized_with_the_mean_and_deviation_of_the_weights(name):
     backbone = build(name).eval()
     config = timm.get_pretrained_cfg(name)
     images = torch.rand(1, 3, 64, 64)
@@ -100,7 +100,7 @@ def test_images_are_normalised_with_the_mean_and_deviation_of_the_weights(name):
     assert {"mean", "std"} <= set(backbone.state_dict())
 
 
-def test_padding_has_the_mean_colour():
+def test_padding_has_the_mean_color():
     backbone = build("test_resnet").eval()
     image = torch.rand(1, 3, 50, 60)
     padded = backbone.mean.expand(1, 3, 64, 64).clone()
@@ -216,7 +216,7 @@ def test_download_and_file_exclude_each_other(tmp_path):
         Backbone("test_resnet", pretrained=True, weights=tmp_path / "w.safetensors")
 
 
-def test_without_a_network_a_download_fails_at_once_and_names_the_way_out(monkeypatch, tmp_path):
+def test_without_a_network_a_download_fails_at_once_and_names_the_fix(monkeypatch, tmp_path):
     def unreachable(*_args: object, **_options: object) -> None:
         raise RuntimeError("Name or service not known")
 

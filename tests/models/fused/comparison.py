@@ -27,7 +27,7 @@ def unit_rows(count: int, dim: int, seed: int = 0) -> torch.Tensor:
 
 
 def labels(count: int, num_classes: int, seed: int = 0, ignored: int = -1) -> torch.Tensor:
-    """Random classes; every fifth pixel is unlabelled."""
+    """Random classes; every fifth pixel is unlabeled."""
     target = torch.randint(0, num_classes, (count,), generator=torch.Generator().manual_seed(seed))
     target[::5] = ignored
     return target.to(DEVICE)

@@ -137,7 +137,7 @@ class TestTheLoss:
         assert_same(found, with_gradients(plain_loss, pixels, classes, target, ignore_index=3))
 
     @pytest.mark.parametrize("num_pixels", [0, 70])
-    def test_without_a_labelled_pixel_it_is_a_finite_zero_with_zero_gradients(self, num_pixels: int) -> None:
+    def test_without_a_labeled_pixel_it_is_a_finite_zero_with_zero_gradients(self, num_pixels: int) -> None:
         target = torch.full((num_pixels,), -1, device=DEVICE)
         found = with_gradients(
             fused.fused_exact_cross_entropy, unit_rows(num_pixels, 6), unit_rows(9, 6), target

@@ -281,7 +281,7 @@ def test_knn_is_the_papers_loss_over_the_target_and_its_nearest_others(similarit
 
 
 def test_class_0_is_never_its_own_negative():
-    """The released code writes "id - 1" over a neighbour equal to the target, and leaves class 0 as it is."""
+    """The released code writes "id - 1" over a neighbor equal to the target, and leaves class 0 as it is."""
     classes = torch.eye(3).requires_grad_()
     pixels = torch.eye(3)[:1].clone().requires_grad_()
     loss = knn_cross_entropy(pixels, classes, torch.tensor([0]), num_negatives=1, temperature=1.0)

@@ -24,13 +24,13 @@ def _one_thread_and_one_seed():
     torch.manual_seed(0)
 
 
-def problem(shape, factor, num_classes, dtype=torch.float64, unlabelled=0.0):
+def problem(shape, factor, num_classes, dtype=torch.float64, unlabeled=0.0):
     """Maps (N, D, h, w), class embeddings and a target `factor` times as large."""
     maps = F.normalize(torch.randn(shape, dtype=dtype), dim=1).requires_grad_()
     classes = F.normalize(torch.randn(num_classes, shape[1], dtype=dtype), dim=1).requires_grad_()
     size = shape[0], round(factor * shape[2]), round(factor * shape[3])
     target = torch.randint(0, num_classes, size)
-    target[torch.rand(size) < unlabelled] = -1
+    target[torch.rand(size) < unlabeled] = -1
     return maps, classes, target
 
 
@@ -58,16 +58,16 @@ def assert_same(loss: Tensor, expected: Tensor, inputs: tuple[Tensor, ...], tole
     height=st.integers(1, 6),
     width=st.integers(1, 6),
     num_classes=st.integers(1, 40),
-    unlabelled=st.sampled_from([0.0, 0.2, 0.5, 0.95]),
+    unlabeled=st.sampled_from([0.0, 0.2, 0.5, 0.95]),
     work_bytes=st.integers(1, 400_000),
     similarity=st.sampled_from(SIMILARITIES),
 )
 def test_it_is_cross_entropy_on_all_logits_of_the_upsampled_maps(
-    factor, height, width, num_classes, unlabelled, work_bytes, similarity
+    factor, height, width, num_classes, unlabeled, work_bytes, similarity
 ):
-    """Whole factors and others, blocks of any size, edges, unlabelled pixels, no memory for a block."""
+    """Whole factors and others, blocks of any size, edges, unlabeled pixels, no memory for a block."""
     torch.manual_seed(height * width)
-    maps, classes, target = problem((2, 3, height, width), factor, num_classes, unlabelled=unlabelled)
+    maps, classes, target = problem((2, 3, height, width), factor, num_classes, unlabeled=unlabeled)
     target[0, 0, 0] = 0  # at least one label
     options = {"similarity": similarity, "temperature": 0.1, "work_bytes": work_bytes}
     loss = exact_cross_entropy_of_maps(maps, classes, target, **options)
@@ -76,7 +76,7 @@ def test_it_is_cross_entropy_on_all_logits_of_the_upsampled_maps(
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_blocks_are_really_used_and_pixels_outside_of_them_too(similarity, monkeypatch):
-    """Half of the image is labelled in every pixel, of the other half every fifth."""
+    """Half of the image is labeled in every pixel, of the other half every fifth."""
     maps, classes, target = problem((1, 4, 16, 16), 4, 50)
     sparse = torch.rand(1, 64, 32) < 0.8
     target[:, :, 32:][sparse] = -1
@@ -101,10 +101,10 @@ def test_blocks_are_really_used_and_pixels_outside_of_them_too(similarity, monke
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("factor", [4, 2.5])
-def test_of_some_pixels_it_is_that_of_all_others_unlabelled(similarity, factor):
-    maps, classes, target = problem((2, 4, 6, 6), factor, 50, unlabelled=0.3)
-    labelled = (target.flatten() >= 0).nonzero()[:, 0]
-    pixels = labelled[torch.randperm(len(labelled))[:40]]
+def test_of_some_pixels_it_is_that_of_all_others_unlabeled(similarity, factor):
+    maps, classes, target = problem((2, 4, 6, 6), factor, 50, unlabeled=0.3)
+    labeled = (target.flatten() >= 0).nonzero()[:, 0]
+    pixels = labeled[torch.randperm(len(labeled))[:40]]
     alone = torch.full_like(target, -1)
     alone.view(-1)[pixels] = target.flatten()[pixels]
     options = {"similarity": similarity, "temperature": 0.1, "work_bytes": 20_000}
@@ -116,7 +116,7 @@ def test_of_some_pixels_it_is_that_of_all_others_unlabelled(similarity, factor):
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_the_gradients_are_those_of_finite_differences(similarity):
-    maps, classes, target = problem((1, 2, 2, 3), 4, 5, unlabelled=0.1)
+    maps, classes, target = problem((1, 2, 2, 3), 4, 5, unlabeled=0.1)
     call = functools.partial(
         exact_cross_entropy_of_maps, target=target, similarity=similarity, temperature=0.3
     )
@@ -126,7 +126,7 @@ def test_the_gradients_are_those_of_finite_differences(similarity):
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_nothing_but_rounding_and_the_same_number_not_even_that(similarity, threads):
-    maps, classes, target = problem((2, 8, 24, 24), 4, 300, torch.float32, unlabelled=0.3)
+    maps, classes, target = problem((2, 8, 24, 24), 4, 300, torch.float32, unlabeled=0.3)
     call = functools.partial(exact_cross_entropy_of_maps, maps, classes, target, similarity=similarity)
     alone = [call(), *torch.autograd.grad(call(), (maps, classes))]
     torch.set_num_threads(threads)
@@ -161,7 +161,7 @@ def test_without_labels_it_is_zero_with_zero_gradients(similarity):
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_one_gradient_alone_is_the_same_as_among_both_and_bfloat16_stays_bfloat16(similarity):
-    maps, classes, target = problem((1, 4, 6, 6), 4, 20, torch.float32, unlabelled=0.1)
+    maps, classes, target = problem((1, 4, 6, 6), 4, 20, torch.float32, unlabeled=0.1)
     call = functools.partial(exact_cross_entropy_of_maps, similarity=similarity)
     both = torch.autograd.grad(call(maps, classes, target), (maps, classes))
     assert torch.equal(torch.autograd.grad(call(maps, classes.detach(), target), maps)[0], both[0])

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.segmenter import SegmenterArguments, build_segmenter
+from models.segmenter import SegmenterConfig, build_segmenter
 from pipeline.checkpoint.format import Checkpoint, load_checkpoint, optimizer_tensors, restore_optimizer
 from pipeline.data.labels.label_space import LabelSpace
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 
-ARGUMENTS = SegmenterArguments(backbone="test_resnet", decoder_channels=8, embedding_dim=4, num_classes=300)
+ARGUMENTS = SegmenterConfig(backbone="test_resnet", decoder_channels=8, embedding_dim=4, num_classes=300)
 
 
 def make(label_space: LabelSpace) -> tuple[Checkpoint, torch.optim.Optimizer, torch.nn.Module]:
@@ -48,9 +48,9 @@ def test_what_is_saved_comes_back(tmp_path: Path, label_space: LabelSpace) -> No
     torch.testing.assert_close(loaded.segmenter()(images), segmenter.eval()(images))
 
 
-def test_a_restored_optimiser_takes_the_same_next_step(tmp_path: Path, label_space: LabelSpace) -> None:
+def test_a_restored_optimizer_takes_the_same_next_step(tmp_path: Path, label_space: LabelSpace) -> None:
     saved, optimizer, segmenter = make(label_space)
-    saved.save(tmp_path / "a.safetensors")  # a copy: the optimiser goes on changing its own buffers
+    saved.save(tmp_path / "a.safetensors")  # a copy: the optimizer goes on changing its own buffers
     checkpoint = load_checkpoint(tmp_path / "a.safetensors")
     other = build_segmenter(ARGUMENTS)
     other.load_state_dict(checkpoint.model)
@@ -74,18 +74,18 @@ def test_the_header_alone_can_be_read(tmp_path: Path, label_space: LabelSpace) -
 
 
 def test_bad_files_are_named(tmp_path: Path, label_space: LabelSpace) -> None:
-    with pytest.raises(DataProblem, match=r"no checkpoint(.|\n)*dvc repro train"):
+    with pytest.raises(DataError, match=r"no checkpoint(.|\n)*dvc repro train"):
         load_checkpoint(tmp_path / "none.safetensors")
     path = tmp_path / "a.safetensors"
     make(label_space)[0].save(path)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(DataProblem, match="unreadable checkpoint"):
+    with pytest.raises(DataError, match="unreadable checkpoint"):
         load_checkpoint(path)
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(DataProblem, match="unreadable checkpoint"):
+    with pytest.raises(DataError, match="unreadable checkpoint"):
         load_checkpoint(path)
     save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(DataProblem, match="format None"):
+    with pytest.raises(DataError, match="format None"):
         load_checkpoint(path)
 
 
@@ -95,6 +95,6 @@ def test_a_single_flipped_bit_is_noticed(tmp_path: Path, label_space: LabelSpace
     content = bytearray(path.read_bytes())
     content[-1000] ^= 4
     path.write_bytes(content)
-    with pytest.raises(DataProblem, match="damaged checkpoint"):
+    with pytest.raises(DataError, match="damaged checkpoint"):
         load_checkpoint(path)
     assert load_checkpoint(path, header_only=True).step == 7

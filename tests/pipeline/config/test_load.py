@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.load import load_settings
 from pipeline.config.schema import Settings
-from pipeline.runtime.errors import UsageProblem
+from pipeline.runtime.errors import UsageError
 from tests.paths import ROOT
 
 PROJECT = ROOT
@@ -88,7 +88,7 @@ def test_settings_are_frozen(tmp_path: Path) -> None:
 def test_a_mistake_is_named_with_its_key_and_what_is_allowed(
     tmp_path: Path, sections: dict, key: str, said: str
 ) -> None:
-    with pytest.raises(UsageProblem) as caught:
+    with pytest.raises(UsageError) as caught:
         load_settings(write(tmp_path, **sections))
     assert caught.value.exit_code == 2
     assert caught.value.where is not None
@@ -98,23 +98,23 @@ def test_a_mistake_is_named_with_its_key_and_what_is_allowed(
 
 def test_a_mistake_in_any_variant_surfaces_when_another_is_loaded(tmp_path: Path) -> None:
     path = write(tmp_path, variants={"good": {}, "bad": {"loss": {"name": "exakt"}}})
-    with pytest.raises(UsageProblem, match="exakt"):
+    with pytest.raises(UsageError, match="exakt"):
         load_settings(path, variant="good")
 
 
 @pytest.mark.parametrize("text", ["a: [", "just words", ""])
 def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(UsageProblem):
+    with pytest.raises(UsageError):
         load_settings(tmp_path / "params.yaml")
 
 
 def test_missing_file_and_unknown_variant_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageProblem, match="no settings file"):
+    with pytest.raises(UsageError, match="no settings file"):
         load_settings(tmp_path / "params.yaml")
-    with pytest.raises(UsageProblem, match=r"unknown variant 'x'(.|\n)*a, b"):
+    with pytest.raises(UsageError, match=r"unknown variant 'x'(.|\n)*a, b"):
         load_settings(write(tmp_path, variants={"a": {}, "b": {}}), variant="x")
-    with pytest.raises(UsageProblem, match="cannot override"):
+    with pytest.raises(UsageError, match="cannot override"):
         load_settings(write(tmp_path), overrides={"steps": 3})
 
 
@@ -125,5 +125,5 @@ def test_whatever_is_written_gives_settings_or_a_usage_problem(
     tmp_path_factory: pytest.TempPathFactory, key: str, value: object
 ) -> None:
     path = write(tmp_path_factory.mktemp("params"), train={key: value})
-    with contextlib.suppress(UsageProblem):
+    with contextlib.suppress(UsageError):
         assert isinstance(load_settings(path), Settings)

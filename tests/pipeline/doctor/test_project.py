@@ -83,7 +83,7 @@ def test_a_package_that_is_absent_or_too_old_is_missing(place: Path, monkeypatch
     assert [finding.status for finding in wrong] == ["missing", "missing"]
     assert wrong[0].text == f"rich {importlib.metadata.version('rich')} does not fit (wanted: >=999)"
     assert "no-such-package is not installed" in wrong[1].text
-    assert {finding.mend for finding in wrong} == {"make setup"}
+    assert {finding.hint for finding in wrong} == {"make setup"}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_an_opencv_that_does_not_load_names_the_library(place: Path, monkeypatch
     finding = one(place, "opencv")
     assert finding.status == "missing"
     assert "libGL.so.1" in finding.text
-    assert "libgl1" in str(finding.mend)
+    assert "libgl1" in str(finding.hint)
 
 
 def test_no_gpu_is_a_warning_unless_the_settings_want_one(place: Path) -> None:
@@ -112,7 +112,7 @@ def test_no_gpu_is_a_warning_unless_the_settings_want_one(place: Path) -> None:
     write_params(place, runtime={"device": "cuda:0"})
     finding = one(place, "gpu")
     assert finding.status == "missing"
-    assert "runtime.device" in str(finding.mend)
+    assert "runtime.device" in str(finding.hint)
 
 
 def test_each_gpu_is_told_with_memory_and_driver(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_a_driver_that_hangs_does_not_hang_the_doctor(place: Path, monkeypatch: 
     monkeypatch.setattr(installation, "DEADLINE", 0.2)
     write_program(place, "nvidia-smi", "exec /bin/sleep 60")
     finding = one(place, "gpu")  # the test would take a minute
-    assert (finding.status, finding.mend) == ("warning", "check the driver")
+    assert (finding.status, finding.hint) == ("warning", "check the driver")
 
 
 def test_torch_s_cuda_version_is_what_torch_says(place: Path) -> None:
@@ -167,7 +167,7 @@ def test_settings_that_cannot_be_used_are_a_finding(place: Path, text: str | Non
     finding = one(place, "settings")
     assert finding.status == "missing"
     assert said in finding.text
-    assert finding.mend
+    assert finding.hint
     assert not {"data", "store"} & {found.topic for found in examine(place / "params.yaml")}
 
 
@@ -240,15 +240,15 @@ def test_a_tracking_server_that_is_not_there_is_missing_and_its_password_is_not_
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
     finding = one(place, "store")
     assert finding.status == "missing"
-    assert "MLFLOW_TRACKING_URI" in str(finding.mend)
-    assert "secret" not in finding.text + str(finding.mend)
+    assert "MLFLOW_TRACKING_URI" in str(finding.hint)
+    assert "secret" not in finding.text + str(finding.hint)
 
 
 def test_the_embedded_dataset_need_not_be_generated_yet(place: Path) -> None:
     root, bootstrapped = topic(place, "data")
     assert root.status == bootstrapped.status == "warning"
-    assert "dvc repro" in str(root.mend)
-    assert "dvc repro" in str(bootstrapped.mend)
+    assert "dvc repro" in str(root.hint)
+    assert "dvc repro" in str(bootstrapped.hint)
 
 
 def test_another_dataset_must_be_there(place: Path) -> None:
@@ -256,7 +256,7 @@ def test_another_dataset_must_be_there(place: Path) -> None:
     root, _ = topic(place, "data")
     assert root.status == "missing"
     assert "annotations/lvis_v1_train.json" in root.text
-    assert "data.root" in str(root.mend)
+    assert "data.root" in str(root.hint)
 
 
 @pytest.mark.parametrize("absent", LAYOUT)
@@ -281,7 +281,7 @@ def test_a_weights_file_of_any_variant_must_be_there(place: Path) -> None:
     write_params(place, variants=variants)
     finding = one(place, "weights")
     assert finding.status == "missing"
-    assert "model.weights" in str(finding.mend)
+    assert "model.weights" in str(finding.hint)
     (place / "w.safetensors").write_bytes(b"x" * 2_000_000)
     assert one(place, "weights").text == f"resnet18: {place / 'w.safetensors'}, 2.0 MB"
 
@@ -324,7 +324,7 @@ def test_findings_are_plain_lines_where_no_terminal_is(capsys: pytest.CaptureFix
         ["ok", "gpu", "[bold]one[/bold]"],
         ["missing", "data", "gone"],
     ]
-    assert lines[2].strip() == "way out: bring it back"
+    assert lines[2].strip() == "fix: bring it back"
 
 
 def test_findings_are_a_table_on_a_terminal(
@@ -335,4 +335,4 @@ def test_findings_are_a_table_on_a_terminal(
     out = capsys.readouterr().out
     assert "✗ missing" in out
     assert "[bold]one[/bold]" in out  # told as it is, not read as markup
-    assert "way out: bring it back" in out
+    assert "fix: bring it back" in out

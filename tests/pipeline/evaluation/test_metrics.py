@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.segmenter import SegmenterArguments, build_segmenter
+from models.segmenter import SegmenterConfig, build_segmenter
 from pipeline.data.loading.batch import Batch
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.evaluation.metrics import ClassCounts, summarise
+from pipeline.evaluation.metrics import ClassCounts, summarize
 from pipeline.memory.predict import allocated_cpu_bytes
 
 
@@ -25,7 +25,7 @@ def test_counts_by_hand() -> None:
     iou = counts.iou().tolist()
     assert iou[:3] == [0.5, 0.0, 0.5]
     assert math.isnan(iou[3])  # predicted on an ignored pixel only: it was not met
-    metrics = summarise(counts, ["r", "c", "f", "stuff"])
+    metrics = summarize(counts, ["r", "c", "f", "stuff"])
     assert metrics.miou == pytest.approx(1 / 3)
     assert metrics.miou_present == pytest.approx(1 / 3)
     assert (metrics.miou_rare, metrics.miou_common, metrics.miou_frequent) == (0.5, 0.0, 0.5)
@@ -45,13 +45,13 @@ def test_equal_to_a_confusion_matrix_over_several_batches() -> None:
         )
         prediction = np.maximum(prediction, 0)
         counts.update(torch.from_numpy(prediction), torch.from_numpy(target))
-        labelled = target >= 0
-        np.add.at(matrix, (target[labelled], prediction[labelled]), 1)
+        labeled = target >= 0
+        np.add.at(matrix, (target[labeled], prediction[labeled]), 1)
     hits = np.diag(matrix)
     with np.errstate(invalid="ignore"):
         iou = hits / (matrix.sum(0) + matrix.sum(1) - hits)
     np.testing.assert_allclose(counts.iou().numpy(), iou)
-    metrics = summarise(counts)
+    metrics = summarize(counts)
     assert metrics.miou == pytest.approx(np.nanmean(iou))
     assert metrics.pixel_accuracy == pytest.approx(hits.sum() / matrix.sum())
 
@@ -59,16 +59,16 @@ def test_equal_to_a_confusion_matrix_over_several_batches() -> None:
 def test_a_class_only_predicted_lowers_miou_but_not_that_of_the_present_classes() -> None:
     counts = ClassCounts(3)
     counts.update(torch.tensor([0, 0, 0, 2]), torch.tensor([0, 0, 0, 0]))
-    metrics = summarise(counts)
+    metrics = summarize(counts)
     assert metrics.miou == pytest.approx(0.75 / 2)
     assert metrics.miou_present == 0.75
     assert (metrics.classes_present, metrics.classes_predicted) == (1, 2)
 
 
-def test_nothing_labelled_gives_zeros_and_no_nan() -> None:
+def test_nothing_labeled_gives_zeros_and_no_nan() -> None:
     counts = ClassCounts(5)
     counts.update(torch.zeros(4, dtype=torch.int64), torch.full((4,), -1))
-    assert all(math.isfinite(value) for value in summarise(counts, ["r"] * 5).flat().values())
+    assert all(math.isfinite(value) for value in summarize(counts, ["r"] * 5).flat().values())
 
 
 def test_memory_is_three_numbers_a_class() -> None:
@@ -83,7 +83,7 @@ def test_validation_holds_neither_pixels_by_classes_nor_classes_by_classes(head:
     """Scores of one image would take 128 x 128 x 5,000 x 4 bytes = 312 MiB, a confusion matrix 190 MiB."""
     num_classes = 5_000
     segmenter = build_segmenter(
-        SegmenterArguments(backbone="test_resnet", decoder_channels=8, num_classes=num_classes, head=head)
+        SegmenterConfig(backbone="test_resnet", decoder_channels=8, num_classes=num_classes, head=head)
     )
 
     def validate(side: int) -> None:

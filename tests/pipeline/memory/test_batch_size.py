@@ -9,9 +9,9 @@ import torch
 
 from pipeline.config.load import load_settings
 from pipeline.config.schema import Settings
-from pipeline.memory.batch_size import budget_bytes, fewest_parts
+from pipeline.memory.batch_size import budget_bytes, min_accumulation
 from pipeline.memory.predict import predict_bytes, with_changes
-from pipeline.runtime.errors import MemoryProblem, UsageProblem
+from pipeline.runtime.errors import MemoryLimitError, UsageError
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import interrupted_state, train
 from tests.pipeline.memory.measured_steps import MIB, settings_of
@@ -22,16 +22,16 @@ def test_one_part_fewer_would_not_fit() -> None:
     settings = settings_of(batch_size=6)
 
     def predicted(parts: int) -> int:
-        return predict_bytes(with_changes(settings, train={"accumulate": parts}), 150)
+        return predict_bytes(with_changes(settings, train={"accumulation_steps": parts}), 150)
 
     for budget in (predicted(2), predicted(3) - 1):
-        fit = fewest_parts(settings, 150, budget)
+        fit = min_accumulation(settings, 150, budget)
         assert predicted(fit.parts) == fit.predicted_bytes <= budget
         assert predicted(fit.parts - 1) > budget
         assert fit.batch_size == -(-6 // fit.parts)
-    assert fewest_parts(settings, 150, predicted(1)).parts == 1
-    with pytest.raises(MemoryProblem, match="not even"):
-        fewest_parts(settings, 150, MIB)
+    assert min_accumulation(settings, 150, predicted(1)).parts == 1
+    with pytest.raises(MemoryLimitError, match="not even"):
+        min_accumulation(settings, 150, MIB)
 
 
 def auto(**train_settings: object) -> Settings:
@@ -56,19 +56,19 @@ def test_a_batch_found_by_itself_keeps_the_images_of_a_step_and_resumes_with_its
     assert "5 images a step, 3 at a time (2 parts)" in capsys.readouterr().err
     state = interrupted_state(settings)
     assert state is not None
-    assert state.accumulate == 2
+    assert state.accumulation_steps == 2
     monkeypatch.setattr(
         "pipeline.training.trainer.find_accumulation", lambda *arguments: 5
     )  # another GPU, say
     result = train(settings, second)
-    assert result.accumulate == 2
+    assert result.accumulation_steps == 2
     monkeypatch.undo()
     monkeypatch.chdir(project)
     train(settings, undisturbed, folder=project / "whole")
     assert {**first.losses, **second.losses} == undisturbed.losses
     fixed = Recorder()
     train(
-        load_settings(variant="exact", overrides={"train.batch_size": 5, "train.accumulate": 2}),
+        load_settings(variant="exact", overrides={"train.batch_size": 5, "train.accumulation_steps": 2}),
         fixed,
         folder=project / "fixed",
     )
@@ -76,7 +76,7 @@ def test_a_batch_found_by_itself_keeps_the_images_of_a_step_and_resumes_with_its
 
 
 def test_where_nothing_fits_auto_says_which_crop_would(project: Path) -> None:
-    with pytest.raises(MemoryProblem, match="not even"):
+    with pytest.raises(MemoryLimitError, match="not even"):
         train(auto(memory_budget_gib=0.001), NoTracker())
 
 
@@ -89,8 +89,8 @@ def test_the_budget_is_what_was_stated_or_most_of_the_machine(project: Path) -> 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ({"train.batch_size": "auto", "train.accumulate": 2}, "finds accumulate itself"),
-        ({"train.batch_size": 4, "train.accumulate": 5}, "must not exceed"),
+        ({"train.batch_size": "auto", "train.accumulation_steps": 2}, "finds accumulation_steps itself"),
+        ({"train.batch_size": 4, "train.accumulation_steps": 5}, "must not exceed"),
         ({"train.batch_size": 4, "train.effective_batch_size": 8}, "set it to null"),
         ({"train.ema": 1.0}, "less than 1"),
         ({"train.precision": "fp8"}, "fp16"),
@@ -100,12 +100,12 @@ def test_the_budget_is_what_was_stated_or_most_of_the_machine(project: Path) -> 
 def test_batches_that_make_no_sense_are_refused(
     project: Path, overrides: dict[str, object], said: str
 ) -> None:
-    with pytest.raises(UsageProblem, match=said):
+    with pytest.raises(UsageError, match=said):
         load_settings(overrides=overrides)
 
 
 def test_the_images_of_a_step_are_those_of_the_batch_or_the_effective_batch(project: Path) -> None:
     assert auto().train.images_per_step == 10
     assert auto(effective_batch_size=7).train.images_per_step == 7
-    fixed = load_settings(overrides={"train.batch_size": 7, "train.accumulate": 3}).train
-    assert (fixed.images_per_step, fixed.images_at_a_time) == (7, 3)
+    fixed = load_settings(overrides={"train.batch_size": 7, "train.accumulation_steps": 3}).train
+    assert (fixed.images_per_step, fixed.micro_batch_size) == (7, 3)

@@ -44,9 +44,11 @@ def test_an_allocation_that_fails_is_explained_and_ends_with_code_4(bootstrapped
     assert done.returncode == 4, done.stderr
     message = done.stderr[done.stderr.index("error: out of memory") :]
     assert "Traceback" not in message
-    assert "batch_size 32, accumulate 1, crop_size 192" in message
+    assert "batch_size 32, accumulation_steps 1, crop_size 192" in message
     assert "predicted need" in message
-    division = re.search(r"set train.accumulate to (\d+): still 32 images a step, (\d+) at a time", message)
+    division = re.search(
+        r"set train.accumulation_steps to (\d+): still 32 images a step, (\d+) at a time", message
+    )
     assert division, message
     assert int(division[1]) * int(division[2]) >= 32
     assert re.search(r"or set train.batch_size to \d+ \(predicted", message), message

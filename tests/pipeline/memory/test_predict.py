@@ -18,7 +18,7 @@ from pipeline.config.schema import LossSettings
 from pipeline.memory.batch_size import largest_batch
 from pipeline.memory.loss_footprint import PeakTracker, PixelSource, probe_work_memory
 from pipeline.memory.predict import as_json, count_cpu_bytes, memory_rows, predict_bytes, with_changes
-from pipeline.runtime.errors import MemoryProblem, UsageProblem
+from pipeline.runtime.errors import MemoryLimitError, UsageError
 from tests.pipeline.memory.measured_steps import MIB, PARAMS, settings_of
 
 
@@ -60,7 +60,7 @@ def test_every_loss_is_within_five_percent_too(loss: dict[str, object]) -> None:
         ({}, {"optimizer": "adamw"}),
         ({}, {"freeze_backbone": True}),
         ({}, {"ema": 0.99, "channels_last": True}),
-        ({}, {"accumulate": 2}),
+        ({}, {"accumulation_steps": 2}),
         ({"decoder": "fpn"}, {}),
         ({"decoder": "upernet"}, {}),
         ({"decoder": "linear", "backbone": "vit_tiny_patch16_224"}, {}),
@@ -136,9 +136,9 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
 
 def test_where_no_image_fits_a_crop_that_does_is_named() -> None:
     settings = settings_of(head="softmax", crop_size=128)
-    with pytest.raises(MemoryProblem, match=r"train\.crop_size 64"):
+    with pytest.raises(MemoryLimitError, match=r"train\.crop_size 64"):
         largest_batch(settings, 1_284, 150 * MIB)
-    with pytest.raises(MemoryProblem, match="smaller backbone") as caught:
+    with pytest.raises(MemoryLimitError, match="smaller backbone") as caught:
         largest_batch(settings, 1_284, MIB)
     assert caught.value.exit_code == 4
 
@@ -153,12 +153,12 @@ def test_a_budget_is_a_number_and_a_unit(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "11", "GiB", "11 gib", "-1GiB", "0GiB", "1e3GiB", "11GiB now"])
 def test_any_other_budget_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(UsageProblem, match="11GiB"):
+    with pytest.raises(UsageError, match="11GiB"):
         parse_budget(text)
 
 
 def test_a_backbone_that_does_not_exist_is_a_problem_of_usage() -> None:
-    with pytest.raises(UsageProblem, match="resnet5000"):
+    with pytest.raises(UsageError, match="resnet5000"):
         predict_bytes(settings_of("resnet5000"), 19)
 
 
@@ -212,9 +212,9 @@ def test_the_command_answers_for_changed_settings_and_says_into_how_many_parts_a
 ) -> None:
     arguments = ["memory", "--params", str(params), "--budget", "96MiB", "--set", "train.batch_size=64"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert "64 images a step fit with train.accumulate " in result.output
-    for change, mend in (("train.batch_size", "KEY=VALUE"), ("model.head=[softmax", "not YAML")):
-        with pytest.raises(UsageProblem, match=mend):
+    assert "64 images a step fit with train.accumulation_steps " in result.output
+    for change, hint in (("train.batch_size", "KEY=VALUE"), ("model.head=[softmax", "not YAML")):
+        with pytest.raises(UsageError, match=hint):
             CliRunner().invoke(app, ["memory", "--set", change], catch_exceptions=False)
 
 

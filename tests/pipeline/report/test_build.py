@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline.report.build import write_comparison, write_report
 from pipeline.report.charts import curves_chart
 from pipeline.report.tables import number, percent
-from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.errors import DataError, UsageError
 
 CLASSES = [  # name, source, frequency, true pixels, predicted pixels, IoU
     ("<b>", "lvis", "f", 500, 400, 0.75),
@@ -268,7 +268,7 @@ def test_a_group_without_classes_is_left_out_and_one_variant_s_gap_is_a_dash(pla
     assert groups == ["all classes", "frequent", "common", "stuff"]
 
 
-def test_a_metric_unknown_to_the_report_is_shown_without_a_judgement(place: Place) -> None:
+def test_a_metric_unknown_to_the_report_is_shown_without_a_judgment(place: Place) -> None:
     place.write(make_record("softmax", invented=3.25))
     page = place.report()
     assert page.rows["invented"] == [("–", False), ("3.25", False)]
@@ -310,14 +310,14 @@ def test_examples_are_the_pictures_themselves(place: Place) -> None:
     assert base64.b64decode(source) == (place.evaluations / "exact" / "examples/7_image.png").read_bytes()
 
 
-def test_a_large_mask_is_shrunk_without_new_colours(place: Place) -> None:
-    colours = np.random.default_rng(0).integers(0, 256, (5, 3), dtype=np.uint8)
+def test_a_large_mask_is_shrunk_without_new_colors(place: Place) -> None:
+    colors = np.random.default_rng(0).integers(0, 256, (5, 3), dtype=np.uint8)
     ids = np.random.default_rng(1).integers(0, 5, (900, 1500))
-    Image.fromarray(colours[ids]).save(place.evaluations / "exact" / "examples/7_truth.png")
+    Image.fromarray(colors[ids]).save(place.evaluations / "exact" / "examples/7_truth.png")
     source = str(place.report("exact").attributes("img")[1]["src"]).partition("base64,")[2]
     picture = Image.open(io.BytesIO(base64.b64decode(source)))
     assert picture.size == (640, 384)
-    assert {tuple(row) for row in np.asarray(picture).reshape(-1, 3)} == {tuple(row) for row in colours}
+    assert {tuple(row) for row in np.asarray(picture).reshape(-1, 3)} == {tuple(row) for row in colors}
 
 
 def test_variants_without_examples_make_a_page_without_that_section(place: Place) -> None:
@@ -361,7 +361,7 @@ def test_the_same_inputs_give_the_same_bytes(place: Place) -> None:
     assert place.out.read_bytes() == first
 
 
-def test_a_chart_passes_through_its_values_and_takes_its_colours_from_the_page() -> None:
+def test_a_chart_passes_through_its_values_and_takes_its_colors_from_the_page() -> None:
     svg = curves_chart([[(0, 1.0), (10, math.nan), (20, 0.5)], []], name="one", ylabel="loss")
     assert "var(--series-0)" in svg
     assert "nan" not in svg.lower()
@@ -387,15 +387,13 @@ Damage = Callable[[Path], object]
         ),
     ],
 )
-def test_what_is_missing_or_damaged_is_named_with_the_way_out(
-    place: Place, damage: Damage, said: str
-) -> None:
+def test_what_is_missing_or_damaged_is_named_with_the_fix(place: Place, damage: Damage, said: str) -> None:
     place.results.mkdir()
     place.out.write_text("the last report")
     damage(place.evaluations / "softmax")
-    with pytest.raises(DataProblem, match=said) as caught:
+    with pytest.raises(DataError, match=said) as caught:
         place.report()
-    assert "evaluate@softmax" in str(caught.value.mend)
+    assert "evaluate@softmax" in str(caught.value.hint)
     assert place.out.read_text() == "the last report"  # nothing half-written
     assert [path.name for path in place.results.iterdir()] == ["report.html"]
 
@@ -405,32 +403,32 @@ def test_a_record_without_a_key_names_the_key(place: Place, key: str) -> None:
     record = copy.deepcopy(make_record("softmax"))
     del record[key]
     (place.evaluations / "softmax" / "record.json").write_text(json.dumps(record))
-    with pytest.raises(DataProblem, match=key):
+    with pytest.raises(DataError, match=key):
         place.report()
 
 
 def test_a_record_of_another_variant_is_refused(place: Place) -> None:
     place.write(make_record("exact"), name="softmax")
-    with pytest.raises(DataProblem, match="record of variant 'exact'"):
+    with pytest.raises(DataError, match="record of variant 'exact'"):
         place.report()
 
 
 def test_missing_or_damaged_data_and_memory_are_named(place: Place) -> None:
     (place.results).mkdir()
     (place.results / "memory.json").write_text("{}")
-    with pytest.raises(DataProblem, match="measure_memory"):
+    with pytest.raises(DataError, match="measure_memory"):
         place.report()
     (place.results / "memory.json").unlink()
     (place.bootstrapped / "class_statistics.csv").write_text("class_id\n1\n")
-    with pytest.raises(DataProblem, match="class_statistics"):
+    with pytest.raises(DataError, match="class_statistics"):
         place.report()
     (place.bootstrapped / "manifest.json").unlink()
-    with pytest.raises(DataProblem, match="dvc repro bootstrap"):
+    with pytest.raises(DataError, match="dvc repro bootstrap"):
         place.report()
 
 
 def test_no_variants_is_a_wrong_setting(place: Place) -> None:
-    with pytest.raises(UsageProblem, match="no variants"):
+    with pytest.raises(UsageError, match="no variants"):
         write_report(place.evaluations, place.results, place.bootstrapped, [], place.out)
 
 
@@ -476,8 +474,8 @@ def test_the_data_section_tells_sources_groups_and_the_classes_never_seen(place:
     page = place.report("exact")
     text = "".join(page.text.split())
     assert "pixelsfromthings48.30%48.30%48.30%pixelsfromstuff32.20%" in text
-    assert "frequent,ofthelabelledpixels40.00%" in text
+    assert "frequent,ofthelabeledpixels40.00%" in text
     assert "2classesneverseenintrainneverthere,<only>predicted" in text
     (place.bootstrapped / "statistics.json").write_text("{}")
-    with pytest.raises(DataProblem, match="damaged"):
+    with pytest.raises(DataError, match="damaged"):
         place.report("exact")

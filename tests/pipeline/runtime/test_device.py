@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.runtime.device import PeakMemory, choose_device, set_threads
-from pipeline.runtime.errors import Problem
+from pipeline.runtime.errors import KilosegError
 
 
 def test_devices_and_threads() -> None:
@@ -19,7 +19,7 @@ def test_devices_and_threads() -> None:
         torch.set_num_threads(before)
     if not torch.cuda.is_available():
         assert choose_device("auto").type == "cpu"
-        with pytest.raises(Problem, match="no CUDA device"):
+        with pytest.raises(KilosegError, match="no CUDA device"):
             choose_device("cuda")
 
 

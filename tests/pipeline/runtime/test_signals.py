@@ -11,8 +11,8 @@ import time
 import pytest
 import typer
 
-from pipeline.runtime.errors import DataProblem, MemoryProblem, Problem, UsageProblem
-from pipeline.runtime.signals import Interrupted, StopRequest, run
+from pipeline.runtime.errors import DataError, KilosegError, MemoryLimitError, UsageError
+from pipeline.runtime.signals import GracefulStop, Interrupted, run
 
 
 def raising(error: BaseException):
@@ -25,10 +25,10 @@ def raising(error: BaseException):
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (Problem("it broke", where="here", found=1, allowed=2, mend="do that"), 1, "way out: do that"),
-        (UsageProblem("no such key"), 2, "no such key"),
-        (DataProblem("bad image"), 3, "bad image"),
-        (MemoryProblem("too big"), 4, "too big"),
+        (KilosegError("it broke", where="here", found=1, allowed=2, hint="do that"), 1, "fix: do that"),
+        (UsageError("no such key"), 2, "no such key"),
+        (DataError("bad image"), 3, "bad image"),
+        (MemoryLimitError("too big"), 4, "too big"),
         (RuntimeError("CUDA out of memory. Tried to allocate 3 GiB"), 4, "out of memory"),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
@@ -81,7 +81,7 @@ def test_success_is_0_and_a_defect_keeps_its_traceback() -> None:
 
 def test_a_stop_is_answered_between_steps_and_a_second_one_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)  # ignored in a background job of a shell
-    with StopRequest() as stop:
+    with GracefulStop() as stop:
         stop.check()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.signal_number == signal.SIGTERM

@@ -14,7 +14,7 @@ from mlflow.entities import ViewType
 
 from pipeline.config.load import load_settings
 from pipeline.config.schema import Settings
-from pipeline.runtime.errors import Problem
+from pipeline.runtime.errors import KilosegError
 from pipeline.runtime.signals import Interrupted
 from pipeline.tracking.mlflow_tracker import log_to_finished_run, open_run
 from pipeline.tracking.tracker import tracking_uri
@@ -83,7 +83,7 @@ def test_one_run_holds_what_training_and_evaluation_say(
         (RuntimeError("broken"), "FAILED"),
         (KeyboardInterrupt(), "KILLED"),
         (Interrupted(signal.SIGTERM), "KILLED"),
-        (Problem("no"), "FAILED"),
+        (KilosegError("no"), "FAILED"),
     ],
 )
 def test_a_run_that_does_not_finish_says_so(
@@ -128,7 +128,7 @@ def test_a_server_that_does_not_answer_is_one_clear_error(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with (
-        pytest.raises(Problem, match=r"does not answer(.|\n)*127.0.0.1:9(.|\n)*MLFLOW_TRACKING_URI"),
+        pytest.raises(KilosegError, match=r"does not answer(.|\n)*127.0.0.1:9(.|\n)*MLFLOW_TRACKING_URI"),
         open_run(settings),
     ):
         pass

@@ -6,15 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.segmenter import SegmenterArguments, build_segmenter
+from models.segmenter import SegmenterConfig, build_segmenter
 from pipeline.config.schema import LossSettings
-from pipeline.train_step.loss import draw_pixels, labelled_rows, segmentation_losses
+from pipeline.train_step.loss import draw_pixels, labeled_rows, segmentation_losses
 
 
 def build(head: str, num_classes: int = 37):
     torch.manual_seed(0)
     return build_segmenter(
-        SegmenterArguments(
+        SegmenterConfig(
             backbone="test_resnet", decoder_channels=8, embedding_dim=6, num_classes=num_classes, head=head
         )
     )
@@ -56,7 +56,7 @@ def test_the_softmax_baseline_is_the_dense_cross_entropy(target: torch.Tensor) -
 
 
 @pytest.mark.parametrize("head", ["embedding", "softmax"])
-def test_a_batch_without_labelled_pixels_has_a_finite_zero_loss_and_gradients(head: str) -> None:
+def test_a_batch_without_labeled_pixels_has_a_finite_zero_loss_and_gradients(head: str) -> None:
     segmenter = build(head)
     target = torch.full((1, 32, 32), -1)
     losses = segmentation_losses(
@@ -93,7 +93,7 @@ def test_a_budget_of_all_pixels_is_no_budget(head: str, target: torch.Tensor) ->
 
 
 @pytest.mark.parametrize("head", ["embedding", "softmax"])
-def test_a_pixel_budget_estimates_the_loss_over_all_labelled_pixels(head: str, target: torch.Tensor) -> None:
+def test_a_pixel_budget_estimates_the_loss_over_all_labeled_pixels(head: str, target: torch.Tensor) -> None:
     segmenter = build(head)
     output = segmenter(torch.rand(2, 3, 30, 42)).detach()
     whole = float(segmentation_losses(segmenter, output, target, LossSettings()).cross_entropy)
@@ -110,14 +110,14 @@ def test_a_pixel_budget_estimates_the_loss_over_all_labelled_pixels(head: str, t
 
 def test_a_budgets_rows_are_those_of_the_pixels_drawn(target: torch.Tensor) -> None:
     output = torch.randn(2, 5, 8, 11)
-    every_row, every_target = labelled_rows(output, target, None)
-    rows, targets = labelled_rows(output, target, 40, torch.Generator().manual_seed(0))
+    every_row, every_target = labeled_rows(output, target, None)
+    rows, targets = labeled_rows(output, target, 40, torch.Generator().manual_seed(0))
     pixels = draw_pixels(target.flatten(), 40, torch.Generator().manual_seed(0))
     torch.testing.assert_close(rows, every_row[pixels])
     assert torch.equal(targets, every_target[pixels])
 
 
-def test_a_budgets_pixels_are_labelled_distinct_and_the_generators() -> None:
+def test_a_budgets_pixels_are_labeled_distinct_and_the_generators() -> None:
     targets = torch.full((50,), -1)
     targets[10:40] = 3
 

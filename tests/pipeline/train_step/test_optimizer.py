@@ -1,4 +1,4 @@
-"""The optimisers: which parameter has which rate and decay, and how the rate goes over the steps."""
+"""The optimizers: which parameter has which rate and decay, and how the rate goes over the steps."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
+from models.segmenter import Segmenter, SegmenterConfig, build_segmenter
 from pipeline.checkpoint.format import optimizer_tensors, restore_optimizer
 from pipeline.config.load import load_settings
 from pipeline.config.schema import TrainSettings
-from pipeline.runtime.errors import UsageProblem
+from pipeline.runtime.errors import UsageError
 from pipeline.train_step.optimizer import build_optimizer, set_learning_rate
 
 
 def build(head: str = "embedding") -> Segmenter:
     return build_segmenter(
-        SegmenterArguments(
+        SegmenterConfig(
             num_classes=37, backbone="test_efficientnet", decoder_channels=16, embedding_dim=6, head=head
         )  # type: ignore[arg-type]
     )
@@ -40,7 +40,7 @@ def test_every_parameter_is_in_one_group(name: str, head: str) -> None:
 
 
 def test_the_rate_decays_polynomially_and_the_backbone_follows_at_its_factor() -> None:
-    settings = TrainSettings(steps=100, learning_rate=0.01, poly_power=0.9, backbone_rate_factor=0.1)
+    settings = TrainSettings(steps=100, learning_rate=0.01, poly_power=0.9, backbone_lr_multiplier=0.1)
     segmenter = build()
     optimizer = build_optimizer(segmenter, settings)
     assert set_learning_rate(optimizer, settings, 0) == 0.01
@@ -90,7 +90,7 @@ def test_the_class_embeddings_may_have_a_decay_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_an_optimiser_goes_on_from_its_tensors_as_if_never_stopped(name: str) -> None:
+def test_an_optimizer_goes_on_from_its_tensors_as_if_never_stopped(name: str) -> None:
     settings = TrainSettings(optimizer=name, learning_rate=0.01)
 
     def steps(segmenter: Segmenter, optimizer: torch.optim.Optimizer, count: int) -> None:
@@ -119,13 +119,13 @@ def test_a_frozen_backbone_has_no_gradients_and_keeps_its_statistics() -> None:
     segmenter = build()
     segmenter.freeze_backbone()
     optimizer = build_optimizer(segmenter, TrainSettings())
-    optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
     before = {name: value.clone() for name, value in segmenter.backbone.state_dict().items()}
     segmenter.eval()
     segmenter.train()  # as after a validation
     segmenter(torch.rand(2, 3, 32, 32)).sum().backward()
     assert all(parameter.grad is None for parameter in segmenter.backbone.parameters())
-    assert optimised == {id(p) for p in segmenter.parameters() if p.requires_grad}
+    assert optimized == {id(p) for p in segmenter.parameters() if p.requires_grad}
     assert all(torch.equal(before[name], value) for name, value in segmenter.backbone.state_dict().items())
     assert segmenter.decoder.training
 
@@ -133,5 +133,5 @@ def test_a_frozen_backbone_has_no_gradients_and_keeps_its_statistics() -> None:
 def test_freezing_an_untrained_backbone_is_refused(tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
     params.write_text("data: {root: somewhere}\ntrain: {freeze_backbone: true}\n")
-    with pytest.raises(UsageProblem, match="stay random"):
+    with pytest.raises(UsageError, match="stay random"):
         load_settings(params)

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.segmenter import Segmenter, SegmenterArguments, build_segmenter
+from models.segmenter import Segmenter, SegmenterConfig, build_segmenter
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings
 from pipeline.config.paths import checkpoint_folder
 from pipeline.config.schema import LossSettings, Settings
 from pipeline.data.loading.batch import IGNORE_INDEX
-from pipeline.runtime.errors import Problem, UsageProblem
+from pipeline.runtime.errors import KilosegError, UsageError
 from pipeline.runtime.signals import Interrupted
 from pipeline.tracking.tracker import NoTracker
-from pipeline.train_step.ema import MovingAverage
+from pipeline.train_step.ema import ModelEma
 from pipeline.train_step.loss import Losses, segmentation_losses
 from pipeline.train_step.step import accumulate_gradients
 from pipeline.training.state import READ_EVERY
@@ -28,7 +28,7 @@ from tests.pipeline.training.recording import Recorder, same_weights
 def build(head: str = "embedding") -> Segmenter:
     torch.manual_seed(0)
     arguments = {"backbone": "test_resnet", "decoder_channels": 8, "embedding_dim": 4, "head": head}
-    return build_segmenter(SegmenterArguments(num_classes=300, **arguments))  # type: ignore[arg-type]
+    return build_segmenter(SegmenterConfig(num_classes=300, **arguments))  # type: ignore[arg-type]
 
 
 def gradients_of(segmenter: Segmenter, settings: Settings, target: torch.Tensor, parts: int):
@@ -44,21 +44,21 @@ def gradients_of(segmenter: Segmenter, settings: Settings, target: torch.Tensor,
     return found, [parameter.grad.clone() for parameter in segmenter.parameters()]
 
 
-def some_target(unlabelled: slice) -> torch.Tensor:
+def some_target(unlabeled: slice) -> torch.Tensor:
     target = torch.randint(300, (5, 32, 32), generator=torch.Generator().manual_seed(2))
     target[:, 3:9] = IGNORE_INDEX
-    target[unlabelled] = IGNORE_INDEX
+    target[unlabeled] = IGNORE_INDEX
     return target
 
 
-@pytest.mark.parametrize("unlabelled", [slice(0, 0), slice(0, 2), slice(0, 5)], ids=["none", "a part", "all"])
+@pytest.mark.parametrize("unlabeled", [slice(0, 0), slice(0, 2), slice(0, 5)], ids=["none", "a part", "all"])
 @pytest.mark.parametrize("head", ["embedding", "softmax"])
 @pytest.mark.parametrize("parts", [2, 3, 5])
 def test_the_parts_of_a_batch_add_up_to_its_loss_and_gradient(
-    project: Path, parts: int, head: str, unlabelled: slice
+    project: Path, parts: int, head: str, unlabeled: slice
 ) -> None:
     settings, segmenter = load_settings(variant="exact"), build(head)
-    target = some_target(unlabelled)
+    target = some_target(unlabeled)
     whole, expected = gradients_of(segmenter, settings, target, 1)
     divided, found = gradients_of(segmenter, settings, target, parts)
     torch.testing.assert_close(divided.cross_entropy, whole.cross_entropy)
@@ -84,17 +84,17 @@ def test_a_pixel_budget_is_of_a_step_not_of_its_parts(project: Path, monkeypatch
 def test_a_divided_batch_trains_nearly_as_an_undivided_one(project: Path) -> None:
     recorders = {}
     for parts in (1, 2):
-        overrides = {"train.batch_size": 4, "train.accumulate": parts, "train.steps": 3}
+        overrides = {"train.batch_size": 4, "train.accumulation_steps": parts, "train.steps": 3}
         recorders[parts] = Recorder()
         result = train(load_settings(variant="exact", overrides=overrides), recorders[parts])
-        assert result.accumulate == parts
+        assert result.accumulation_steps == parts
     assert recorders[1].losses != recorders[2].losses  # batch norm
     assert recorders[1].losses[1] == pytest.approx(recorders[2].losses[1], rel=0.05)
 
 
 def test_the_average_follows_the_weights_as_its_formula_says() -> None:
     segmenter = build().train()
-    average = MovingAverage(segmenter, 0.8)
+    average = ModelEma(segmenter, 0.8)
     expected = {name: tensor.clone() for name, tensor in segmenter.state_dict().items()}
     for step in range(40):
         with torch.no_grad():
@@ -132,7 +132,7 @@ WAYS = {
     "average": {"train.ema": 0.9},
     "fused": {"train.fused_optimizer": True, "train.gradient_clip": 1.0},
     "fused AdamW": {"train.optimizer": "adamw", "train.fused_optimizer": True},
-    "parts": {"train.batch_size": 3, "train.accumulate": 2, "loss.pixel_budget": 500},
+    "parts": {"train.batch_size": 3, "train.accumulation_steps": 2, "loss.pixel_budget": 500},
     "channels last": {"train.channels_last": True, "train.precision": "bf16"},
     "deterministic": {"train.deterministic": True},
     "one batch": {"train.debug": "one_batch"},
@@ -183,7 +183,7 @@ def test_a_loss_scale_is_restored_and_changes_no_loss(project: Path, monkeypatch
 
 
 def test_half_precision_is_refused_on_the_cpu(project: Path) -> None:
-    with pytest.raises(UsageProblem, match=r"train\.precision(.|\n)*bf16"):
+    with pytest.raises(UsageError, match=r"train\.precision(.|\n)*bf16"):
         train(load_settings(variant="exact", overrides={"train.precision": "fp16"}), NoTracker())
 
 
@@ -202,7 +202,7 @@ def test_an_operation_without_a_deterministic_kernel_is_refused_by_name(
         raise RuntimeError("some_backward_cuda does not have a deterministic implementation, but you set ...")
 
     monkeypatch.setattr("pipeline.train_step.step.segmentation_losses", refuses)
-    with pytest.raises(UsageProblem, match=r"train\.deterministic(.|\n)*some_backward_cuda"):
+    with pytest.raises(UsageError, match=r"train\.deterministic(.|\n)*some_backward_cuda"):
         train(load_settings(variant="exact", overrides={"train.deterministic": True}), NoTracker())
 
 
@@ -238,7 +238,7 @@ def test_a_network_that_cannot_be_compiled_is_told(project: Path, monkeypatch: p
         raise torch._dynamo.exc.BackendCompilerFailed(no_compiler, RuntimeError("no C++ compiler"), None)
 
     monkeypatch.setattr(torch, "compile", lambda network, **options: no_compiler)
-    with pytest.raises(Problem, match=r"could not be compiled(.|\n)*train\.compile"):
+    with pytest.raises(KilosegError, match=r"could not be compiled(.|\n)*train\.compile"):
         train(load_settings(variant="exact", overrides={"train.compile": True}), NoTracker())
 
 
@@ -261,14 +261,14 @@ def test_a_nan_is_named_soon_though_the_loss_is_read_seldom(
     reads = []
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: (reads.append(1), real(tensor))[1])
     broken_from(19, monkeypatch)
-    from pipeline.train_step.step import Optimisation
+    from pipeline.train_step.step import TrainStep
 
-    step = Optimisation.step
+    step = TrainStep.step
     monkeypatch.setattr(
-        Optimisation, "step", lambda self, batch, at: (seen.append(batch.image_ids), step(self, batch, at))[1]
+        TrainStep, "step", lambda self, batch, at: (seen.append(batch.image_ids), step(self, batch, at))[1]
     )
     often = {"train.steps": 100_000, "train.validate_every": 50_000, "train.checkpoint_every": 50_000}
-    with pytest.raises(Problem, match="no longer finite") as caught:
+    with pytest.raises(KilosegError, match="no longer finite") as caught:
         train(load_settings(variant="exact", overrides=often), NoTracker())
     assert caught.value.exit_code == 1
     assert caught.value.where is not None
@@ -283,7 +283,7 @@ def test_no_checkpoint_is_written_after_a_nan(
 ) -> None:
     settings = load_settings(variant="exact", overrides={"train.steps": 500, "train.validate_every": 3})
     broken_from(call, monkeypatch)
-    with pytest.raises(Problem, match="no longer finite"):
+    with pytest.raises(KilosegError, match="no longer finite"):
         train(settings, NoTracker())
     for name, step in (("last", 4), ("previous", 2), ("best", 3)):
         checkpoint = load_checkpoint(checkpoint_folder(settings) / f"{name}.safetensors")
@@ -302,7 +302,7 @@ def test_weights_that_an_update_spoilt_are_not_saved_though_the_loss_was_finite(
 
     monkeypatch.setattr("pipeline.train_step.step.segmentation_losses", spoils)
     settings = load_settings(variant="exact")
-    with pytest.raises(Problem, match=r"the weights are no longer finite(.|\n)*step 4, images \d+"):
+    with pytest.raises(KilosegError, match=r"the weights are no longer finite(.|\n)*step 4, images \d+"):
         train(settings, NoTracker())
     assert load_checkpoint(checkpoint_folder(settings) / "last.safetensors", header_only=True).step == 2
 
@@ -323,14 +323,14 @@ def test_a_stop_during_a_validation_is_answered_at_once_and_the_validation_done_
         self.stop.signal_number = 15  # type: ignore[attr-defined]
         leave(self, *prediction)
 
-    from pipeline.training.trainer import _Training
+    from pipeline.training.trainer import Trainer
 
-    leave = _Training._leave_if_stopped
-    monkeypatch.setattr(_Training, "_leave_if_stopped", stop_first)
+    leave = Trainer._leave_if_stopped
+    monkeypatch.setattr(Trainer, "_leave_if_stopped", stop_first)
     with pytest.raises(Interrupted):
         train(settings, NoTracker())
     assert len(judged) == 1
-    monkeypatch.setattr(_Training, "_leave_if_stopped", leave)
+    monkeypatch.setattr(Trainer, "_leave_if_stopped", leave)
     recorder = Recorder()
     result = train(settings, recorder)
     assert recorder.losses == {}

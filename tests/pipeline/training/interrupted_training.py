@@ -31,7 +31,7 @@ OVERRIDES: dict[str, Any] = {
     "train.checkpoint_every": 7,
     "train.validate_every": 25,
     "train.batch_size": 3,
-    "train.accumulate": 2,
+    "train.accumulation_steps": 2,
     "train.ema": 0.9,
     "train.gradient_clip": 1.0,
     "train.repeat_threshold": 0.5,

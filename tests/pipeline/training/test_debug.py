@@ -17,12 +17,12 @@ from tests.pipeline.training.recording import Recorder
 
 
 def test_one_batch_is_learned_by_heart(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.train_step.step import Optimisation
+    from pipeline.train_step.step import TrainStep
 
     seen = set()
-    step = Optimisation.step
+    step = TrainStep.step
     monkeypatch.setattr(
-        Optimisation, "step", lambda self, batch, at: (seen.add(batch.image_ids), step(self, batch, at))[1]
+        TrainStep, "step", lambda self, batch, at: (seen.add(batch.image_ids), step(self, batch, at))[1]
     )
     recorder = Recorder()
     overrides = {"train.debug": "one_batch", "train.steps": 40, "train.validate_every": 40}

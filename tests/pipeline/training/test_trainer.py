@@ -15,7 +15,7 @@ from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings
 from pipeline.config.paths import checkpoint_folder
 from pipeline.config.schema import Settings
-from pipeline.runtime.errors import DataProblem, Problem
+from pipeline.runtime.errors import DataError, KilosegError
 from pipeline.runtime.signals import Interrupted
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import interrupted_state, train
@@ -133,7 +133,7 @@ def test_two_processes_do_not_train_into_one_folder(settings: Settings) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(Problem, match=rf"another process(.|\n)*process {other.pid}"):
+        with pytest.raises(KilosegError, match=rf"another process(.|\n)*process {other.pid}"):
             train(settings, NoTracker())
         other.kill()  # which frees the folder
     assert train(settings, NoTracker()).steps == 8
@@ -202,12 +202,12 @@ def test_a_loss_that_is_no_longer_finite_names_step_and_images(
         return module.Losses(losses.total, losses.cross_entropy * float("nan"), losses.separation)
 
     monkeypatch.setattr(module, "segmentation_losses", broken)
-    with pytest.raises(Problem, match=r"no longer finite(.|\n)*images \d+, \d+") as caught:
+    with pytest.raises(KilosegError, match=r"no longer finite(.|\n)*images \d+, \d+") as caught:
         train(settings, NoTracker())
     assert caught.value.exit_code == 1
 
 
 def test_training_without_bootstrapped_data_says_what_to_run(tmp_path: Path, project: Path) -> None:
     (tmp_path / "data").unlink()
-    with pytest.raises(DataProblem, match=r"dvc repro|pipeline data bootstrap"):
+    with pytest.raises(DataError, match=r"dvc repro|pipeline data bootstrap"):
         train(load_settings(variant="exact"), NoTracker())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.load import load_settings
-from pipeline.runtime.errors import Problem, UsageProblem
+from pipeline.runtime.errors import KilosegError, UsageError
 from pipeline.tuning.cluster import Machine, Resources, share
 from pipeline.tuning.sweep import Plan
 
@@ -53,12 +53,12 @@ def test_on_gpus(project: Path, machines: list[Machine], gpus: float | None, exp
 
 def test_no_machine_has_a_trials_gpus(project: Path) -> None:
     """Four GPUs in two machines are not three for one trial."""
-    with pytest.raises(Problem, match="too few GPUs"):
+    with pytest.raises(KilosegError, match="too few GPUs"):
         share(make_plan(on_gpu=True), [Machine(8, 2.0), Machine(8, 2.0)], gpus_per_trial=3)
 
 
 def test_gpus_for_a_sweep_without_any_are_refused(project: Path) -> None:
-    with pytest.raises(UsageProblem, match="uses none"):
+    with pytest.raises(UsageError, match="uses none"):
         share(make_plan(on_gpu=False), [Machine(8, 2.0)], gpus_per_trial=1)
     assert share(make_plan(on_gpu=False), [Machine(8, 2.0)], gpus_per_trial=0).gpus == 0
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from pipeline.config.load import load_settings
-from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.errors import DataError, UsageError
 from pipeline.tuning.results import apply_values, pareto_front, ranked, results_csv, summary, winner
 from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
 from tests.paths import ROOT
@@ -43,13 +43,13 @@ def test_the_front_holds_what_no_other_finished_trial_beats() -> None:
 
 def test_the_winner_has_the_highest_miou_and_of_equals_the_least_memory(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "named")
-    with pytest.raises(DataProblem, match="no trial of this sweep has finished"):
+    with pytest.raises(DataError, match="no trial of this sweep has finished"):
         winner(sweep)
     for record in (trial(0, 0.3, 1.0), trial(1, 0.3, 0.9), trial(2, 0.4, 0.1, "pruned")):
         sweep.write(record)
     assert winner(sweep).number == 1
     assert winner(sweep, 0).number == 0
-    with pytest.raises(UsageProblem, match="not a finished trial"):
+    with pytest.raises(UsageError, match="not a finished trial"):
         winner(sweep, 2)
 
 
@@ -109,7 +109,7 @@ def test_values_that_do_not_fit_the_file_any_more_leave_it_alone(tmp_path: Path)
     document["variants"]["essnet"] = {"train": {"scale_max": 1.0}}
     path.write_text(yaml.safe_dump(document))
     before = path.read_bytes()
-    with pytest.raises(UsageProblem):
+    with pytest.raises(UsageError):
         apply_values(path, plan, TrialRecord(0, {"train.scale_min": 1.5}, "finished", 0.5))
     assert path.read_bytes() == before
     assert [found.name for found in tmp_path.iterdir()] == ["params.yaml"]

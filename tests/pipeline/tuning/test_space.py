@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from pipeline.cli.tune import app
 from pipeline.config.load import load_settings
 from pipeline.config.schema import Settings
-from pipeline.runtime.errors import UsageProblem
+from pipeline.runtime.errors import UsageError
 from pipeline.tuning.space import read_space
 
 
@@ -85,7 +85,7 @@ def test_a_mistake_is_one_error_that_names_it_and_the_file_it_was_read_from(
     project: Path, space: dict[str, Any], told: str
 ) -> None:
     other = shutil.copy(project / "params.yaml", project / "other.yaml")
-    with pytest.raises(UsageProblem) as error:
+    with pytest.raises(UsageError) as error:
         read_space(space, load_settings(other, variant="essnet"))
     assert told in str(error.value)
     assert str(error.value.where).startswith(f"{project / 'other.yaml'}: ")
@@ -107,6 +107,6 @@ def test_the_command_names_the_file_that_it_was_given(
     params["tune"] = {"space": {"model.embedding_dim": {"choice": [4, 8]}}} | section
     (project / "other.yaml").write_text(yaml.safe_dump(params))
     error = CliRunner().invoke(app, ["--dry-run", "--params", "other.yaml"]).exception
-    assert isinstance(error, UsageProblem)
+    assert isinstance(error, UsageError)
     assert told in str(error)
     assert str(error.where).startswith(f"{project / 'other.yaml'}: ")

@@ -184,7 +184,7 @@ def kill_node(node: psutil.Process) -> None:
 
 
 def check_only_code_was_sent(trial: psutil.Process) -> None:
-    """The trial imports the packages that travelled with the sweep, and nothing else travelled."""
+    """The trial imports the packages that traveled with the sweep, and nothing else traveled."""
     paths = [Path(path) for path in trial.environ()["PYTHONPATH"].split(os.pathsep)]
     sent = [path for path in paths if "py_modules_files" in path.parts]
     assert {found.name for path in sent for found in path.iterdir()} == {"pipeline", "models"}

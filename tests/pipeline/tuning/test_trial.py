@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings, with_overrides
-from pipeline.evaluation.outputs import judge
-from pipeline.runtime.errors import Problem
+from pipeline.evaluation.outputs import evaluate_checkpoint
+from pipeline.runtime.errors import KilosegError
 from pipeline.runtime.locks import locked
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
@@ -55,7 +55,7 @@ def test_a_trial_equals_the_stages(sweep: Sweep, tmp_path: Path) -> None:
     settings = with_overrides(load_settings(variant="essnet"), VALUES)
     result = train(settings, NoTracker(), folder=tmp_path / "alone")
     checkpoint = load_checkpoint(result.checkpoint)
-    evaluation, _ = judge(settings, checkpoint, checkpoint.segmenter(), "val")
+    evaluation, _ = evaluate_checkpoint(settings, checkpoint, checkpoint.segmenter(), "val")
     record = sweep.record(0)
     assert record.outcome == "finished"
     assert {name: record.metrics[f"val/{name}"] for name in evaluation.metrics.flat()} == pytest.approx(
@@ -139,7 +139,7 @@ def test_a_training_that_diverges_fails_with_its_reason(project: Path) -> None:
 
 
 def test_a_machine_without_the_shared_folder_says_so_and_makes_nothing(sweep: Sweep, tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="not on this machine"):
+    with pytest.raises(KilosegError, match="not on this machine"):
         go(Sweep(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
 
@@ -148,7 +148,7 @@ def test_two_processes_never_work_on_one_trial(sweep: Sweep, monkeypatch: pytest
     monkeypatch.setattr("pipeline.tuning.trial._PATIENCE_SECONDS", 0.3)
     with (
         locked(sweep.trial_folder(0) / ".lock"),
-        pytest.raises(Problem, match="another process of trial 0"),
+        pytest.raises(KilosegError, match="another process of trial 0"),
     ):
         go(sweep)
     assert json.loads((sweep.trial_folder(0) / "trial.json").read_text())["outcome"] == "running"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.data.annotations.fallback import read_lvis, read_stuff
-from pipeline.runtime.errors import DataProblem, Problem
+from pipeline.runtime.errors import DataError, KilosegError
 from tests.pipeline.data.small_dataset import SmallDataset, box, typical, whole
 
 LVIS_TRAIN, STUFF_TRAIN = "lvis_v1_train", "stuff_train2017"
@@ -71,7 +71,7 @@ def test_a_missing_libgl_is_explained(data: SmallDataset, monkeypatch: pytest.Mo
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", fail)
-    with pytest.raises(Problem, match="libgl1"):
+    with pytest.raises(KilosegError, match="libgl1"):
         read_lvis(data.path(LVIS_TRAIN))
 
 
@@ -83,12 +83,12 @@ def test_a_file_without_one_of_its_lists_is_one_error(
     tree = data.files[LVIS_TRAIN]
     tree[key] = value
     data.write()
-    with pytest.raises(DataProblem, match=f"{key}: {told}") as caught:
+    with pytest.raises(DataError, match=f"{key}: {told}") as caught:
         read_lvis(data.path(LVIS_TRAIN))
     assert str(caught.value.where).endswith("lvis_v1_train.json")
     del tree[key]
     data.write()
-    with pytest.raises(DataProblem, match=f"no '{key}'"):
+    with pytest.raises(DataError, match=f"no '{key}'"):
         read_lvis(data.path(LVIS_TRAIN))
 
 
@@ -105,7 +105,7 @@ def test_a_file_without_one_of_its_lists_is_one_error(
 def test_malformed_json_is_named_by_line_and_column(data: SmallDataset, text: str, words: str) -> None:
     data.write()
     data.path(LVIS_TRAIN).write_text(text, encoding="utf-8")
-    with pytest.raises(DataProblem) as caught:
+    with pytest.raises(DataError) as caught:
         read_lvis(data.path(LVIS_TRAIN))
     assert words in str(caught.value)
 
@@ -113,14 +113,14 @@ def test_malformed_json_is_named_by_line_and_column(data: SmallDataset, text: st
 def test_a_file_that_is_no_text_is_one_error(data: SmallDataset) -> None:
     data.write()
     data.path(LVIS_TRAIN).write_bytes(b'{"images": "\xff\xfe"}')
-    with pytest.raises(DataProblem, match="unreadable annotation file"):
+    with pytest.raises(DataError, match="unreadable annotation file"):
         read_lvis(data.path(LVIS_TRAIN))
 
 
 def test_a_missing_file_and_a_missing_folder_are_told_apart(data: SmallDataset, tmp_path: Path) -> None:
     data.write()
     data.path(LVIS_TRAIN).unlink()
-    with pytest.raises(DataProblem, match="no annotation file"):
+    with pytest.raises(DataError, match="no annotation file"):
         read_lvis(data.path(LVIS_TRAIN))
-    with pytest.raises(DataProblem, match="no folder with annotations"):
+    with pytest.raises(DataError, match="no folder with annotations"):
         read_lvis(tmp_path / "nowhere" / "lvis_v1_train.json")

@@ -20,7 +20,7 @@ from pipeline.data.annotations.index import IndexedRows, RowReader, Span
 from pipeline.data.annotations.reader import Source, read_files
 from pipeline.data.annotations.validation import AnnotationFile
 from pipeline.data.layouts.coco_lvis import OfficialLayout
-from pipeline.runtime.errors import DataProblem, Problem
+from pipeline.runtime.errors import DataError, KilosegError
 from pipeline.runtime.workers import WorkerPool, ordered_map, worker_pool
 from tests.paths import SHARED
 from tests.pipeline.data.small_dataset import box, typical
@@ -186,7 +186,7 @@ def test_a_file_that_changes_before_its_rows_are_drawn_is_one_error(tmp_path: Pa
     (shape, *_) = layout.content(entry)
     assert isinstance(shape.segmentation, Span)
     data.path("lvis_v1_train").write_text("{}")
-    with RowReader() as reader, pytest.raises(DataProblem, match="changed while it was read") as caught:
+    with RowReader() as reader, pytest.raises(DataError, match="changed while it was read") as caught:
         reader.read(shape.segmentation, shape.where)
     assert "annotation 1" in str(caught.value.where)
 
@@ -231,7 +231,7 @@ def die_elsewhere(parent: int) -> int:
 def test_a_worker_that_dies_is_one_error() -> None:
     with (
         worker_pool(2, "pipeline.runtime.workers") as two,
-        pytest.raises(Problem, match="worker process died"),
+        pytest.raises(KilosegError, match="worker process died"),
     ):
         list(ordered_map(die_elsewhere, [os.getpid()] * 100, two, chunk=1))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.data.annotations.fallback import read_lvis, read_stuff
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 from tests.pipeline.data.small_dataset import SmallDataset, typical
 
 LVIS_TRAIN, STUFF_TRAIN = "lvis_v1_train", "stuff_train2017"
@@ -89,7 +89,7 @@ DAMAGES = [
 def test_damage_is_named_with_its_place(data: SmallDataset, spoil: Callable[[Any], None], words: str) -> None:
     spoil(data.files[LVIS_TRAIN])
     data.write()
-    with pytest.raises(DataProblem) as caught:
+    with pytest.raises(DataError) as caught:
         read_lvis(data.path(LVIS_TRAIN))
     assert words in str(caught.value)
     assert "lvis_v1_train.json" in str(caught.value.where)
@@ -98,10 +98,10 @@ def test_damage_is_named_with_its_place(data: SmallDataset, spoil: Callable[[Any
 def test_an_unknown_category_names_file_annotation_and_image(data: SmallDataset) -> None:
     data.files[STUFF_TRAIN]["annotations"][2]["category_id"] = 254
     data.write()
-    with pytest.raises(DataProblem) as caught:
+    with pytest.raises(DataError) as caught:
         read_stuff(data.path(STUFF_TRAIN))
     problem = caught.value
     assert str(problem.where).endswith("stuff_train2017.json: annotation 3, image 3")
     assert (problem.found, problem.exit_code) == ("category 254", 3)
     assert problem.allowed
-    assert problem.mend
+    assert problem.hint

@@ -22,7 +22,7 @@ from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.layouts.splits import held_out
 from pipeline.data.loading.dataset import SegmentationDataset
-from pipeline.runtime.errors import DataProblem, Problem, UsageProblem
+from pipeline.runtime.errors import DataError, KilosegError, UsageError
 from pipeline.runtime.workers import worker_pool
 from tests.pipeline.data.small_dataset import (
     APPLE,
@@ -106,7 +106,7 @@ def test_images_without_a_label_are_left_out_by_name(data: SmallDataset, out: Pa
         (5, "train", "no annotation of a kept class"),
         (91, "val", "no annotation"),
         (92, "val", "no annotation of a kept class"),
-        (6, "train", "no labelled pixel"),
+        (6, "train", "no labeled pixel"),
     }
     assert left_out[0]["file"].endswith(".jpg")
     assert set(masks(out, root)) == {1, 2, 3, 4, 90}
@@ -272,7 +272,7 @@ def test_damage_is_one_error_and_leaves_the_old_output_alone(
     bootstrap(root, out)
     before = contents(out)
     spoil(data)
-    with pytest.raises(DataProblem) as caught:
+    with pytest.raises(DataError) as caught:
         bootstrap(root, out)
     assert words in str(caught.value)
     assert place in str(caught.value.where)
@@ -285,7 +285,7 @@ def test_a_worker_hands_the_first_error_on(data: SmallDataset, out: Path) -> Non
     break_outline(data)
     with (
         worker_pool(2, "pipeline.data.bootstrap.build") as pool,
-        pytest.raises(DataProblem, match="3 coordinates"),
+        pytest.raises(DataError, match="3 coordinates"),
     ):
         bootstrap(root, out, pool=pool)
     assert list(out.parent.iterdir()) == []
@@ -301,12 +301,12 @@ def test_the_size_of_images_is_not_looked_at_when_told_so(data: SmallDataset, ou
 def test_a_train_split_without_images_is_refused(tmp_path: Path, out: Path) -> None:
     data = SmallDataset(tmp_path / "root")
     data.add(1, "val", lvis=[(1, box(0, 0, 2, 2))])
-    with pytest.raises(DataProblem, match="no image to train on"):
+    with pytest.raises(DataError, match="no image to train on"):
         bootstrap(data.write(), out)
 
 
 def test_a_missing_root_says_how_to_go_on(tmp_path: Path, out: Path) -> None:
-    with pytest.raises(DataProblem, match=r"data\.root"):
+    with pytest.raises(DataError, match=r"data\.root"):
         bootstrap(tmp_path / "nowhere", out)
 
 
@@ -324,7 +324,7 @@ def test_a_missing_root_says_how_to_go_on(tmp_path: Path, out: Path) -> None:
 def test_an_option_out_of_range_is_refused(
     data: SmallDataset, out: Path, options: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(UsageProblem, match=words):
+    with pytest.raises(UsageError, match=words):
         bootstrap(data.write(), out, **options)
     assert not out.exists()
 
@@ -332,9 +332,9 @@ def test_an_option_out_of_range_is_refused(
 def test_what_kiloseg_did_not_make_is_not_overwritten(data: SmallDataset, out: Path) -> None:
     out.mkdir(parents=True)
     (out / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageProblem, match="did not make"):
+    with pytest.raises(UsageError, match="did not make"):
         bootstrap(data.write(), out)
-    with pytest.raises(UsageProblem, match="did not make"):
+    with pytest.raises(UsageError, match="did not make"):
         bootstrap(data.root, data.root)
     assert contents(out) == {"thesis.txt": b"years of work"}
     assert data.path("lvis_v1_train").is_file()
@@ -367,7 +367,7 @@ def test_an_output_that_was_just_moved_aside_is_put_back(data: SmallDataset, out
     before = contents(out)
     out.rename(out.with_name(".out.replaced"))
     remove_image(data)
-    with pytest.raises(DataProblem, match="missing image"):
+    with pytest.raises(DataError, match="missing image"):
         bootstrap(root, out)
     assert contents(out) == before
 
@@ -379,7 +379,7 @@ def test_of_two_runs_on_one_output_the_second_is_refused(data: SmallDataset, out
     lock = os.open(partial, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:
-        with pytest.raises(UsageProblem, match="another run"):
+        with pytest.raises(UsageError, match="another run"):
             bootstrap(root, out)
         assert partial.is_dir()
     finally:
@@ -408,14 +408,14 @@ def test_the_commands_make_masks_to_look_at(data: SmallDataset, out: Path, tmp_p
 
 def test_the_commands_raise_what_the_main_command_prints(out: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["bootstrap", str(tmp_path / "nowhere"), str(out)])
-    assert isinstance(result.exception, Problem)
+    assert isinstance(result.exception, KilosegError)
     assert result.exception.exit_code == 3
 
 
 def test_showing_an_unknown_image_is_refused(data: SmallDataset, out: Path) -> None:
     bootstrap(data.write(), out)
     result = CliRunner().invoke(app, ["show", str(out), "12345", "--root", str(data.root)])
-    assert isinstance(result.exception, UsageProblem)
+    assert isinstance(result.exception, UsageError)
 
 
 def test_single_whole_stuff_annotation_keeps_an_id_above_255(tmp_path: Path, out: Path) -> None:

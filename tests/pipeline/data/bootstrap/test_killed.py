@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.data.bootstrap import build as library
 from pipeline.data.bootstrap.build import bootstrap
-from pipeline.runtime.errors import Problem
+from pipeline.runtime.errors import KilosegError
 from tests.paths import ROOT
 from tests.pipeline.data.small_dataset import box, typical, whole
 
@@ -140,7 +140,7 @@ def test_two_at_once_refuse_each_other_and_a_dead_one_holds_nothing(
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, signal.SIGSTOP)
     if not out.exists():  # else it was through before it could be stopped
-        with pytest.raises(Problem, match="another run") as caught:
+        with pytest.raises(KilosegError, match="another run") as caught:
             bootstrap(root, out, images_per_shard=50)
         assert caught.value.exit_code == 2
     with contextlib.suppress(ProcessLookupError):
@@ -207,7 +207,7 @@ def test_a_real_disk_that_runs_full_is_one_error(
     ballast = little_disk / "ballast"
     ballast.write_bytes(bytes(40_000))
     out = little_disk / "out"
-    with pytest.raises(Problem, match="the disk is full") as caught:
+    with pytest.raises(KilosegError, match="the disk is full") as caught:
         bootstrap(root, out, images_per_shard=50)
     assert caught.value.where == str(out)
     assert "0.000 GiB free" in str(caught.value)
@@ -228,7 +228,7 @@ def test_a_full_disk_leaves_the_earlier_output_alone(
 
     with monkeypatch.context() as patched:
         patched.setattr(library, "write_shard", full)
-        with pytest.raises(Problem, match="the disk is full") as caught:
+        with pytest.raises(KilosegError, match="the disk is full") as caught:
             bootstrap(root, out, overlap="smallest")
     assert caught.value.exit_code == 1
     assert contents(out) == undisturbed

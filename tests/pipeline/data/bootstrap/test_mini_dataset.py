@@ -131,7 +131,7 @@ def test_val_images_in_train2017_are_found(places: dict[int, tuple[SegmentationD
         assert dataset.row(index).file == f"train2017/{image_id:012d}.jpg"
 
 
-def test_the_grey_photograph_comes_as_rgb(places: dict[int, tuple[SegmentationDataset, int]]) -> None:
+def test_the_gray_photograph_comes_as_rgb(places: dict[int, tuple[SegmentationDataset, int]]) -> None:
     dataset, index = places[GREY]
     with Image.open(ROOT / dataset.row(index).file) as opened:
         assert opened.mode == "L"
@@ -256,6 +256,6 @@ def test_checking_finds_no_fault_and_the_images_without_annotations() -> None:
     assert result.faults == []
     kinds = Counter(fault.kind for fault in result.found)
     assert kinds["an image without annotations"] == 5
-    grey = [fault.file for fault in result.found if fault.kind == "an image that is not RGB"]
-    assert f"val2017/{GREY:012d}.jpg" in grey
+    gray = [fault.file for fault in result.found if fault.kind == "an image that is not RGB"]
+    assert f"val2017/{GREY:012d}.jpg" in gray
     assert {split: counts["images"] for split, counts in result.splits.items()} == {"train": 84, "val": 48}

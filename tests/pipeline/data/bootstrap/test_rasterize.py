@@ -17,7 +17,7 @@ from pipeline.data.bootstrap import rle as outlines
 from pipeline.data.bootstrap.rasterize import OVERLAP_RULES, draw_mask
 from pipeline.data.bootstrap.rle import decode_counts, foreground_runs
 from pipeline.data.layouts.layout import Shape
-from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.errors import DataError, UsageError
 from tests.pipeline.data.small_dataset import box, whole
 
 # pycocotools' decode, which the code under test does without
@@ -188,7 +188,7 @@ def test_a_single_stuff_annotation_keeps_its_16_bit_id() -> None:
     assert (draw_mask([Shape(65_534, whole(), "")], 8, 8) == 65_534).all()
 
 
-def test_an_unlabelled_annotation_claims_its_pixels() -> None:
+def test_an_unlabeled_annotation_claims_its_pixels() -> None:
     mask = draw_mask([Shape(0, box(0, 0, 4, 8), ""), Shape(5, whole(), "")], 8, 8)
     assert (mask[:, :4] == 0).all()
     assert (mask[:, 4:] == 5).all()
@@ -239,15 +239,15 @@ def test_no_annotation_means_no_label() -> None:
     ],
 )
 def test_a_broken_outline_is_named(segmentation: Any, words: str) -> None:
-    with pytest.raises(DataProblem) as caught:
+    with pytest.raises(DataError) as caught:
         draw_mask([Shape(1, segmentation, "file.json: image 3, annotation 4")], 8, 8)
     assert words in str(caught.value)
     sound = Shape(1, box(0, 0, 2, 2), "sound")
-    with pytest.raises(DataProblem) as among_others:
+    with pytest.raises(DataError) as among_others:
         draw_mask([sound, Shape(1, segmentation, "file.json: image 3, annotation 4"), sound], 8, 8)
     assert str(among_others.value) == str(caught.value)
     assert caught.value.where == "file.json: image 3, annotation 4"
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 @given(st.text(st.characters(min_codepoint=45, max_codepoint=114), max_size=12))
@@ -255,7 +255,7 @@ def test_a_broken_outline_is_named(segmentation: Any, words: str) -> None:
 def test_any_string_is_either_the_whole_image_or_refused(text: str) -> None:
     try:
         (lengths,) = foreground_runs({"size": [8, 8], "counts": text}, 8, 8, "here")
-    except DataProblem:
+    except DataError:
         return
     assert lengths.sum() == 64
     assert (lengths >= 0).all()
@@ -304,5 +304,5 @@ def test_the_settings_allow_the_rules_there_are() -> None:
 
 
 def test_an_unknown_overlap_rule_is_refused() -> None:
-    with pytest.raises(UsageProblem, match="largest"):
+    with pytest.raises(UsageError, match="largest"):
         draw_mask([Shape(1, whole(), "")], 8, 8, overlap="largest")

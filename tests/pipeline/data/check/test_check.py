@@ -20,7 +20,7 @@ from pipeline.cli.data import app
 from pipeline.data.annotations.quarantine import Quarantine
 from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.check.check import CheckResult, check
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 from tests.pipeline.data.small_dataset import SmallDataset, box, typical, whole
 
 Spoil = Callable[[SmallDataset], None]
@@ -392,7 +392,7 @@ def test_each_damage_is_found_named_and_left_out_where_that_mends_it(data: Small
         assert all(fault.row is None and fault.image_id is None for fault in found)
         return
     if kind not in ("truncated image", "two images share a file"):  # which bootstrapping does not see
-        with pytest.raises(DataProblem):
+        with pytest.raises(DataError):
             bootstrap(data.root, data.root.parent / "out")
     result.put_into_quarantine()
     assert damage(check(data.root)) == []
@@ -501,7 +501,7 @@ def test_no_junk_anywhere_crashes_it_or_gets_past_it(
     result.put_into_quarantine()
     try:
         bootstrap(data.root, data.root.parent / "out")
-    except DataProblem as problem:
+    except DataError as problem:
         left = {fault.kind for fault in check(data.root).faults} - OF_A_SMALL_SET
         if not left and problem.what != "no image to train on":
             raise
@@ -514,7 +514,7 @@ def test_a_quarantine_is_tied_to_the_file_that_was_checked(data: SmallDataset, t
     bootstrap(data.root, tmp_path / "out")
     data.files[TRAIN]["annotations"][4]["segmentation"] = box(0, 0, 2, 2)
     data.write()
-    with pytest.raises(DataProblem, match="another version"):
+    with pytest.raises(DataError, match="another version"):
         bootstrap(data.root, tmp_path / "out")
     result = check(data.root)
     assert "a quarantine of another version of the file" in {fault.kind for fault in result.faults}
@@ -534,7 +534,7 @@ def test_the_command_writes_the_table_and_exits_with_3(data: SmallDataset, tmp_p
         lines = [line for line in csv.DictReader(file) if line["kind"] == "missing image"]
     assert [line["file"] for line in lines] == [PICTURE]
     result = CliRunner().invoke(app, ["check", str(tmp_path / "nowhere"), "--table", str(table)])
-    assert isinstance(result.exception, DataProblem)
+    assert isinstance(result.exception, DataError)
 
 
 def test_the_command_quarantines_and_then_passes(tmp_path: Path) -> None:

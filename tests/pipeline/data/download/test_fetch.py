@@ -25,7 +25,7 @@ from pipeline.data.download import fetch as library
 from pipeline.data.download.archives import COCO_LVIS, Archive
 from pipeline.data.download.fetch import choose, fetch, plan
 from pipeline.data.download.http import ATTEMPTS, Wanted, download
-from pipeline.runtime.errors import DataProblem, Problem, UsageProblem
+from pipeline.runtime.errors import DataError, KilosegError, UsageError
 from tests.pipeline.data.download.unkind_server import Unkind, serve
 
 CONTENT = random.Random(1).randbytes(3_000_000)
@@ -114,7 +114,7 @@ def test_a_file_that_changed_meanwhile_is_not_patched_together(server: Unkind, t
     def then_only_failures(steps: int) -> None:
         server.failures = 100
 
-    with pytest.raises(Problem, match="503"):
+    with pytest.raises(KilosegError, match="503"):
         download(wanted(server, tmp_path), advance=then_only_failures, pause=0.0)
     assert (tmp_path / "file.zip.part").stat().st_size == 700_000
     server.files["file.zip"], server.etag, server.failures = CONTENT[::-1], '"v2"', 0
@@ -135,7 +135,7 @@ def test_a_lie_about_the_published_length_is_refused_before_anything_is_fetched(
     server: Unkind, tmp_path: Path, claim: int
 ) -> None:
     server.claim = claim
-    with pytest.raises(DataProblem, match=r"3,000,000 bytes") as caught:
+    with pytest.raises(DataError, match=r"3,000,000 bytes") as caught:
         download(wanted(server, tmp_path), pause=0.0)
     assert f"{3_000_000 + claim:,}" in str(caught.value)
     assert not (tmp_path / "file.zip").exists()
@@ -159,14 +159,14 @@ def test_a_server_without_lengths_is_served_to_the_end(server: Unkind, tmp_path:
 
 def test_a_wrong_file_of_the_right_length_is_refused_and_removed(server: Unkind, tmp_path: Path) -> None:
     server.files["file.zip"] = CONTENT[::-1]
-    with pytest.raises(DataProblem, match="SHA-256"):
+    with pytest.raises(DataError, match="SHA-256"):
         download(wanted(server, tmp_path))
     assert files_in(tmp_path) == {}
 
 
 def test_a_part_that_is_not_the_one_asked_for_is_thrown_away(server: Unkind, tmp_path: Path) -> None:
     server.drop_after, server.drops, server.shift = 700_000, 100, 7
-    with pytest.raises(Problem, match="cannot download"):
+    with pytest.raises(KilosegError, match="cannot download"):
         download(wanted(server, tmp_path), pause=0.0)
     server.shift = server.drops = 0
     download(wanted(server, tmp_path))
@@ -194,16 +194,16 @@ def test_what_does_not_pass_is_one_error(
 ) -> None:
     for name, value in spoil.items():
         setattr(server, name, value)
-    with pytest.raises(Problem, match=words) as caught:
+    with pytest.raises(KilosegError, match=words) as caught:
         download(wanted(server, tmp_path), pause=0.0)
     assert caught.value.exit_code == 1
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_a_server_that_is_not_there_is_one_error(tmp_path: Path) -> None:
     with serve({}) as gone:
         url = f"{gone.url}/file.zip"
-    with pytest.raises(Problem, match="cannot download"):
+    with pytest.raises(KilosegError, match="cannot download"):
         download(Wanted(url, tmp_path / "file.zip"), pause=0.0)
 
 
@@ -236,7 +236,7 @@ def test_a_mirror_serves_by_file_name_and_is_verified_alike(server: Unkind, tmp_
     official = dataclasses.replace(published(server), url="http://127.0.0.1:1/zips/val2017.zip")
     assert fetch(tmp_path / "a", [official], mirror=f"{server.url}/", pause=0.0) == 1
     server.files["val2017.zip"] = bytes(len(IMAGES_ZIP))
-    with pytest.raises(DataProblem, match="not the one published"):
+    with pytest.raises(DataError, match="not the one published"):
         fetch(tmp_path / "b", [official], mirror=server.url)
 
 
@@ -268,7 +268,7 @@ def test_a_bad_archive_leaves_nothing_but_an_error(server: Unkind, tmp_path: Pat
     archive = dataclasses.replace(published(server), bytes=None, sha256=None)
     server.files["val2017.zip"] = content
     root = tmp_path / "root"
-    with pytest.raises(DataProblem, match=words):
+    with pytest.raises(DataError, match=words):
         fetch(root, [archive], pause=0.0)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"lock"}
     server.files["val2017.zip"] = IMAGES_ZIP
@@ -280,7 +280,7 @@ def test_a_disk_too_small_is_refused_before_the_first_request(
 ) -> None:
     usage = type("Usage", (), {"free": 10_000})
     monkeypatch.setattr(library.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(Problem, match="too small"):
+    with pytest.raises(KilosegError, match="too small"):
         fetch(tmp_path, [published(server)])
     assert server.requests == []
 
@@ -293,7 +293,7 @@ def test_a_disk_too_small_for_what_is_inside_keeps_the_archive(
     archive = published(server)
     with monkeypatch.context() as patched:
         patched.setattr(library.shutil, "disk_usage", lambda path: usage)
-        with pytest.raises(Problem, match="too small"):
+        with pytest.raises(KilosegError, match="too small"):
             fetch(tmp_path, [archive])
     assert (tmp_path / "archives" / "val2017.zip").is_file()
     assert fetch(tmp_path, [archive]) == 1
@@ -377,7 +377,7 @@ def test_two_at_once_refuse_each_other_and_a_dead_one_holds_nothing(server: Unki
     (tmp_path / "archives").mkdir()
     with (tmp_path / "archives" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UsageProblem, match="another run"):
+        with pytest.raises(UsageError, match="another run"):
             fetch(tmp_path, [published(server)])
     assert fetch(tmp_path, [published(server)]) == 1
 
@@ -412,7 +412,7 @@ def test_the_command_says_what_it_would_do_and_writes_nothing(tmp_path: Path) ->
 @pytest.mark.parametrize("arguments", [["imagenet"], ["coco_lvis", "--only", "pictures"]])
 def test_an_unknown_name_is_refused_with_those_there_are(tmp_path: Path, arguments: list[str]) -> None:
     result = CliRunner().invoke(app, ["fetch", arguments[0], str(tmp_path), *arguments[1:], "--dry-run"])
-    assert isinstance(result.exception, UsageProblem)
+    assert isinstance(result.exception, UsageError)
     assert result.exception.allowed
     assert [archive.name for archive in choose(COCO_LVIS, None)] == [a.name for a in COCO_LVIS]
 

@@ -16,7 +16,7 @@ from pipeline.data.labels.label_space import (
     merge_categories,
     official_categories,
 )
-from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.errors import DataError, UsageError
 from tests.paths import SHARED as SHARED_DATA
 
 SHARED = SHARED_DATA / "label_space"
@@ -131,27 +131,27 @@ def test_a_subset_renumbers_in_order_and_unlabels_the_rest(merged: LabelSpace) -
 
 @pytest.mark.parametrize("key", ["bannana", 0, 1285, True])
 def test_keeping_an_unknown_class_is_refused(merged: LabelSpace, key: str | int) -> None:
-    with pytest.raises(UsageProblem, match="no such class to keep"):
+    with pytest.raises(UsageError, match="no such class to keep"):
         merged.subset([key])
 
 
 def test_a_misspelt_class_is_answered_with_the_right_one(merged: LabelSpace) -> None:
-    with pytest.raises(UsageProblem, match="did you mean banana"):
+    with pytest.raises(UsageError, match="did you mean banana"):
         merged.subset(["bannana"])
 
 
 def test_keeping_by_a_name_that_two_classes_bear_is_refused() -> None:
     twins = LabelSpace(tuple(ClassEntry(i, "twin", "x", "f", {"x": (i,)}) for i in (1, 2)))
-    with pytest.raises(UsageProblem, match=r"by its id: \[1, 2\]"):
+    with pytest.raises(UsageError, match=r"by its id: \[1, 2\]"):
         twins.subset(["twin"])
     assert twins.subset([2]).num_classes == 1
 
 
 def test_16_bit_masks_hold_65534_classes_and_no_more(merged: LabelSpace) -> None:
     assert numbered(65_534).num_classes == 65_534
-    with pytest.raises(UsageProblem, match="1 to 65534"):
+    with pytest.raises(UsageError, match="1 to 65534"):
         numbered(65_535)
-    with pytest.raises(UsageProblem, match="0 classes"):
+    with pytest.raises(UsageError, match="0 classes"):
         merged.subset([])
 
 
@@ -170,7 +170,7 @@ def test_categories_of_two_names_stay_two_classes_whatever_their_ids() -> None:
 
 
 def test_a_category_of_two_classes_is_refused() -> None:
-    with pytest.raises(DataProblem, match="two classes"):
+    with pytest.raises(DataError, match="two classes"):
         LabelSpace(tuple(ClassEntry(i, "a", "x", "f", {"x": (1,)}) for i in (1, 2)))
 
 
@@ -178,6 +178,6 @@ def test_a_category_of_two_classes_is_refused() -> None:
 def test_a_damaged_file_is_one_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "label_space.json"
     path.write_text(text)
-    with pytest.raises(DataProblem) as caught:
+    with pytest.raises(DataError) as caught:
         LabelSpace.load(path)
     assert caught.value.where == str(path)

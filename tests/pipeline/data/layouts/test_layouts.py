@@ -23,7 +23,7 @@ from pipeline.data.layouts.opening import open_layout
 from pipeline.data.loading.batch import IGNORE_INDEX
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.visualize import export_masks
-from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.workers import worker_pool
 from tests.pipeline.data.small_dataset import box, typical, whole
 
@@ -116,7 +116,7 @@ def test_frequencies_in_the_file_are_kept_and_others_are_counted(coco: Coco, tmp
     assert space.with_frequencies([10, 11, 101]).frequencies == ["r", "c", "f"]
 
 
-def test_coco_stuffs_other_means_unlabelled(coco: Coco, tmp_path: Path) -> None:
+def test_coco_stuffs_other_means_unlabeled(coco: Coco, tmp_path: Path) -> None:
     for tree in coco.files.values():
         tree["categories"] = [
             {"id": 90, "name": "sky"},
@@ -206,7 +206,7 @@ def test_a_broken_coco_layout_is_one_error(
 ) -> None:
     coco.write()
     spoil(coco)
-    with pytest.raises(DataProblem) as caught:
+    with pytest.raises(DataError) as caught:
         bootstrap(coco.root, tmp_path / "out", layout="coco")
     assert words in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -220,7 +220,7 @@ def test_as_many_categories_as_masks_can_hold(coco: Coco, tmp_path: Path, number
             row |= {"category_id": number, "segmentation": whole()}
     root = coco.write()
     if number > MAX_CLASSES:
-        with pytest.raises(UsageProblem, match="65534"):
+        with pytest.raises(UsageError, match="65534"):
             open_layout("coco", root)
         return
     bootstrap(root, tmp_path / "out", layout="coco")
@@ -228,7 +228,7 @@ def test_as_many_categories_as_masks_can_hold(coco: Coco, tmp_path: Path, number
 
 
 class Masks:
-    """Masks of values 0, 3, 300 and 65,535, of which 0 is unlabelled."""
+    """Masks of values 0, 3, 300 and 65,535, of which 0 is unlabeled."""
 
     VALUES = ((0, ""), (3, "grass"), (300, "path"), (65_535, "fence"))
 
@@ -279,7 +279,7 @@ def test_16_bit_masks_are_looked_up_in_the_list_of_classes(stored: Masks, tmp_pa
 
 @pytest.mark.parametrize("mode", ["L", "P"])
 def test_8_bit_and_palette_masks_are_the_same(stored: Masks, tmp_path: Path, mode: str) -> None:
-    """255 is a class like any other, and a palette's colours do not matter."""
+    """255 is a class like any other, and a palette's colors do not matter."""
     values = stored.values()
     values[values == 300], values[values == 65_535] = 44, 255
     for split, number in (("train", 4), ("val", 2)):
@@ -298,7 +298,7 @@ def test_8_bit_and_palette_masks_are_the_same(stored: Masks, tmp_path: Path, mod
 def test_keeping_classes_and_empty_masks(stored: Masks, tmp_path: Path) -> None:
     stored.save(stored.path("train", 1), np.zeros((4, 6), np.uint16))
     result = bootstrap(stored.root, tmp_path / "out", layout="masks", keep_classes=["path"])
-    assert [(one.file, one.reason) for one in result.left_out] == [("train/day/01.jpg", "no labelled pixel")]
+    assert [(one.file, one.reason) for one in result.left_out] == [("train/day/01.jpg", "no labeled pixel")]
     mask = masks(tmp_path / "out", stored.root)["train/day/00.jpg"]
     assert mask[0].tolist() == [0, 0, 0, 1, 0, 0]
 
@@ -332,7 +332,7 @@ def unlisted(stored: Masks) -> None:
     stored.save(stored.path("val", 0), np.full((4, 6), 77, np.uint16))
 
 
-def coloured(stored: Masks) -> None:
+def colored(stored: Masks) -> None:
     picture(stored.path("val", 0), (4, 6))
 
 
@@ -357,7 +357,7 @@ def same_name_twice(stored: Masks) -> None:
     ("spoil", "words"),
     [
         (unlisted, "77, on 24 pixels"),
-        (coloured, "a mask in colours"),
+        (colored, "a mask in colors"),
         (another_size, "a mask of another size"),
         (lambda stored: stored.path("val", 0).unlink(), "missing mask"),
         (lambda stored: stored.path("val", 0).write_bytes(b"x"), "unreadable mask"),
@@ -377,7 +377,7 @@ def test_broken_masks_are_one_error(
     stored: Masks, tmp_path: Path, spoil: Callable[[Masks], object], words: str
 ) -> None:
     spoil(stored)
-    with pytest.raises(DataProblem) as caught:
+    with pytest.raises(DataError) as caught:
         bootstrap(stored.root, tmp_path / "out", layout="masks")
     assert words in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -393,7 +393,7 @@ def test_the_settings_and_the_command_know_the_layouts(stored: Masks, tmp_path: 
     assert made.exit_code == 0, made.output
     assert "3 classes" in made.output
     refused = CliRunner().invoke(app, ["bootstrap", str(stored.root), str(tmp_path / "o"), "--layout", "voc"])
-    assert isinstance(refused.exception, UsageProblem)
+    assert isinstance(refused.exception, UsageError)
 
 
 def test_the_stage_reads_the_layout_from_the_settings(

@@ -15,7 +15,7 @@ from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.loading.batch import IGNORE_INDEX, Sample
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import evaluation_loader
-from pipeline.runtime.errors import DataProblem, UsageProblem
+from pipeline.runtime.errors import DataError, UsageError
 from tests.pipeline.data.small_dataset import APPLE, CUP, SmallDataset, box, typical
 
 
@@ -47,7 +47,7 @@ def test_a_sample_is_the_picture_and_its_train_ids(data: SmallDataset) -> None:
     assert torch.equal(sample.target, expected)
 
 
-def test_class_1_is_train_id_0_and_distinct_from_unlabelled(data: SmallDataset) -> None:
+def test_class_1_is_train_id_0_and_distinct_from_unlabeled(data: SmallDataset) -> None:
     data.add(93, "val", lvis=[(1, box(0, 0, 8, 4))])
     target = make(data)[2].target
     assert (target[:4] == APPLE - 1).all()
@@ -55,9 +55,9 @@ def test_class_1_is_train_id_0_and_distinct_from_unlabelled(data: SmallDataset) 
     assert APPLE - 1 == 0 != IGNORE_INDEX
 
 
-def test_grey_and_cmyk_pictures_become_rgb(data: SmallDataset) -> None:
-    grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
-    stored_as(data, "val2017/000000000092.jpg", grey, quality=100)
+def test_gray_and_cmyk_pictures_become_rgb(data: SmallDataset) -> None:
+    gray = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    stored_as(data, "val2017/000000000092.jpg", gray, quality=100)
     sample = make(data)[1]
     assert sample.image.shape == (3, 8, 8)
     assert (sample.image[0] == sample.image[2]).all()
@@ -86,7 +86,7 @@ def test_a_truncated_picture_is_named(data: SmallDataset) -> None:
     dataset = make(data)
     path = data.root / "val2017" / "000000000092.jpg"
     path.write_bytes(path.read_bytes()[:-60])
-    with pytest.raises(DataProblem, match="unreadable image") as caught:
+    with pytest.raises(DataError, match="unreadable image") as caught:
         dataset[1]
     assert caught.value.where == str(path)
 
@@ -94,14 +94,14 @@ def test_a_truncated_picture_is_named(data: SmallDataset) -> None:
 def test_a_missing_picture_is_named(data: SmallDataset) -> None:
     dataset = make(data)
     (data.root / "val2017" / "000000000092.jpg").unlink()
-    with pytest.raises(DataProblem, match="missing image"):
+    with pytest.raises(DataError, match="missing image"):
         dataset[1]
 
 
 def test_a_picture_of_another_size_is_named(data: SmallDataset) -> None:
     dataset = make(data)
     path = stored_as(data, "val2017/000000000092.jpg", Image.new("RGB", (8, 9)))
-    with pytest.raises(DataProblem, match="8 x 9") as caught:
+    with pytest.raises(DataError, match="8 x 9") as caught:
         dataset[1]
     assert caught.value.where == str(path)
 
@@ -110,10 +110,10 @@ def test_damaged_masks_are_named(data: SmallDataset) -> None:
     dataset = make(data)
     path = dataset.bootstrapped / "val-000.arrow"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataProblem, match=r"val-000\.arrow"):
+    with pytest.raises(DataError, match=r"val-000\.arrow"):
         dataset[0]
     path.unlink()
-    with pytest.raises(DataProblem, match=r"val-000\.arrow"):
+    with pytest.raises(DataError, match=r"val-000\.arrow"):
         SegmentationDataset(dataset.bootstrapped, data.root, "val")[0]
 
 
@@ -122,17 +122,17 @@ def test_masks_of_another_number_than_the_manifest_says_are_refused(data: SmallD
     (dataset.bootstrapped / "train-000.arrow").replace(dataset.bootstrapped / "val-000.arrow")
     manifest = dataset.bootstrapped / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"images": 2', '"images": 7'))
-    with pytest.raises(DataProblem, match="7 rows as in the manifest"):
+    with pytest.raises(DataError, match="7 rows as in the manifest"):
         SegmentationDataset(dataset.bootstrapped, data.root, "val")[0]
 
 
 def test_a_folder_that_was_not_bootstrapped_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataProblem, match="no bootstrapped dataset"):
+    with pytest.raises(DataError, match="no bootstrapped dataset"):
         SegmentationDataset(tmp_path, tmp_path, "train")
 
 
 def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageProblem, match="train, holdout, val"):
+    with pytest.raises(UsageError, match="train, holdout, val"):
         SegmentationDataset(tmp_path, tmp_path, "test")
 
 
@@ -140,7 +140,7 @@ def test_another_version_of_the_format_is_refused(data: SmallDataset) -> None:
     folder = make(data).bootstrapped
     manifest = folder / "manifest.json"
     manifest.write_text(manifest.read_text().replace("dataset 1", "dataset 99"))
-    with pytest.raises(DataProblem, match="another version"):
+    with pytest.raises(DataError, match="another version"):
         SegmentationDataset(folder, data.root, "val")
 
 
@@ -180,10 +180,10 @@ def test_an_error_crosses_the_loader_whole(data: SmallDataset) -> None:
     dataset = make(data)
     path = data.root / "val2017" / "000000000092.jpg"
     path.write_bytes(b"no picture")
-    with pytest.raises(DataProblem) as caught:
+    with pytest.raises(DataError) as caught:
         list(evaluation_loader(dataset, num_workers=1))
     assert caught.value.where == str(path)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_several_files_of_masks_are_one_sequence(tmp_path: Path) -> None:

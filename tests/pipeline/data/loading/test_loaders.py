@@ -14,7 +14,7 @@ from pipeline.data.loading.loaders import evaluation_loader, train_loader
 from pipeline.data.loading.sampler import Draw, ShuffledBatches, sample_seed
 from pipeline.data.loading.transforms import TrainTransform
 from pipeline.runtime.device import resolve_num_workers
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Numbered:
 
     def __getitem__(self, index: int) -> Sample:
         if index == self.broken:
-            raise DataProblem("unreadable JPEG", where=f"{index}.jpg", found="noise", mend="fetch it again")
+            raise DataError("unreadable JPEG", where=f"{index}.jpg", found="noise", hint="fetch it again")
         if index == self.bug:
             raise ZeroDivisionError("our own mistake")
         shape = (20 + index, 30)
@@ -155,18 +155,18 @@ def test_evaluation_shows_every_image_whole_in_order(workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_problem_in_a_worker_reaches_the_parent_whole(workers):
-    with pytest.raises(DataProblem) as caught:
+    with pytest.raises(DataError) as caught:
         list(evaluation_loader(Numbered(5, broken=3), num_workers=workers))
     problem = caught.value
-    assert type(problem) is DataProblem
+    assert type(problem) is DataError
     assert (problem.what, problem.where, problem.found) == ("unreadable JPEG", "3.jpg", "noise")
-    assert problem.mend == "fetch it again"
+    assert problem.hint == "fetch it again"
     assert "Traceback" not in str(problem)
 
 
 def test_batches_before_the_problem_are_still_delivered():
     delivered = []
-    with pytest.raises(DataProblem):
+    with pytest.raises(DataError):
         delivered.extend(
             batch.image_ids[0] for batch in evaluation_loader(Numbered(5, broken=3), num_workers=0)
         )
@@ -180,8 +180,8 @@ def test_a_mistake_of_our_own_keeps_its_type_and_traceback(workers):
         list(evaluation_loader(Numbered(2, bug=1), num_workers=workers))
 
 
-def test_an_empty_train_split_is_refused_with_the_way_out():
-    with pytest.raises(DataProblem, match="no image to train on"):
+def test_an_empty_train_split_is_refused_with_the_fix():
+    with pytest.raises(DataError, match="no image to train on"):
         train_loader(Numbered(0), whole, batch_size=1, num_steps=1, seed=0)
 
 

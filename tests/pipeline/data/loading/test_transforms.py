@@ -17,7 +17,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def picture(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """An image whose colour says where a pixel came from, and a target that numbers the pixels."""
+    """An image whose color says where a pixel came from, and a target that numbers the pixels."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack([rows, columns, torch.full_like(rows, 200)]).to(torch.uint8)
     return image, rows * 1000 + columns
@@ -40,7 +40,7 @@ def test_the_square_has_the_asked_size_and_only_labels_that_were_there(height, w
 
 @pytest.mark.parametrize("seed", range(20))
 def test_image_and_target_are_cut_scaled_and_mirrored_together(seed):
-    """The colours tell the row and column of origin; the target must tell the same, up to a resized pixel."""
+    """The colors tell the row and column of origin; the target must tell the same, up to a resized pixel."""
     image, target = picture(90, 120)
     pixels, labels = TrainTransform(48)(image, target, generator(seed))
     inside = labels != IGNORE_INDEX
@@ -49,7 +49,7 @@ def test_image_and_target_are_cut_scaled_and_mirrored_together(seed):
     assert (pixels[2][inside] == 200).all()
 
 
-def test_padding_is_the_mean_colour_and_unlabelled_below_and_right():
+def test_padding_is_the_mean_color_and_unlabeled_below_and_right():
     image, target = picture(20, 30)
     pixels, labels = TrainTransform(64, (1.0, 1.0), flip_probability=0.0)(image, target, generator(0))
     assert torch.equal(pixels[:, :20, :30], image)
@@ -97,11 +97,11 @@ def test_labels_are_resized_as_torch_does_it_exactly_nearest(old, new):
     target = torch.arange(old[0] * old[1]).reshape(old)
     expected = functional.interpolate(target[None, None].double(), new, mode="nearest-exact")[0, 0].long()
     ours = transforms._nearest(target, new)
-    differs = ours != expected  # only where a centre falls on a border between two pixels
+    differs = ours != expected  # only where a center falls on a border between two pixels
     on_border = torch.zeros(new, dtype=torch.bool)
     for axis in (0, 1):
-        centres = (np.arange(new[axis]) + 0.5) * old[axis] / new[axis]
-        border = torch.from_numpy(np.isclose(centres, np.round(centres), atol=1e-4))
+        centers = (np.arange(new[axis]) + 0.5) * old[axis] / new[axis]
+        border = torch.from_numpy(np.isclose(centers, np.round(centers), atol=1e-4))
         on_border |= border[:, None] if axis == 0 else border[None, :]
     assert not (differs & ~on_border).any()
 
@@ -111,8 +111,8 @@ def test_a_window_without_a_label_is_drawn_again():
     target[:] = IGNORE_INDEX
     target[:60] = 7  # a single try misses the labels in about a third of the draws
     transform = TrainTransform(24, (1.0, 1.0))
-    labelled = [bool((transform(image, target, generator(seed))[1] == 7).any()) for seed in range(100)]
-    assert all(labelled)
+    labeled = [bool((transform(image, target, generator(seed))[1] == 7).any()) for seed in range(100)]
+    assert all(labeled)
     assert not (
         transform(image, torch.full_like(target, IGNORE_INDEX), generator(0))[1] != IGNORE_INDEX
     ).any()

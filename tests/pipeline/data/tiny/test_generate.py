@@ -15,7 +15,7 @@ from pipeline.data.labels.label_space import official_categories
 from pipeline.data.tiny import drawing as tiny_drawing
 from pipeline.data.tiny import generate as tiny
 from pipeline.data.tiny.generate import generate_tiny
-from pipeline.runtime.errors import DataProblem
+from pipeline.runtime.errors import DataError
 
 TABLES = ("lvis_v1_train", "lvis_v1_val", "stuff_train2017", "stuff_val2017")
 SMALL = {"num_train": 24, "num_val": 12, "image_size": (96, 72), "seed": 3}
@@ -126,7 +126,7 @@ def test_ids_are_unique_and_refer_to_listed_images(tables):
 
 
 def test_a_drawn_outline_covers_the_pixels_it_was_painted_on():
-    """The polygon that is annotated and the mask that is painted come from two rasterisers; they agree."""
+    """The polygon that is annotated and the mask that is painted come from two rasterizers; they agree."""
     rng = np.random.default_rng(0)
     for (is_thing, name), figure in tiny_drawing.figures().items():
         canvas = tiny_drawing.Canvas(120, 100, rng)
@@ -138,19 +138,19 @@ def test_a_drawn_outline_covers_the_pixels_it_was_painted_on():
         assert (painted & drawn).sum() >= 0.8 * (painted | drawn).sum(), name
 
 
-def test_stuff_never_overlaps_itself_and_some_pixels_stay_unlabelled(root):
-    unlabelled = []
+def test_stuff_never_overlaps_itself_and_some_pixels_stay_unlabeled(root):
+    unlabeled = []
     for folder in ("train2017", "val2017"):
         coco = COCO(str(root / "annotations" / f"stuff_{folder}.json"))
         for image_id in coco.imgs:
             masks = [coco.annToMask(annotation) for annotation in coco.imgToAnns[image_id]]
             layers = np.sum(masks, axis=0)
             assert layers.max() <= 1
-            unlabelled.append(float((layers == 0).mean()))
-    assert 0 < np.mean(unlabelled) < 0.3
+            unlabeled.append(float((layers == 0).mean()))
+    assert 0 < np.mean(unlabeled) < 0.3
 
 
-def test_one_image_is_grey_and_one_is_without_any_annotation(root, tables):
+def test_one_image_is_gray_and_one_is_without_any_annotation(root, tables):
     modes = Counter(Image.open(path).mode for path in root.glob("*2017/*.jpg"))
     assert modes == {"RGB": 35, "L": 1}
     images = {image["id"] for image in tables["lvis_v1_train"]["images"]}
@@ -215,7 +215,7 @@ def test_an_interrupted_generation_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_somebody_elses_folder_is_never_overwritten(tmp_path):
     (tmp_path / "photographs.txt").write_text("precious")
-    with pytest.raises(DataProblem, match=r"no tiny\.json"):
+    with pytest.raises(DataError, match=r"no tiny\.json"):
         generate_tiny(tmp_path, num_train=12, num_val=2)
     assert (tmp_path / "photographs.txt").read_text() == "precious"
 
