@@ -22,12 +22,6 @@ BUFFER = 2**19
 WAYS = {"fp32": (torch.float32, False), "autocast": (torch.float32, True), "bf16": (torch.bfloat16, True)}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_and_one_seed():
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 @pytest.fixture(params=WAYS)
 def way(request):
     """The dtype of the embeddings, and what switches bf16 autocast on or leaves it off."""
