@@ -30,7 +30,7 @@ class LossOptions:
     """Hold the options that all losses share, checked.
 
     Attributes:
-        temperature: divides the similarities; the paper multiplies by 20, so 0.05. 1 for a classifier's logits.
+        temperature: divides the similarities; the paper multiplies by 20, so 0.05; 1 for a classifier.
         similarity: "distance" for logits -|e - w| / temperature, "dot" for e.w / temperature; "cosine" is
             another name for "dot", since for unit vectors that is the cosine.
         ignore_index: target of pixels that take no part.
@@ -147,6 +147,12 @@ def check_class_vectors(num_classes: int, like: Tensor, **vectors: Tensor | None
             )
         if vector.device != like.device:
             raise ValueError(f"{name} is on {vector.device}, the embeddings are on {like.device}")
+
+
+def check_search_bias(similarity: str, bias: Tensor | None) -> None:
+    """Refuse a bias of distances: their search orders squared distances, to which nothing can be added."""
+    if bias is not None and similarity == "distance":
+        raise ValueError("bias is given and similarity is 'distance'; a search takes a bias with 'dot' only")
 
 
 def check_target(target: Tensor, num_classes: int, ignore_index: int) -> None:

@@ -23,20 +23,23 @@ def full_resolution_rows(output: Tensor, size: Sequence[int]) -> Tensor:
     return upsampled.permute(0, 2, 3, 1).reshape(-1, output.shape[1])
 
 
-def rows_of_pixels(output: Tensor, size: Sequence[int], pixels: Tensor) -> Tensor:
+def rows_of_pixels(
+    output: Tensor, size: Sequence[int], pixels: Tensor, *, align_corners: bool = False
+) -> Tensor:
     """Compute the rows `full_resolution_rows(output, size)[pixels]`, without making the others.
 
     Args:
         output: (N, K, h, w).
         size: (H, W) to which it is upsampled.
         pixels: (B,) int64 in 0..N * H * W - 1, in any order.
+        align_corners: as in `torch.nn.functional.interpolate`.
 
     Returns:
         (B, K) float32 (float64 for float64).
     """
     images, channels, *low_res = output.shape
     rows = _at_least_float32(output).permute(0, 2, 3, 1).reshape(images * low_res[0] * low_res[1], channels)
-    corners, weights = corners_of_pixels(pixels, low_res, size, rows.dtype)
+    corners, weights = corners_of_pixels(pixels, low_res, size, rows.dtype, align_corners=align_corners)
     return F.embedding_bag(corners, rows, mode="sum", per_sample_weights=weights)
 
 

@@ -1,10 +1,10 @@
 """Compute the cross-entropy over all classes, without the pixels x classes matrix.
 
-A logit is -|e - w| / temperature ("distance", Jain et al., ICCV 2021) or e.w / temperature ("dot"), plus a bias.
-With "dot", the embeddings are the features that go into any network's last layer, a linear layer or a 1 x 1
-convolution, and its weight and bias are the class embeddings and the bias: the loss is then the one that the
-network would have had from its logits, upsampled or not. Triton kernels (`fused`) are used where they apply,
-tiles in plain torch (`tiled`) elsewhere.
+A logit is -|e - w| / temperature ("distance", Jain et al., ICCV 2021) or e.w / temperature ("dot"), plus a
+bias. With "dot", the embeddings may be the features that go into the last layer of any network, a linear
+layer or a 1 x 1 convolution, with its weight as class embeddings and its bias. The loss is then the one that
+the network would have had from its logits, upsampled or not. Triton kernels (`fused`) are used where they apply, tiles in
+plain torch (`tiled`) elsewhere.
 """
 
 from __future__ import annotations

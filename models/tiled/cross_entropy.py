@@ -245,8 +245,8 @@ def compare(
     """Compare p pixels, given by their own embeddings, with all classes.
 
     Returns:
-        Their (p, 1) losses times the class weights, and the (p, D) gradient of the loss for e' times `weight`,
-        or None where not needed. The gradients of the classes are added to those of `tiles`.
+        Their (p, 1) losses times the class weights, and the (p, D) gradient of the loss for e' times
+        `weight`, or None where not needed. The gradients of the classes are added to those of `tiles`.
     """
     num_classes = chunk.num_classes
     if size.columns == num_classes:

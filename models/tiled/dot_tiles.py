@@ -1,7 +1,7 @@
 """Compute tiles of inner products and their gradients: see `models.tiled.tiles`.
 
-Label smoothing by s, with class weights v_c (one where there are none), as `torch.nn.functional.cross_entropy`
-defines it: with u_c = v_c s / C and S their sum, the loss of a pixel with target t is
+Label smoothing by s is that of `torch.nn.functional.cross_entropy`. With class weights v_c (one where there
+are none), u_c = v_c s / C and S the sum of u, the loss of a pixel with target t is
 
     ((1 - s) v_t + S) nll + S logit_t - sum_c u_c logit_c.
 

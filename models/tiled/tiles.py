@@ -213,7 +213,8 @@ class Tiles:
             need_gradient: whether the gradient of the pixels is wanted.
 
         Returns:
-            The (p, 1) losses, zero where unlabeled, times the class weights, and the (q, D) gradient of the low-resolution e' or None.
+            The (p, 1) losses, zero where unlabeled and times the class weights, and the (q, D) gradient of the
+            low-resolution e' or None.
         """
         target_probs = torch.empty_like(chunk.target_logits)
         weight_row_sums = torch.empty_like(chunk.target_logits)
@@ -294,7 +295,8 @@ class Tiles:
             probs: (p, c) from `softmax`.
             chunk: the pixels, without an upsampling and all labeled.
             block: the classes of the tile.
-            scale: (p, 1) from probabilities within the tile to those of all classes, times the pixel's weight.
+            scale: (p, 1) from probabilities within the tile to those of all classes, times the pixel's
+                weight.
             one_minus_p_target: (p, 1) one minus the target's probability, times the pixel's weight.
             need_gradient: whether the gradient of the pixels is wanted.
             weight: one divided by what the sum of the losses is divided by.

@@ -1,4 +1,4 @@
-"""The exact loss of anybody's classifier: inner products with a bias, held to `F.cross_entropy` on all logits."""
+"""The exact loss of anybody's classifier, inner products with a bias: `F.cross_entropy` of all logits."""
 
 from __future__ import annotations
 
@@ -244,9 +244,9 @@ def test_distances_take_a_bias_and_class_weights_too(shape: str) -> None:
 
 def test_what_is_not_linear_or_does_not_fit_is_refused() -> None:
     features, weight, bias, target = inputs()
-    with pytest.raises(ValueError, match="label_smoothing.*dot"):
+    with pytest.raises(ValueError, match=r"label_smoothing.*dot"):
         exact_cross_entropy(features, weight, target, label_smoothing=0.1, similarity="distance")
-    with pytest.raises(ValueError, match="label_smoothing is 1.5"):
+    with pytest.raises(ValueError, match=r"label_smoothing is 1\.5"):
         exact_cross_entropy(features, weight, target, label_smoothing=1.5, similarity="dot")
     with pytest.raises(ValueError, match="bias has shape"):
         exact_cross_entropy(features, weight, target, bias=bias[:-1], similarity="dot")
