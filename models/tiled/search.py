@@ -59,7 +59,10 @@ def search_nearest(pixels: Tensor, class_keys: ClassKeys, k: int, work_bytes: in
             block = keys[start : start + columns]
             scores = buffers[worker][: len(chunk) * len(block)].view(len(chunk), len(block))
             torch.mm(queries, block.t(), out=scores)
-            tile_scores, tile_ids = _smallest(scores, min(k, num_classes - start, len(block)))
+            if k == 1:
+                tile_scores, tile_ids = (column[:, None] for column in _best(scores))
+            else:
+                tile_scores, tile_ids = _smallest(scores, min(k, num_classes - start, len(block)))
             tile_ids += start
             if best_scores is None or best_ids is None:
                 best_scores, best_ids = tile_scores, tile_ids
@@ -152,7 +155,7 @@ def class_keys(like: Tensor, classes: Tensor, bias: Tensor | None, similarity: s
 
 
 def _best(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the smallest score of each row (p,) and its column.
+    """Return the smallest score of each row (p,) and its column, of equal ones the first.
 
     Looks for the smallest of groups of columns first: that is a plain minimum over whole rows, which is much
     faster than one that tells the place.
@@ -163,9 +166,14 @@ def _best(scores: Tensor) -> tuple[Tensor, Tensor]:
         values, columns = scores.min(dim=1)
         return values, columns
     grouped = scores.view(num_rows, _GROUP, num_groups)
-    groups = grouped.amin(dim=1).argmin(dim=1)[:, None, None].expand(-1, _GROUP, 1)  # (p, 16, 1)
-    values, places = grouped.gather(2, groups)[:, :, 0].min(dim=1)
-    return values, places * num_groups + groups[:, 0, 0]
+    minima = grouped.amin(dim=1)  # (p, G)
+    groups = minima.argmin(dim=1)
+    values, places = grouped.gather(2, groups[:, None, None].expand(-1, _GROUP, 1))[:, :, 0].min(dim=1)
+    columns = places * num_groups + groups
+    several = ((minima == values[:, None]).sum(dim=1) > 1).nonzero()[:, 0]
+    for rows in several.split(max(1, num_rows // 8)) if len(several) else ():
+        columns[rows] = scores[rows].min(dim=1)[1]
+    return values, columns
 
 
 def _smallest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
