@@ -37,6 +37,7 @@ import yaml
 from benchmarks.record import describe_machine, save
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings
+from pipeline.config.paths import bootstrapped_folder
 from pipeline.config.schema import Settings
 from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.loading.dataset import SegmentationDataset
@@ -111,11 +112,11 @@ class Bench:
         settings = self.settings(REFERENCE, 0, 1)
         if "data.root" not in self.overrides:
             generate_tiny(settings.data.root)
-        if not (settings.bootstrapped / "manifest.json").is_file():
+        if not (bootstrapped_folder(settings) / "manifest.json").is_file():
             data = settings.data
             bootstrap(
                 data.root,
-                settings.bootstrapped,
+                bootstrapped_folder(settings),
                 holdout_fraction=data.holdout_fraction,
                 holdout_seed=data.holdout_seed,
                 overlap=data.overlap,
@@ -178,7 +179,7 @@ class Bench:
 
 def _judge(settings: Settings, checkpoint: Path, split: str) -> Metrics:
     device = choose_device(settings.runtime.device)
-    data = SegmentationDataset(settings.bootstrapped, settings.data.root, split)
+    data = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, split)
     limit = settings.evaluate.max_images
     return evaluate(
         load_checkpoint(checkpoint).segmenter().to(device),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from pipeline.config.load import load_settings
+from pipeline.config.paths import bootstrapped_folder
 from pipeline.data.bootstrap.build import bootstrap
 from pipeline.runtime.device import resolve_num_workers
 from pipeline.runtime.signals import run
@@ -20,7 +21,7 @@ def main() -> None:
     with worker_pool(num_workers, "pipeline.data.bootstrap.build") as pool:
         bootstrap(
             data.root,
-            settings.bootstrapped,
+            bootstrapped_folder(settings),
             holdout_fraction=data.holdout_fraction,
             holdout_seed=data.holdout_seed,
             overlap=data.overlap,

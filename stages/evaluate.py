@@ -9,7 +9,7 @@ import sys
 
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings, variant_argument
-from pipeline.config.paths import checkpoint_folder, results_folder
+from pipeline.config.paths import best_checkpoint_file, results_folder
 from pipeline.evaluation.outputs import evaluate_variant
 from pipeline.runtime.signals import run
 from pipeline.tracking.mlflow_tracker import open_run
@@ -18,7 +18,7 @@ from pipeline.tracking.mlflow_tracker import open_run
 def main(variant: str) -> None:
     """Evaluates, and adds the metrics to the MLflow run that training opened."""
     settings = load_settings(variant=variant)
-    trained = load_checkpoint(checkpoint_folder(settings) / "best.safetensors", header_only=True)
+    trained = load_checkpoint(best_checkpoint_file(settings), header_only=True)
     with open_run(settings, run_id=trained.progress["run_id"]) as tracker:
         tracker.log_data(settings, "val", context="evaluation")
         metrics, checkpoint = evaluate_variant(settings)

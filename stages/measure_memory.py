@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from pipeline.config.load import load_settings
+from pipeline.config.paths import memory_file
 from pipeline.memory.predict import as_json, measuring_device, memory_rows
 from pipeline.runtime.device import set_threads
 from pipeline.runtime.files import write_json
@@ -16,8 +17,7 @@ def main() -> None:
     settings = load_settings()
     set_threads(settings.runtime.threads)
     rows = memory_rows(settings, device=measuring_device(settings))
-    path = settings.project / "results" / "memory.json"
-    write_json(path, as_json(settings, rows))
+    write_json(memory_file(settings), as_json(settings, rows))
 
 
 if __name__ == "__main__":

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
+from pipeline.config.paths import TINY
 from pipeline.data.tiny.generate import generate_tiny
 from pipeline.runtime.signals import run
 
 
 def main() -> None:
     """Draws the default embedded dataset; an intact one is left as it is."""
-    generate_tiny(Path("data/tiny"))
+    generate_tiny(TINY)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pipeline.config.load import load_settings
+from pipeline.config.paths import bootstrapped_folder, tiny_folder
 from pipeline.config.schema import Settings
 from pipeline.doctor.software import DEADLINE, Finding, Status, look_at_gpu, look_at_opencv, look_at_versions
 from pipeline.runtime.device import GIB
@@ -180,7 +181,7 @@ def _sqlite(path: Path) -> Finding:
 
 
 def _data(settings: Settings) -> list[Finding]:
-    root, embedded = settings.data.root, settings.project / "data" / "tiny"
+    root, embedded = settings.data.root, tiny_folder(settings)
     wanted = LAYOUT if settings.data.layout == "coco_lvis" else ("annotations",)
     absent = [name for name in wanted if not _present(root / name)]
     if root == embedded.resolve() and not root.exists():
@@ -192,7 +193,7 @@ def _data(settings: Settings) -> list[Finding]:
         yet = Finding("data", "missing", f"{root} lacks {', '.join(absent)}", hint)
     else:
         yet = Finding("data", "ok", f"{root}: annotations and images")
-    folder = settings.bootstrapped
+    folder = bootstrapped_folder(settings)
     if (folder / "manifest.json").is_file():
         return [yet, Finding("data", "ok", f"{folder}: bootstrapped")]
     return [yet, Finding("data", "warning", f"{folder} is not bootstrapped yet", "dvc repro bootstrap")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from pipeline.config.paths import label_space_file
 from pipeline.config.schema import Settings
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.memory.batch_size import USABLE, capacity_bytes, largest_batch, min_accumulation
@@ -34,7 +35,7 @@ def explained_memory(settings: Settings) -> Iterator[None]:
 def explanation(settings: Settings, found: str) -> MemoryLimitError:
     """The problem of a training under `settings` that ended with torch's message `found`."""
     options, device = settings.train, choose_device(settings.runtime.device)
-    num_classes = LabelSpace.load(settings.bootstrapped / "label_space.json").num_classes
+    num_classes = LabelSpace.load(label_space_file(settings)).num_classes
     capacity = capacity_bytes(device)
     where = (
         f"a step of batch_size {options.batch_size}, accumulation_steps {options.accumulation_steps}, crop_size "

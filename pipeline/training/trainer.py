@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.checkpoint.format import Checkpoint, optimizer_tensors, restore_optimizer
 from pipeline.checkpoint.run_folder import RunFolder
-from pipeline.config.paths import checkpoint_folder
+from pipeline.config.paths import bootstrapped_folder, checkpoint_folder
 from pipeline.config.schema import Settings
 from pipeline.data.loading.batch import Batch
 from pipeline.data.loading.dataset import SegmentationDataset
@@ -64,7 +64,7 @@ class TrainResult:
 def interrupted_state(settings: Settings) -> TrainState | None:
     """The state of an unfinished run under these very settings, or None."""
     checkpoint = RunFolder(checkpoint_folder(settings)).interrupted(settings, header_only=True)
-    return None if checkpoint is None else TrainState(**checkpoint.progress)
+    return None if checkpoint is None else TrainState.from_progress(checkpoint.progress)
 
 
 def train(settings: Settings, tracker: Tracker, *, folder: Path | None = None) -> TrainResult:
@@ -101,12 +101,12 @@ class Trainer:
     def __init__(self, settings: Settings, tracker: Tracker, folder: RunFolder, device: torch.device) -> None:
         self.settings, self.tracker, self.folder, self.device = settings, tracker, folder, device
         self.memory = PeakMemory(device)
-        self.data = SegmentationDataset(settings.bootstrapped, settings.data.root, "train")
-        self.holdout = SegmentationDataset(settings.bootstrapped, settings.data.root, "holdout")
+        self.data = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, "train")
+        self.holdout = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, "holdout")
         if not len(self.data) or not len(self.holdout):
             raise DataError(
                 "too few images to train",
-                where=settings.bootstrapped,
+                where=bootstrapped_folder(settings),
                 found=f"{len(self.data)} train and {len(self.holdout)} held-out images",
                 allowed="at least one of each",
                 hint="add images, or change data.holdout_fraction, and run dvc repro",
@@ -116,7 +116,7 @@ class Trainer:
         self.stop = GracefulStop()
         folder.remove_leftovers()
         checkpoint = folder.interrupted(settings)
-        self.state = TrainState() if checkpoint is None else TrainState(**checkpoint.progress)
+        self.state = TrainState() if checkpoint is None else TrainState.from_progress(checkpoint.progress)
         self.state.run_id = tracker.run_id
         self.step = 0 if checkpoint is None else checkpoint.step
         self.resumed_at = self.step
