@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.segmenter import Segmenter, SegmenterConfig, build_segmenter
+from pipeline.config.renamed import current_keys
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.runtime.errors import DataError
 from pipeline.runtime.files import atomic_path
@@ -135,7 +136,7 @@ def load_checkpoint(path: Path, *, header_only: bool = False) -> Checkpoint:
     return Checkpoint(
         arguments=SegmenterConfig.from_dict(header["arguments"]),
         label_space=LabelSpace.from_dict(header["label_space"]),
-        settings=header["settings"],
+        settings=current_keys(header["settings"]),
         step=header["step"],
         progress=header["progress"],
         model=_under("model.", tensors),

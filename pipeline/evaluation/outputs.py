@@ -18,7 +18,8 @@ from torch import Tensor
 
 from models.segmenter import Segmenter
 from pipeline.checkpoint.format import Checkpoint, load_checkpoint
-from pipeline.config.paths import checkpoint_folder, evaluation_folder, results_folder
+from pipeline.config.paths import best_checkpoint_file, bootstrapped_folder, evaluation_folder, results_folder
+from pipeline.config.renamed import current_names
 from pipeline.config.schema import Settings
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.loading.batch import IGNORE_INDEX, Batch
@@ -37,7 +38,7 @@ Number = float | int
 
 def best_checkpoint(settings: Settings) -> Checkpoint:
     """The variant's checkpoint chosen on the held-out part."""
-    return load_checkpoint(checkpoint_folder(settings) / "best.safetensors")
+    return load_checkpoint(best_checkpoint_file(settings))
 
 
 def evaluate_checkpoint(
@@ -63,11 +64,11 @@ def evaluate_checkpoint(
     Raises:
         DataError: no data, or of other classes.
     """
-    data = SegmentationDataset(settings.bootstrapped, settings.data.root, split)
+    data = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, split)
     if data.label_space != checkpoint.label_space:
         raise DataError(
             "the checkpoint was trained on other classes",
-            where=settings.bootstrapped,
+            where=bootstrapped_folder(settings),
             found=f"{data.label_space.num_classes} classes, other than the checkpoint's",
             allowed=f"the {checkpoint.label_space.num_classes} classes of the checkpoint",
             hint="train again on this data: dvc repro",
@@ -109,7 +110,8 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
         "peak_memory_gib": memory.gib(),
         "train_peak_memory_gib": checkpoint.progress["peak_memory_gib"],
     }
-    training = json.loads((results_folder(settings) / "training.json").read_text(encoding="utf-8"))
+    path = results_folder(settings) / "training.json"
+    training = current_names("train", json.loads(path.read_text(encoding="utf-8")))
     curves = {
         "loss_curve": read_csv(results_folder(settings) / "loss.csv"),
         "validation_curve": read_csv(results_folder(settings) / "holdout.csv"),

@@ -6,13 +6,14 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.config.renamed import current_names
 from pipeline.data.loading.batch import Batch
 from pipeline.runtime.errors import KilosegError
 from pipeline.train_step.step import StepLosses
@@ -45,6 +46,11 @@ class TrainState:
     """in the loop over the steps, without validation, checkpoints and each process's first batch"""
     waiting_seconds: float = 0.0
     """of these, spent waiting for a batch"""
+
+    @classmethod
+    def from_progress(cls, progress: Mapping[str, Any]) -> TrainState:
+        """Rebuild the state that a checkpoint holds, under the names of its time."""
+        return cls(**current_names("train", progress))
 
     @property
     def data_wait_share(self) -> float:
@@ -119,9 +125,6 @@ class PendingLosses:
 
 def _listed(image_ids: tuple[int, ...]) -> str:
     return ", ".join(str(image_id) for image_id in image_ids)
-
-
-# MERGED from pipeline.data_wait: How long a training waits for its data: measured in every run, as nobody sees it otherwise.
 
 
 class DataWait:

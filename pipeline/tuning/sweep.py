@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import with_overrides
+from pipeline.config.renamed import current_keys, current_tree
 from pipeline.config.schema import Settings
 from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.files import write_text
@@ -121,6 +122,8 @@ class Sweep:
             ) from error
         if document.pop("format", None) != FORMAT:
             raise DataError("a sweep of another version of kiloseg", where=path, hint="start a new one")
+        document["settings"] = current_tree(document["settings"])
+        document["space"] = current_keys(document["space"])
         return Plan(**document)
 
     def create(self, plan: Plan) -> None:
@@ -151,7 +154,8 @@ class Sweep:
     def record(self, number: int) -> TrialRecord:
         """One trial; what the trial itself wrote counts more than what the driver thought."""
         folder = self.trial_folder(number)
-        known = TrialRecord(**json.loads((folder / "trial.json").read_text(encoding="utf-8")))
+        document = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
+        known = TrialRecord(**{**document, "values": current_keys(document["values"])})
         result = folder / "result.json"
         if not result.is_file():
             return known
