@@ -3,9 +3,9 @@
     python -m benchmarks.approximation --steps 150 --save
     python -m benchmarks.approximation --root PATH --weights FILE --backbone tf_efficientnet_lite0 --save
 
-Each variant is trained as `pipeline.training.trainer` trains, with the settings of params.yaml, and judged by its
-last weights (validated once, at the end: nothing is chosen) on val and on the images it learnt from. Seeds
-are the same for all variants, so data order and initial weights are too.
+Each variant is trained by `pipeline.training.trainer` with the settings of params.yaml. Its last weights are
+evaluated on val and on the images it learned from (validated once, at the end: nothing is chosen). Seeds are the
+same for all variants, so data order and initial weights are too.
 
 Time a step comes first, from short trainings in turns: the median gap between two steps, data loading
 included. What is trained after that is judged by quality alone, so other work beside it changes no figure.
@@ -47,7 +47,7 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.metrics import Metrics
 from pipeline.runtime.device import choose_device
 from pipeline.runtime.errors import UsageError
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
 
@@ -284,4 +284,4 @@ def main(
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    sys.exit(run(app))
+    sys.exit(run_command(app))

@@ -29,7 +29,7 @@ from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.tiny.generate import generate_tiny
 from pipeline.evaluation.outputs import evaluate_checkpoint
 from pipeline.runtime.device import choose_device, set_threads
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
 
@@ -109,4 +109,4 @@ def _sweep(folder: Path) -> float:
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    sys.exit(run(app))
+    sys.exit(run_command(app))

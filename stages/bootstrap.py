@@ -1,4 +1,4 @@
-"""Stage bootstrap: turns the annotations of `data.root` into class-id masks, splits and a label space."""
+"""Run the stage bootstrap: turn annotations into class-id masks, splits and a label space."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pipeline.config.load import load_settings
 from pipeline.config.paths import bootstrapped_folder
 from pipeline.data.bootstrap.build import bootstrap
 from pipeline.runtime.device import resolve_num_workers
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 from pipeline.runtime.workers import worker_pool
 
 
 def main() -> None:
-    """Bootstraps with the settings of the data section."""
+    """Bootstrap with the settings of the data section."""
     settings = load_settings()
     data = settings.data
     # the loaders' number is of processes beside the one that trains
@@ -32,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_command(main))

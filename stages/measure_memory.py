@@ -1,4 +1,4 @@
-"""Stage measure_memory: peak memory of one training step against the number of classes."""
+"""Run the stage measure_memory: peak memory of one training step against the number of classes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pipeline.config.paths import memory_file
 from pipeline.memory.predict import as_json, measuring_device, memory_rows
 from pipeline.runtime.device import set_threads
 from pipeline.runtime.files import write_json
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 
 
 def main() -> None:
-    """Predicts both heads from settings.model, settings.loss and settings.train; measures on a GPU."""
+    """Predict both heads from settings.model, settings.loss and settings.train; measure on a GPU."""
     settings = load_settings()
     set_threads(settings.runtime.threads)
     rows = memory_rows(settings, device=measuring_device(settings))
@@ -21,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_command(main))

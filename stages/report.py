@@ -1,4 +1,4 @@
-"""Stage report: compares the evaluated variants in one page and one table."""
+"""Run the stage report: compare the evaluated variants in one page and one table."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 from pipeline.config.load import load_settings
 from pipeline.config.paths import all_evaluations, all_results, bootstrapped_folder
 from pipeline.report.build import write_comparison, write_report
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 from pipeline.tracking.mlflow_tracker import log_to_finished_run
 
 
 def main() -> None:
-    """Writes results/report.html and results/comparison.csv; the variants' MLflow runs get the page too."""
+    """Write results/report.html and results/comparison.csv; the variants' MLflow runs get the page too."""
     settings = load_settings()
     evaluations, results = all_evaluations(settings), all_results(settings)
     names, page = list(settings.variants), results / "report.html"
@@ -25,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_command(main))

@@ -1,4 +1,4 @@
-"""`pipeline memory`: what a training step needs before a GPU is rented for it."""
+"""Run `pipeline memory`: predict what a training step needs before a GPU is rented for it."""
 
 from __future__ import annotations
 
@@ -94,15 +94,15 @@ def _answer(settings: Settings, num_classes: int, budget_bytes: int) -> None:
     )
     images = settings.train.images_per_step
     if images > fit.batch_size:
-        division = min_accumulation(settings, num_classes, budget_bytes)
+        divided = min_accumulation(settings, num_classes, budget_bytes)
         typer.echo(
-            f"{images} images a step fit with train.accumulation_steps {division.parts}: {division.batch_size} at a "
-            f"time, {division.predicted_bytes / GIB:.2f} GiB predicted"
+            f"{images} images a step fit with train.accumulation_steps {divided.accumulation_steps}: "
+            f"{divided.micro_batch_size} at a time, {divided.predicted_bytes / GIB:.2f} GiB predicted"
         )
 
 
 def _bootstrapped_classes(settings: Settings) -> int:
-    """C of the bootstrapped label space, or of LVIS and COCO-Stuff merged where there is none yet."""
+    """Return C of the bootstrapped label space, or of LVIS and COCO-Stuff merged where there is none yet."""
     from pipeline.data.labels.label_space import LabelSpace
 
     path = label_space_file(settings)
@@ -110,7 +110,7 @@ def _bootstrapped_classes(settings: Settings) -> int:
 
 
 def parse_changes(texts: list[str]) -> dict[str, object]:
-    """{KEY: value} of "KEY=VALUE", the values as in YAML.
+    """Return {KEY: value} of "KEY=VALUE", the values as in YAML.
 
     Raises:
         UsageError: no equals sign, or a value that is not YAML.

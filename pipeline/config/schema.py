@@ -161,7 +161,7 @@ class TrainSettings(Section):
     compile: bool = Field(False, description="compile the network with torch.compile; the first step is slow")
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
-        description="decay of the moving average of the weights, which is then validated and kept (null: off)",
+        description="decay of the moving average of the weights, which is then validated (null: off)",
     )
     deterministic: bool = Field(False, description="only kernels that give the same bits every time")
     debug: Literal["one_batch", "few_batches", "profile"] | None = Field(

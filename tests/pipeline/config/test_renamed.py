@@ -174,7 +174,7 @@ def test_an_interrupted_training_saved_under_old_names_resumes(project: Path) ->
     from pipeline.evaluation.outputs import evaluate_variant
     from pipeline.tracking.tracker import NoTracker
     from pipeline.training.outputs import write_training
-    from pipeline.training.trainer import interrupted_state, train
+    from pipeline.training.trainer import resumable_state, train
 
     overrides = {"train.accumulation_steps": 2, "train.steps": 2, "evaluate.max_images": 1}
     settings = load_settings("params.yaml", variant="exact", overrides=overrides)
@@ -191,7 +191,7 @@ def test_an_interrupted_training_saved_under_old_names_resumes(project: Path) ->
         settings={old.get(key, key): value for key, value in checkpoint.settings.items()},
         progress={**progress, "finished": False, "accumulate": 2},
     ).save(last)
-    state = interrupted_state(settings)
+    state = resumable_state(settings)
     assert state is not None
     assert state.accumulation_steps == 2
     resumed = train(settings, NoTracker())

@@ -13,7 +13,7 @@ from pipeline.memory.batch_size import budget_bytes, min_accumulation
 from pipeline.memory.predict import predict_bytes, with_changes
 from pipeline.runtime.errors import MemoryLimitError, UsageError
 from pipeline.tracking.tracker import NoTracker
-from pipeline.training.trainer import interrupted_state, train
+from pipeline.training.trainer import resumable_state, train
 from tests.pipeline.memory.measured_steps import MIB, settings_of
 from tests.pipeline.training.recording import Recorder
 
@@ -26,10 +26,10 @@ def test_one_part_fewer_would_not_fit() -> None:
 
     for budget in (predicted(2), predicted(3) - 1):
         fit = min_accumulation(settings, 150, budget)
-        assert predicted(fit.parts) == fit.predicted_bytes <= budget
-        assert predicted(fit.parts - 1) > budget
-        assert fit.batch_size == -(-6 // fit.parts)
-    assert min_accumulation(settings, 150, predicted(1)).parts == 1
+        assert predicted(fit.accumulation_steps) == fit.predicted_bytes <= budget
+        assert predicted(fit.accumulation_steps - 1) > budget
+        assert fit.micro_batch_size == -(-6 // fit.accumulation_steps)
+    assert min_accumulation(settings, 150, predicted(1)).accumulation_steps == 1
     with pytest.raises(MemoryLimitError, match="not even"):
         min_accumulation(settings, 150, MIB)
 
@@ -54,7 +54,7 @@ def test_a_batch_found_by_itself_keeps_the_images_of_a_step_and_resumes_with_its
     with pytest.raises(MemoryError):
         train(settings, first)
     assert "5 images a step, 3 at a time (2 parts)" in capsys.readouterr().err
-    state = interrupted_state(settings)
+    state = resumable_state(settings)
     assert state is not None
     assert state.accumulation_steps == 2
     monkeypatch.setattr(

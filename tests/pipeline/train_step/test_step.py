@@ -263,9 +263,11 @@ def test_a_nan_is_named_soon_though_the_loss_is_read_seldom(
     broken_from(19, monkeypatch)
     from pipeline.train_step.step import TrainStep
 
-    step = TrainStep.step
+    step = TrainStep.__call__
     monkeypatch.setattr(
-        TrainStep, "step", lambda self, batch, at: (seen.append(batch.image_ids), step(self, batch, at))[1]
+        TrainStep,
+        "__call__",
+        lambda self, batch, at: (seen.append(batch.image_ids), step(self, batch, at))[1],
     )
     often = {"train.steps": 100_000, "train.validate_every": 50_000, "train.checkpoint_every": 50_000}
     with pytest.raises(KilosegError, match="no longer finite") as caught:

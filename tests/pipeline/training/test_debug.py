@@ -20,9 +20,9 @@ def test_one_batch_is_learned_by_heart(project: Path, monkeypatch: pytest.Monkey
     from pipeline.train_step.step import TrainStep
 
     seen = set()
-    step = TrainStep.step
+    step = TrainStep.__call__
     monkeypatch.setattr(
-        TrainStep, "step", lambda self, batch, at: (seen.add(batch.image_ids), step(self, batch, at))[1]
+        TrainStep, "__call__", lambda self, batch, at: (seen.add(batch.image_ids), step(self, batch, at))[1]
     )
     recorder = Recorder()
     overrides = {"train.debug": "one_batch", "train.steps": 40, "train.validate_every": 40}

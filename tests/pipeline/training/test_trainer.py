@@ -18,7 +18,7 @@ from pipeline.config.schema import Settings
 from pipeline.runtime.errors import DataError, KilosegError
 from pipeline.runtime.signals import Interrupted
 from pipeline.tracking.tracker import NoTracker
-from pipeline.training.trainer import interrupted_state, train
+from pipeline.training.trainer import resumable_state, train
 from tests.paths import ROOT
 from tests.pipeline.training.recording import Recorder, same_weights
 
@@ -63,7 +63,7 @@ def test_a_crashed_run_resumes_to_exactly_the_undisturbed_one(project: Path, var
     first = Recorder(at=5, do=crash)  # the last checkpoint is that of step 4
     with pytest.raises(MemoryError):
         train(settings, first)
-    state = interrupted_state(settings)
+    state = resumable_state(settings)
     assert state is not None
     assert not state.finished
     second = Recorder()
@@ -75,7 +75,7 @@ def test_a_crashed_run_resumes_to_exactly_the_undisturbed_one(project: Path, var
     for name in ("best", "last"):
         folder = checkpoint_folder(settings)
         assert same_weights(folder / f"{name}.safetensors", project / "whole" / f"{name}.safetensors")
-    assert interrupted_state(settings) is None  # finished: the next run starts anew
+    assert resumable_state(settings) is None  # finished: the next run starts anew
 
 
 def test_a_polite_stop_loses_no_step(settings: Settings) -> None:
@@ -119,7 +119,7 @@ def test_a_run_killed_before_its_first_step_ended_goes_on_in_the_same_tracked_ru
 
     with pytest.raises(MemoryError):
         train(settings, Named(at=1, do=crash))
-    state = interrupted_state(settings)
+    state = resumable_state(settings)
     assert state is not None
     assert state.run_id == "the run"
 
@@ -172,7 +172,7 @@ def test_other_settings_start_anew(settings: Settings, project: Path) -> None:
     with pytest.raises(Interrupted):
         train(settings, first)
     other = load_settings(variant="exact", overrides={"train.learning_rate": 0.03})
-    assert interrupted_state(other) is None
+    assert resumable_state(other) is None
     second = Recorder()
     train(other, second)
     assert sorted(second.losses) == list(range(1, 9))
