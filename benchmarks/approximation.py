@@ -4,8 +4,8 @@
     python -m benchmarks.approximation --root PATH --weights FILE --backbone tf_efficientnet_lite0 --save
 
 Each variant is trained by `pipeline.training.trainer` with the settings of params.yaml. Its last weights are
-evaluated on val and on the images it learned from (validated once, at the end: nothing is chosen). Seeds are the
-same for all variants, so data order and initial weights are too.
+evaluated on val and on the images it learned from (validated once, at the end: nothing is chosen). Seeds
+are the same for all variants, so data order and initial weights are too.
 
 Time a step comes first, from short trainings in turns: the median gap between two steps, data loading
 included. What is trained after that is judged by quality alone, so other work beside it changes no figure.

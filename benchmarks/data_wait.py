@@ -1,4 +1,4 @@
-"""How long a training would wait for its data: a loop whose step takes a given time, fed by the real loader.
+"""Measure how long a training waits for its data: a loop whose step takes a given time, and the real loader.
 
     python -m benchmarks.data_wait ROOT --step-seconds 0.4 --batch 10 --crop 512 --save
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.runtime.errors import UsageError
@@ -14,9 +15,10 @@ RENAMED = {  # old key: new key, of the same section
 }
 
 Value = TypeVar("Value")
+Rename = Callable[[str, str | Path | None], str]
 
 
-def current_key(key: str, where: object) -> str:
+def current_key(key: str, where: str | Path | None) -> str:
     """Return the present name of a dotted key that a user wrote; warn on stderr if it was renamed."""
     new = RENAMED.get(key, key)
     if new != key:
@@ -36,7 +38,7 @@ def current_names(section: str, values: Mapping[str, Value]) -> dict[str, Value]
     return {key.removeprefix(f"{section}."): value for key, value in renamed.items()}
 
 
-def current_tree(tree: Mapping[str, Any], where: object = None) -> dict[str, Any]:
+def current_tree(tree: Mapping[str, Any], where: str | Path | None = None) -> dict[str, Any]:
     """Rename the keys of a tree of settings: its sections, variants, and the space and fixed part of `tune`.
 
     What has not the form of settings is left as it is, for the checks that come after.
@@ -48,7 +50,7 @@ def current_tree(tree: Mapping[str, Any], where: object = None) -> dict[str, Any
     Raises:
         UsageError: a setting stands there under both names.
     """
-    rename: Callable[[str, object], str] = _silently if where is None else current_key
+    rename: Rename = _silently if where is None else current_key
     renamed = _sections(tree, where, rename)
     if isinstance(variants := renamed.get("variants"), dict):
         renamed["variants"] = {
@@ -63,7 +65,7 @@ def current_tree(tree: Mapping[str, Any], where: object = None) -> dict[str, Any
     return renamed
 
 
-def _sections(tree: Any, where: object, rename: Callable[[str, object], str]) -> Any:
+def _sections(tree: Any, where: str | Path | None, rename: Rename) -> Any:
     if not isinstance(tree, Mapping):
         return tree
     sections = dict(tree)
@@ -74,7 +76,7 @@ def _sections(tree: Any, where: object, rename: Callable[[str, object], str]) ->
 
 
 def _renamed(
-    values: Mapping[Any, Any], where: object, rename: Callable[[str, object], str], prefix: str = ""
+    values: Mapping[Any, Any], where: str | Path | None, rename: Rename, prefix: str = ""
 ) -> dict[Any, Any]:
     keys = {name: f"{prefix}{name}" for name in values}
     for old, new in RENAMED.items():
@@ -92,5 +94,5 @@ def _renamed(
     }
 
 
-def _silently(key: str, where: object) -> str:
+def _silently(key: str, where: str | Path | None) -> str:
     return RENAMED.get(key, key)

@@ -17,7 +17,7 @@ import gc
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,6 @@ from pipeline.train_step.loss import Losses, segmentation_losses
 from pipeline.train_step.model import build_model
 from pipeline.train_step.optimizer import build_optimizer
 from pipeline.train_step.step import LossFunction, accumulate_gradients
-
-if TYPE_CHECKING:
-    from torch.profiler import profile
 
 CLASS_COUNTS = (19, 150, 1_284, 10_000, 100_000)
 HEADS: tuple[Literal["embedding", "softmax"], ...] = ("embedding", "softmax")
@@ -206,7 +203,7 @@ def allocated_cpu_bytes(call: Callable[[], object]) -> int:
     return max(itertools.accumulate(_allocations(profiled), initial=0))
 
 
-def _allocations(profiled: profile) -> Iterator[int]:
+def _allocations(profiled: Any) -> Iterator[int]:
     """Yield the bytes of every allocation in order, negative when freed.
 
     Private to torch: its public `events()` only has sums for each operator.
