@@ -198,17 +198,17 @@ class TrainSettings(Section):
 
     @property
     def images_per_step(self) -> int:
-        """Images that one update of the weights sees: the effective batch size."""
+        """Return the images that one update of the weights sees: the effective batch size."""
         return (self.effective_batch_size or 10) if self.batch_size == "auto" else self.batch_size
 
     @property
     def micro_batch_size(self) -> int:
-        """Images in memory at a time: those of a step divided by `accumulation_steps`, rounded up."""
+        """Return the images in memory at a time: those of a step by `accumulation_steps`, rounded up."""
         return -(-self.images_per_step // self.accumulation_steps)
 
 
 class EvaluateSettings(Section):
-    """How a checkpoint is judged on the val split."""
+    """How a checkpoint is evaluated on the val split."""
 
     max_images: PositiveInt | None = Field(None, description="evaluate only the first images (null: all)")
     examples: NonNegativeInt = Field(
