@@ -1,4 +1,4 @@
-"""Stage prepare: draws the embedded dataset into data/tiny."""
+"""Stage prepare: draw the embedded dataset into data/tiny."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.runtime.signals import run
 
 
 def main() -> None:
-    """Draws the default embedded dataset; an intact one is left as it is."""
+    """Draw the default embedded dataset; an intact one is left as it is."""
     generate_tiny(Path("data/tiny"))
 
 

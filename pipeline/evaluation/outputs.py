@@ -28,7 +28,7 @@ from pipeline.data.loading.visualize import class_color, colorize
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.runtime.device import PeakMemory, choose_device, set_threads
 from pipeline.runtime.errors import DataError
-from pipeline.runtime.files import _csv, _read_csv, write_text
+from pipeline.runtime.files import csv_text, read_csv, write_text
 from pipeline.tracking.environment import environment
 
 LEGEND_CLASSES = 8
@@ -111,8 +111,8 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     }
     training = json.loads((results_folder(settings) / "training.json").read_text(encoding="utf-8"))
     curves = {
-        "loss_curve": _read_csv(results_folder(settings) / "loss.csv"),
-        "validation_curve": _read_csv(results_folder(settings) / "holdout.csv"),
+        "loss_curve": read_csv(results_folder(settings) / "loss.csv"),
+        "validation_curve": read_csv(results_folder(settings) / "holdout.csv"),
     }
     record = {
         "format": 1,
@@ -143,7 +143,7 @@ def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:
         cells = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
         rows.append([entry.class_id, entry.name, entry.source, entry.frequency, *cells])
     header = ["class_id", "name", "source", "frequency", "true_pixels", "predicted_pixels", "iou", "accuracy"]
-    return _csv(header, rows)
+    return csv_text(header, rows)
 
 
 class _Pictures:
@@ -181,7 +181,7 @@ class _Pictures:
         return [
             {
                 "name": self.label_space.classes[train_id].name,
-                "color": "#{:02x}{:02x}{:02x}".format(*class_color(train_id)),
+                "color": "#{:02x}{:02x}{:02x}".format(*class_color(train_id + 1)),
             }
             for train_id in commonest
         ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import hashlib
 import io
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,12 +160,25 @@ def naming_full_disk(path: Path, kept: str) -> Iterator[None]:
         ) from error
 
 
-def _csv(header: list[str], rows: list[list[Any]]) -> str:
+def write_json(path: Path, tree: Any, *, indent: int | None = 1, sort_keys: bool = False) -> None:
+    """Write plain types to `path` atomically, as JSON with a newline at the end."""
+    write_text(path, json.dumps(tree, indent=indent, sort_keys=sort_keys) + "\n")
+
+
+def csv_text(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a header and rows as the text of a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()
 
 
-def _read_csv(path: Path) -> list[list[float]]:
+def read_csv(path: Path) -> list[list[float]]:
+    """Read a CSV file of numbers, without its header."""
     with path.open(newline="", encoding="utf-8") as file:
         return [[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

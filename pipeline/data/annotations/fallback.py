@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.annotations.validation import NOTHING, RESTORE, AnnotationFile, RowChecks, Rows, kind_of
+from pipeline.data.labels.official import IMAGE_FOLDERS, LVIS_FILES, STUFF_FILES
 from pipeline.runtime.device import without_collector
 from pipeline.runtime.errors import DataError, KilosegError
 
@@ -113,8 +114,8 @@ def load_tree(path: Path, without: Rows = NOTHING) -> dict[str, Any]:
             "no annotation file" if folder.is_dir() else "no folder with annotations",
             where=path if folder.is_dir() else folder,
             found="it does not exist",
-            allowed="the official layout: train2017/, val2017/ and annotations/ with lvis_v1_train.json, "
-            "lvis_v1_val.json, stuff_train2017.json, stuff_val2017.json",
+            allowed=f"the official layout: {', '.join(f'{name}/' for name in IMAGE_FOLDERS)} and annotations/ "
+            f"with {', '.join((*LVIS_FILES.values(), *STUFF_FILES))}",
             hint="put it there, or name another root",
         )
     try:

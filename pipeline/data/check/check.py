@@ -7,8 +7,6 @@ gray images, images nobody annotated, outlines that cover no pixel.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.annotations.fallback import load_tree
-from pipeline.data.annotations.quarantine import Quarantine, digest
+from pipeline.data.annotations.quarantine import Quarantine
 from pipeline.data.annotations.validation import (
     RESTORE,
     AnnotationFile,
@@ -26,10 +24,9 @@ from pipeline.data.annotations.validation import (
     size_disagreement,
 )
 from pipeline.data.check.image import ORIGINAL, Examined, Outline, Task, examine
-from pipeline.data.labels.official import official_categories
-from pipeline.data.layouts.coco_lvis import LVIS_FILES, STUFF_FILES
+from pipeline.data.labels.official import LVIS_FILES, STUFF_FILES, official_categories
 from pipeline.runtime.errors import DataError
-from pipeline.runtime.files import write_text
+from pipeline.runtime.files import csv_text, file_digest, write_text
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.workers import ordered_map, worker_pool
 
@@ -102,15 +99,11 @@ class CheckResult:
 
     def table(self) -> str:
         """CSV with one line for each fault and note."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        rows = []
         for fault in self.found:
             weight, held = "note" if fault.note else "fault", self.is_quarantined(fault)
-            writer.writerow(
-                [fault.file, fault.kind, fault.detail, fault.remedy, weight, "yes" if held else ""]
-            )
-        return text.getvalue()
+            rows.append([fault.file, fault.kind, fault.detail, fault.remedy, weight, "yes" if held else ""])
+        return csv_text(COLUMNS, rows)
 
     def save(self, path: Path) -> None:
         """Writes the table."""
@@ -126,7 +119,7 @@ class CheckResult:
                 rows.setdefault(Path(fault.file).name, {}).setdefault(key, {})[place] = fault.kind
             elif fault.image_id is not None and not fault.note:
                 images[fault.image_id] = fault.kind
-        digests = {name: digest(self.root / "annotations" / name) for name in rows}
+        digests = {name: file_digest(self.root / "annotations" / name) for name in rows}
         self.quarantine = Quarantine(digests, rows, images)
         return self.quarantine.save(self.root)
 

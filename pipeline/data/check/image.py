@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.bootstrap.rle import foreground_runs
+from pipeline.data.store.images import open_image
 from pipeline.runtime.errors import DataError
 
 ORIGINAL = "take the original file from its source again"
@@ -79,7 +80,7 @@ def examine(task: Task) -> Examined:
 
 
 def _examine_image(path: Path, image: ImageEntry, notes: list[tuple[str, str]]) -> DataError | None:
-    from PIL import Image, ImageFile
+    from PIL import ImageFile
 
     def problem(what: str, found: object, allowed: object = None) -> DataError:
         return DataError(what, where=path, found=found, allowed=allowed, hint=ORIGINAL)
@@ -94,7 +95,7 @@ def _examine_image(path: Path, image: ImageEntry, notes: list[tuple[str, str]]) 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's on odd metadata and large images
-            with Image.open(path) as opened:
+            with open_image(path) as opened:
                 if opened.size != (image.width, image.height):
                     return problem(
                         "an image of another size than its annotation",
@@ -103,9 +104,9 @@ def _examine_image(path: Path, image: ImageEntry, notes: list[tuple[str, str]]) 
                     )
                 mode, kind = opened.mode, opened.format
                 opened.load()
-    except Exception as error:  # Pillow raises nearly anything on damaged files
-        text = str(error)
-        return problem("truncated image" if "truncated" in text.lower() else "unreadable image", text)
+    except DataError as error:
+        truncated = "truncated" in (error.found or "").lower()
+        return problem("truncated image" if truncated else error.what, error.found)
     if mode != "RGB":
         notes.append(("an image that is not RGB", f"stored as {mode}; it is converted when read"))
     if kind != "JPEG":

@@ -26,7 +26,7 @@ from pipeline.data.download.archives import Archive
 from pipeline.data.download.http import CHUNK, Wanted, download
 from pipeline.runtime.device import GIB
 from pipeline.runtime.errors import DataError, KilosegError, UsageError
-from pipeline.runtime.files import naming_full_disk, write_text
+from pipeline.runtime.files import naming_full_disk, write_json
 from pipeline.runtime.progress import Progress
 
 MIB = 2**20
@@ -210,7 +210,7 @@ def _unpack(root: Path, archive: Archive, path: Path) -> None:
     staging.rmdir()
     os.sync()
     record = _read_record(root) | {archive.name: {"bytes": size, "files": len(members)}}
-    write_text(root / "archives" / "fetched.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+    write_json(root / "archives" / "fetched.json", record, sort_keys=True)
     path.unlink()
 
 

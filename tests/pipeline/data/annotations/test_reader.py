@@ -183,11 +183,11 @@ def test_a_file_that_changes_before_its_rows_are_drawn_is_one_error(tmp_path: Pa
     data = typical(tmp_path / "root")
     layout = OfficialLayout(data.write())
     entry = layout.lvis["train"].images[1]
-    (shape, *_) = layout.content(entry)
-    assert isinstance(shape.segmentation, Span)
+    (region, *_) = layout.content(entry)
+    assert isinstance(region.segmentation, Span)
     data.path("lvis_v1_train").write_text("{}")
     with RowReader() as reader, pytest.raises(DataError, match="changed while it was read") as caught:
-        reader.read(shape.segmentation, shape.where)
+        reader.read(region.segmentation, region.where)
     assert "annotation 1" in str(caught.value.where)
 
 
