@@ -109,7 +109,7 @@ def _ours(work: list[tuple[ImageEntry, list[Region]]], root: Path, num_classes: 
 def _content(layout: OfficialLayout, entry: ImageEntry, reader: RowReader) -> Content:
     def rows(files: list[object]) -> list[tuple[int, object]]:
         return [
-            (row["category_id"], reader.read(row["segmentation"], file.name))  # type: ignore[attr-defined]
+            (row.category_id, reader.read(row.segmentation, file.name))  # type: ignore[attr-defined]
             for file in files
             for row in file.by_image.get(entry.image_id, ())  # type: ignore[attr-defined]
         ]

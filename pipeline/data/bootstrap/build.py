@@ -1,9 +1,9 @@
 """Make masks, splits, statistics and a label space from a dataset on disk.
 
-The dataset lists the images, in any layout of `pipeline.data.layouts.layout`. Its train list gives `train` and
-`holdout` (held out to choose checkpoints), its val list gives `val`. An image without a labeled pixel is left
-out, by name. The output has the same bytes on every machine and with any number of workers. It names no path
-outside the dataset:
+The dataset lists the images, in any layout of `pipeline.data.layouts.layout`. Its train list gives `train`
+and `holdout` (held out to choose checkpoints), its val list gives `val`. An image without a labeled pixel is
+left out, by name. The output has the same bytes on every machine and with any number of workers. It names no
+path outside the dataset:
 
     label_space.json label_space.csv     the classes
     train-000.arrow ...                  masks, see `pipeline.data.store.shards`

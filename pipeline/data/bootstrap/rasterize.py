@@ -62,7 +62,7 @@ def rasterize(regions: Sequence[Region], height: int, width: int, *, overlap: st
     number = ends - starts
     first = np.cumsum(number) - number
     covered = np.arange(number.sum()) + np.repeat(starts - first, number)
-    # paint: where a segment is assigned several times, NumPy keeps the last value, which is the highest region
+    # paint: of several assignments to a segment NumPy keeps the last, which is the highest region's
     top = np.full(len(bounds) - 1, len(regions))  # index of the visible region; len(regions) for none
     top[covered] = np.repeat(found.owners[bottom_up], number)
     # count pixels a class: the lengths of its segments

@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from pipeline.data.annotations.index import RowReader, Span
 from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.bootstrap.rle import foreground_runs
 from pipeline.data.store.images import open_image
@@ -24,7 +24,7 @@ class Outline:
     file: str
     place: int
     annotation_id: int
-    segmentation: Any
+    segmentation: Span
     stuff: bool
 
 
@@ -63,18 +63,20 @@ def examine(task: Task) -> Examined:
         found.image = _examine_image(task.path, task.image, found.notes)
     height, width = task.image.height, task.image.width
     columns = np.zeros(height * width, np.uint8)
-    for outline in reversed(task.outlines):
-        where = f"{outline.file}: image {task.image.image_id}, annotation {outline.annotation_id}"
-        try:
-            runs = foreground_runs(outline.segmentation, height, width, where)
-        except DataError as problem:
-            found.outlines.append((outline, problem))
-            continue
-        if not any(lengths[1::2].any() for lengths in runs):
-            found.hollow.append(outline)
-        for lengths in runs:
-            inside = np.repeat(np.arange(len(lengths)) & 1 == 1, lengths)
-            columns[inside] = 2 if outline.stuff else 1
+    with RowReader() as reader:
+        for outline in reversed(task.outlines):
+            where = f"{outline.file}: image {task.image.image_id}, annotation {outline.annotation_id}"
+            try:
+                segmentation = reader.read(outline.segmentation, where)
+                runs = foreground_runs(segmentation, height, width, where)
+            except DataError as problem:
+                found.outlines.append((outline, problem))
+                continue
+            if not any(lengths[1::2].any() for lengths in runs):
+                found.hollow.append(outline)
+            for lengths in runs:
+                inside = np.repeat(np.arange(len(lengths)) & 1 == 1, lengths)
+                columns[inside] = 2 if outline.stuff else 1
     found.covered = int((columns == 1).sum()), int((columns == 2).sum())
     return found
 

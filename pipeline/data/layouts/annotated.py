@@ -32,9 +32,9 @@ class AnnotatedSource:
         """Yield the annotations of an image in the order of the files."""
         for file in self.files:
             for annotation in file.by_image.get(image.image_id, ()):
-                where = f"{file.name}: image {image.image_id}, annotation {annotation['id']}"
-                class_id = self.class_ids[annotation["category_id"]]
-                yield Region(class_id, annotation["segmentation"], where, self.stuff)
+                where = f"{file.name}: image {image.image_id}, annotation {annotation.id}"
+                class_id = self.class_ids[annotation.category_id]
+                yield Region(class_id, annotation.segmentation, where, self.stuff)
 
 
 def lacking_annotation(image: ImageEntry, sources: Sequence[AnnotatedSource], shown: set[int]) -> str | None:

@@ -40,5 +40,5 @@ class Batch:
     image_ids: tuple[int, ...]
 
     def pin_memory(self) -> Batch:
-        """Return a copy in pinned memory, which torch's loader asks for: the GPU fetches it while it computes."""
+        """Return a copy in pinned memory, for torch's loader: the GPU fetches it while it computes."""
         return Batch(self.images.pin_memory(), self.target.pin_memory(), self.image_ids)

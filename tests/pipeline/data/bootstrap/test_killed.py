@@ -160,7 +160,8 @@ def test_workers_end_with_a_command_that_is_killed(
         "from pipeline.runtime.workers import worker_pool\n"
         "if __name__ == '__main__':\n"
         "    with worker_pool(3, 'pipeline.data.bootstrap.build') as pool:\n"
-        "        bootstrap(Path(sys.argv[1]), Path(sys.argv[2]), BootstrapOptions(images_per_shard=50), pool=pool)\n"
+        "        options = BootstrapOptions(images_per_shard=50)\n"
+        "        bootstrap(Path(sys.argv[1]), Path(sys.argv[2]), options, pool=pool)\n"
     )
     script = out.parent / "command.py"
     script.parent.mkdir(parents=True)
