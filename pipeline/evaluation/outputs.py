@@ -28,7 +28,7 @@ from pipeline.data.loading.visualize import class_color, colorize
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.runtime.device import PeakMemory, choose_device, set_threads
 from pipeline.runtime.errors import DataError
-from pipeline.runtime.files import csv_text, read_csv, write_text
+from pipeline.runtime.files import csv_text, read_csv, write_json, write_text
 from pipeline.tracking.environment import environment
 
 LEGEND_CLASSES = 8
@@ -129,8 +129,8 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     table = per_class_table(result, checkpoint.label_space)
     for folder in (results_folder(settings), evaluation_folder(settings)):
         write_text(folder / "per_class.csv", table)
-    write_text(evaluation_folder(settings) / "record.json", json.dumps(record, indent=1) + "\n")
-    write_text(results_folder(settings) / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    write_json(evaluation_folder(settings) / "record.json", record)
+    write_json(results_folder(settings) / "metrics.json", metrics)
     return metrics, checkpoint
 
 

@@ -1,12 +1,10 @@
-"""TODO"""
+"""Write the files that a training leaves in the variant's results folder."""
 
 from __future__ import annotations
 
-import json
-
 from pipeline.config.paths import results_folder
 from pipeline.config.schema import Settings
-from pipeline.runtime.files import csv_text, write_text
+from pipeline.runtime.files import csv_text, write_json, write_text
 from pipeline.training.trainer import TrainResult
 
 
@@ -28,4 +26,4 @@ def write_training(settings: Settings, result: TrainResult) -> None:
         "peak_memory_kind": result.peak_memory_kind,
         "device": result.device,
     }
-    write_text(folder / "training.json", json.dumps(facts, indent=1) + "\n")
+    write_json(folder / "training.json", facts)
