@@ -255,6 +255,45 @@ def test_a_broken_outline_is_named(segmentation: Any, words: str) -> None:
     assert caught.value.hint
 
 
+@given(st.lists(st.binary(max_size=9) | st.text("0PoO`Q", max_size=9).map(str.encode), max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_a_string_is_refused_among_others_if_and_only_if_it_is_refused_alone(strings: list[bytes]) -> None:
+    def broken(text: bytes) -> bool:
+        try:
+            decode_counts(text, "here")
+        except DataError as problem:
+            assert problem.what == "broken RLE"
+            return True
+        return False
+
+    together = outlines._decode_strings(strings)
+    assert (together is None) == (not strings or any(map(broken, strings)))
+    if together is not None:
+        numbers, counts = together
+        alone = [decode_counts(text, "here") for text in strings]
+        assert (numbers.tolist(), counts.tolist()) == (np.concatenate(alone).tolist(), list(map(len, alone)))
+
+
+@given(st.lists(st.floats() | st.integers(-30, 30) | st.none() | st.sampled_from(["", "x"]), max_size=9))
+@settings(max_examples=300, deadline=None)
+def test_a_polygon_is_decoded_or_named_by_one_of_three_faults(polygon: list[Any]) -> None:
+    numbers = polygon if all(isinstance(value, float | int) for value in polygon) else []
+    x, y = numbers[0::2], numbers[1::2]
+    sound = (
+        len(numbers) >= 6
+        and len(numbers) % 2 == 0
+        and all(-8 <= value <= 16 for value in x)
+        and all(-8 <= value <= 16 for value in y)
+    )
+    try:
+        foreground_runs([polygon], 8, 8, "here")
+    except DataError as problem:
+        assert not sound
+        assert problem.what.startswith("a polygon ")
+    else:
+        assert sound
+
+
 @given(st.text(st.characters(min_codepoint=45, max_codepoint=114), max_size=12))
 @settings(max_examples=300, deadline=None)
 def test_any_string_is_either_the_whole_image_or_refused(text: str) -> None:
