@@ -21,6 +21,7 @@ from pathlib import Path
 from pipeline.config.load import load_settings
 from pipeline.config.paths import bootstrapped_folder, tiny_folder
 from pipeline.config.schema import Settings
+from pipeline.data.labels.official import IMAGE_FOLDERS, LVIS_FILES, STUFF_FILES
 from pipeline.doctor.software import DEADLINE, Finding, Status, look_at_gpu, look_at_opencv, look_at_versions
 from pipeline.runtime.device import GIB
 from pipeline.runtime.errors import KilosegError
@@ -28,14 +29,7 @@ from pipeline.tracking.tracker import tracking_uri
 
 __all__ = ["Finding", "examine", "show"]
 
-LAYOUT = (
-    "annotations/lvis_v1_train.json",
-    "annotations/lvis_v1_val.json",
-    "annotations/stuff_train2017.json",
-    "annotations/stuff_val2017.json",
-    "train2017",
-    "val2017",
-)
+LAYOUT = (*(f"annotations/{name}" for name in (*LVIS_FILES.values(), *STUFF_FILES)), *IMAGE_FOLDERS)
 _LITTLE_DISK, _NO_DISK = 5 * GIB, GIB // 2
 
 
