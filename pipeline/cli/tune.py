@@ -15,7 +15,7 @@ from pipeline.runtime.errors import KilosegError, UsageError
 if TYPE_CHECKING:
     from pipeline.config.schema import Settings
     from pipeline.tuning.space import Space
-    from pipeline.tuning.sweep import Plan, Sweep
+    from pipeline.tuning.sweep import SweepPlan, Sweep
 
 app = typer.Typer(
     help="Sweep settings with Ray Tune; then `best` shows the result and `apply` keeps it.",
@@ -124,10 +124,10 @@ def apply_(
     params: Params = PARAMS,
 ) -> None:
     """Write the best trial's values into the settings file; `dvc repro` then trains with them."""
-    from pipeline.tuning.results import apply_values, winner
+    from pipeline.tuning.results import apply_values, best_trial
 
     sweep = _sweep(_settings(params), name)
-    record = winner(sweep, trial)
+    record = best_trial(sweep, trial)
     changes = apply_values(params, sweep.plan, record)
     values = ", ".join(f"{key} {value}" for key, value in record.values.items())
     typer.echo(f"trial {record.number} of {sweep.plan.name}: {values}")
@@ -162,7 +162,7 @@ def _sweep(settings: Settings, name: str | None) -> Sweep:
     return find_sweep(settings.tune.folder, name)
 
 
-def _describe(plan: Plan, space: Space) -> None:
+def _describe(plan: SweepPlan, space: Space) -> None:
     variant = plan.settings["variant"]
     start = "the plain settings" if variant is None else f"variant {variant}"
     typer.echo(f"sweep {plan.name}: {plan.trials} trials from {start}, for {' and '.join(plan.objectives)}")

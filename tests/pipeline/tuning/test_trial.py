@@ -16,7 +16,7 @@ from pipeline.runtime.errors import KilosegError
 from pipeline.runtime.locks import locked
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
-from pipeline.tuning.sweep import Plan, Sweep, TrialRecord, read_journal
+from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord, read_journal
 from pipeline.tuning.trial import run_trial
 
 RUNTIME = {"runtime.threads": 1, "runtime.num_workers": 0, "runtime.device": "cpu"}
@@ -31,7 +31,7 @@ def sweep(project: Path) -> Sweep:
 def make_sweep(project: Path, values: dict[str, Any] | None = None, budget: float | None = None) -> Sweep:
     settings = load_settings(variant="essnet").model_dump(mode="json")
     space = {key: {"choice": [value]} for key, value in (values or VALUES).items()}
-    plan = Plan("named", settings, space, ["val/miou"], 1, 0, "predicted", True, 3, budget)
+    plan = SweepPlan("named", settings, space, ["val/miou"], 1, 0, "predicted", True, 3, budget)
     sweep = Sweep(project / "sweeps" / "named")
     sweep.create(plan)
     sweep.write(TrialRecord(0, values or VALUES, "running"))
