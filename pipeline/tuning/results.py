@@ -6,7 +6,6 @@ The best trial is the one with the highest mIoU, whether there are one or two ob
 
 from __future__ import annotations
 
-import csv
 import difflib
 import io
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from pipeline.config.load import load_settings
 from pipeline.runtime.errors import DataError, UsageError
-from pipeline.runtime.files import write_text
+from pipeline.runtime.files import csv_text, write_text
 from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord
 
 
@@ -81,15 +80,21 @@ def results_csv(plan: SweepPlan, records: Sequence[TrialRecord]) -> str:
     keys = list(plan.space)
     front = {record.number for record in pareto_front(records)}
     metrics = sorted({name for record in records for name in record.metrics})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "outcome", *keys, "miou", "on_pareto_front", "step", *metrics, "error"])
-    for record in ranked(records):
-        cells: list[Any] = [record.number, record.outcome, *(record.values[key] for key in keys)]
-        cells += ["" if record.score is None else record.score, record.number in front, record.step]
-        cells += [record.metrics.get(name, "") for name in metrics]
-        writer.writerow([*cells, record.error or ""])
-    return text.getvalue()
+    rows = [
+        [
+            record.number,
+            record.outcome,
+            *(record.values[key] for key in keys),
+            "" if record.score is None else record.score,
+            record.number in front,
+            record.step,
+            *(record.metrics.get(name, "") for name in metrics),
+            record.error or "",
+        ]
+        for record in ranked(records)
+    ]
+    header = ["trial", "outcome", *keys, "miou", "on_pareto_front", "step", *metrics, "error"]
+    return csv_text(header, rows)
 
 
 def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:

@@ -24,7 +24,7 @@ from typing import Any
 from pipeline.config.load import with_overrides
 from pipeline.config.schema import Settings
 from pipeline.runtime.errors import DataError, UsageError
-from pipeline.runtime.files import write_text
+from pipeline.runtime.files import write_json
 
 FORMAT = 1
 DONE = ("finished", "pruned", "infeasible", "failed")
@@ -138,9 +138,7 @@ class Sweep:
 
     def rewrite(self, plan: SweepPlan) -> None:
         """Replace the plan, atomically."""
-        write_text(
-            self.folder / "sweep.json", json.dumps({"format": FORMAT, **asdict(plan)}, indent=1) + "\n"
-        )
+        write_json(self.folder / "sweep.json", {"format": FORMAT, **asdict(plan)})
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder of trial `number`."""
@@ -165,14 +163,12 @@ class Sweep:
 
     def write(self, record: TrialRecord) -> None:
         """Write what the driver knows of a trial."""
-        write_text(
-            self.trial_folder(record.number) / "trial.json", json.dumps(asdict(record), indent=1) + "\n"
-        )
+        write_json(self.trial_folder(record.number) / "trial.json", asdict(record))
 
 
 def write_result(folder: Path, record: TrialRecord) -> None:
     """Write a trial's outcome into its folder."""
-    write_text(folder / "result.json", json.dumps(asdict(record), indent=1) + "\n")
+    write_json(folder / "result.json", asdict(record))
 
 
 def name_in_use(folder: Path) -> UsageError:

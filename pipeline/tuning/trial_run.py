@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow.entities import Metric, RunTag
 
-from pipeline.runtime.files import write_text
+from pipeline.runtime.files import write_json
 from pipeline.tuning.sweep import TrialRecord, read_journal
 
 _STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "infeasible": "FINISHED", "failed": "FAILED"}
@@ -32,7 +32,7 @@ class TrialRun:
         self._sent = 0  # number of events
         self._uncertain = resumed  # the store may hold more than _sent counts
         self._last: dict[str, int] = {}
-        write_text(folder / "mlflow.json", json.dumps({"run_id": run_id}) + "\n")
+        write_json(folder / "mlflow.json", {"run_id": run_id})
 
     @staticmethod
     def known_id(folder: Path) -> str | None:
