@@ -1,4 +1,4 @@
-"""Stage report: compares the evaluated variants in one page and one table."""
+"""Stage report: compare the evaluated variants in one page and one table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.tracking.mlflow_tracker import log_to_finished_run
 
 
 def main() -> None:
-    """Writes results/report.html and results/comparison.csv; the variants' MLflow runs get the page too."""
+    """Write results/report.html and results/comparison.csv; add the page to the variants' MLflow runs."""
     settings = load_settings()
     evaluations, results = settings.project / "evaluations", settings.project / "results"
     names, page = list(settings.variants), results / "report.html"

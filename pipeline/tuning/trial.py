@@ -21,7 +21,7 @@ from pipeline.config.schema import Settings
 from pipeline.evaluation.outputs import evaluate_checkpoint
 from pipeline.runtime.device import GIB, PeakMemory, choose_device, is_out_of_memory, set_threads
 from pipeline.runtime.errors import KilosegError, MemoryLimitError
-from pipeline.runtime.files import write_text
+from pipeline.runtime.files import write_json
 from pipeline.runtime.locks import locked
 from pipeline.training.trainer import train
 from pipeline.tuning.sweep import (
@@ -165,7 +165,7 @@ def _predict(settings: Settings, place: Path) -> float:
         parts = find_accumulation(settings, num_classes, choose_device(settings.runtime.device))
         settings = with_changes(settings, train={"accumulation_steps": parts})
     value = predict_bytes(settings, num_classes) / GIB
-    write_text(place / "predicted.json", json.dumps(value))
+    write_json(place / "predicted.json", value)
     return value
 
 
