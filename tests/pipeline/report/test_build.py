@@ -1,3 +1,5 @@
+"""The report page, made from files as the stages leave them."""
+
 from __future__ import annotations
 
 import base64
@@ -21,8 +23,7 @@ from pipeline.config.load import load_settings
 from pipeline.evaluation.metrics import ClassCounts, summarize
 from pipeline.report import build, labels
 from pipeline.report.build import write_comparison, write_report
-from pipeline.report.charts import curves_chart
-from pipeline.report.tables import MEASURES, number, percent
+from pipeline.report.tables import MEASURES
 from pipeline.runtime.errors import DataError, UsageError
 from tests.paths import ROOT
 
@@ -408,13 +409,6 @@ def test_the_same_inputs_give_the_same_bytes(place: Place, monkeypatch: pytest.M
     assert place.out.read_bytes() == first
 
 
-def test_a_chart_passes_through_its_values_and_takes_its_colors_from_the_page() -> None:
-    svg = curves_chart([[(0, 1.0), (10, math.nan), (20, 0.5)], []], name="one", ylabel="loss")
-    assert "var(--series-0)" in svg
-    assert "nan" not in svg.lower()
-    assert svg != curves_chart([[(0, 1.0), (20, 0.6)], []], name="one", ylabel="loss")
-
-
 Damage = Callable[[Path], object]
 
 
@@ -507,18 +501,6 @@ def test_the_comparison_keeps_the_metrics_exactly(place: Place) -> None:
     write_comparison(place.evaluations, ["exact"], place.results / "comparison.csv")
     with (place.results / "comparison.csv").open(newline="") as file:
         assert [float(row["miou"]) for row in csv.DictReader(file)] == [exact]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), (0, "0"), (12.345, "12.3"), (0.04567, "0.0457"), (1234.5, "1,234"), (4809, "4,809")],
-)
-def test_numbers_have_three_digits(value: float | None, text: str) -> None:
-    assert number(value) == text
-
-
-def test_fractions_are_percent() -> None:
-    assert (percent(0.12345), percent(1.0), percent(None)) == ("12.35 %", "100.00 %", "–")
 
 
 def test_the_data_section_tells_sources_groups_and_the_classes_never_seen(place: Place) -> None:

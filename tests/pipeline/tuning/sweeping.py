@@ -1,7 +1,7 @@
 """Real sweeps for tests: a small project, the `pipeline tune` command, and what it leaves.
 
-`tune` runs the command in the process of the tests, which saves the seconds of its imports; `started` runs it in
-a process of its own, for what needs signals.
+`tune` runs the command in the process of the tests, which saves the seconds of its imports; `started` runs
+it in a process of its own, for what needs signals.
 """
 
 from __future__ import annotations

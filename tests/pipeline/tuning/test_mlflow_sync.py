@@ -37,7 +37,7 @@ from tests.pipeline.tuning.sweeping import (
     wait_until,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.training]
 INTERRUPTED = pytest.mark.xdist_group("interrupted")
 STEPS = 30
 DOWN_SECONDS = float(os.environ.get("KILOSEG_DOWN_SECONDS", "2"))  # docs/LOG.md has the run with 60

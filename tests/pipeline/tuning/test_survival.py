@@ -33,7 +33,7 @@ from tests.pipeline.tuning.sweeping import (
     wait_until,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.training]
 LONG = {"steps": 100, "validate_every": 25, "checkpoint_every": 10}
 
 

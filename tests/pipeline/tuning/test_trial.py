@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from pipeline.training.trainer import train
 from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord, read_journal
 from pipeline.tuning.trial import run_trial
 
+pytestmark = pytest.mark.training
 RUNTIME = {"runtime.threads": 1, "runtime.num_workers": 0, "runtime.device": "cpu"}
 VALUES = {"model.embedding_dim": 4, "loss.num_negatives": 2}
 
@@ -50,8 +53,22 @@ def go(sweep: Sweep, report: Any = None) -> list[dict[str, Any]]:
     return reports
 
 
-def test_a_trial_equals_the_stages(sweep: Sweep, tmp_path: Path) -> None:
-    reports = go(sweep)
+@pytest.fixture(scope="module")
+def finished_trial(tmp_path_factory: pytest.TempPathFactory, bootstrapped_project: Path) -> Sweep:
+    """A sweep whose one trial ran undisturbed, with what it reported in reports.json: not to be changed."""
+    project = tmp_path_factory.mktemp("trial")
+    (project / "data").symlink_to(bootstrapped_project / "data")
+    shutil.copy(bootstrapped_project / "params.yaml", project)
+    with contextlib.chdir(project):
+        sweep = make_sweep(project)
+        (project / "reports.json").write_text(json.dumps(go(sweep)))
+    return sweep
+
+
+@pytest.mark.xdist_group("finished_trial")
+def test_a_trial_equals_the_stages(finished_trial: Sweep, tmp_path: Path, project: Path) -> None:
+    sweep = finished_trial
+    reports = json.loads((sweep.folder.parents[1] / "reports.json").read_text())
     settings = with_overrides(load_settings(variant="essnet"), VALUES)
     result = train(settings, NoTracker(), folder=tmp_path / "alone")
     checkpoint = load_checkpoint(result.checkpoint)
@@ -68,7 +85,8 @@ def test_a_trial_equals_the_stages(sweep: Sweep, tmp_path: Path) -> None:
     assert go(sweep) == reports[-1:]  # once more does nothing but say so
 
 
-def test_a_trial_that_is_cut_off_goes_on_and_says_nothing_twice(sweep: Sweep, tmp_path: Path) -> None:
+@pytest.mark.xdist_group("finished_trial")
+def test_a_trial_that_is_cut_off_goes_on_and_says_nothing_twice(sweep: Sweep, finished_trial: Sweep) -> None:
     def cut(values: dict[str, Any]) -> None:
         raise SystemExit
 
@@ -85,16 +103,14 @@ def test_a_trial_that_is_cut_off_goes_on_and_says_nothing_twice(sweep: Sweep, tm
     assert set(said.values()) == {1}
     assert {step for name, step in said if name == "train/loss"} == set(range(1, 9))
 
-    other = make_sweep(tmp_path / "other")
-    go(other)
-    undisturbed = other.record(0)
+    undisturbed = finished_trial.record(0)
     changing = {"train_seconds"}
     assert {key: value for key, value in interrupted.metrics.items() if key not in changing} == {
         key: value for key, value in undisturbed.metrics.items() if key not in changing
     }
 
 
-def test_a_kill_between_training_and_judging_trains_nothing_again(
+def test_a_kill_between_training_and_evaluation_trains_nothing_again(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = with_overrides(load_settings(variant="essnet"), {**VALUES, **RUNTIME})
