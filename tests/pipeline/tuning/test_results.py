@@ -41,7 +41,7 @@ def test_the_front_holds_what_no_other_finished_trial_beats() -> None:
     assert summary(records) == "5 finished, 1 pruned"
 
 
-def test_the_winner_has_the_highest_miou_and_of_equals_the_least_memory(tmp_path: Path) -> None:
+def test_the_best_trial_has_the_highest_miou_and_of_equals_the_least_memory(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "named")
     with pytest.raises(DataError, match="no trial of this sweep has finished"):
         best_trial(sweep)

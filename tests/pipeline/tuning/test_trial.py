@@ -15,6 +15,7 @@ from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings, with_overrides
 from pipeline.evaluation.outputs import evaluate_checkpoint
 from pipeline.runtime.errors import KilosegError
+from pipeline.runtime.files import write_json
 from pipeline.runtime.locks import locked
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
@@ -115,6 +116,7 @@ def test_a_kill_between_training_and_evaluation_trains_nothing_again(
 ) -> None:
     settings = with_overrides(load_settings(variant="essnet"), {**VALUES, **RUNTIME})
     train(settings, NoTracker(), folder=sweep.trial_folder(0))
+    write_json(sweep.trial_folder(0) / "predicted.json", 0.5)  # predicting takes seconds
     monkeypatch.setattr("pipeline.tuning.trial.train", None)  # calling it would fail
     go(sweep)
     assert sweep.record(0).outcome == "finished"
@@ -147,6 +149,7 @@ def test_running_out_of_memory_is_infeasible_not_a_crash(
 
 def test_a_training_that_diverges_fails_with_its_reason(project: Path) -> None:
     sweep = make_sweep(project, {"train.learning_rate": 1e30})
+    write_json(sweep.trial_folder(0) / "predicted.json", 0.5)  # predicting takes seconds
     reports = go(sweep)
     record = sweep.record(0)
     assert record.outcome == "failed"
