@@ -20,8 +20,8 @@ from PIL import JpegImagePlugin
 from pycocotools.coco import COCO
 
 from pipeline.data.bootstrap.build import bootstrap
-from pipeline.runtime.signals import run_command
 from pipeline.data.bootstrap.options import BootstrapOptions
+from pipeline.runtime.signals import run_command
 
 assert LVIS
 assert COCO
