@@ -53,7 +53,7 @@ def plain_loss(
     *,
     similarity: str = "distance",
     temperature: float = 0.05,
-    ignore_index: int = -1,
+    ignore_index: int = -100,
 ) -> torch.Tensor:
     """The definition, in float64, with all pixels x classes logits."""
     logits = plain_logits(pixels.double(), classes.double(), similarity, temperature)

@@ -42,7 +42,7 @@ def dense(maps: Tensor, classes: Tensor, target: Tensor, similarity: str, temper
         logits = pixels @ classes.T / temperature
     else:
         logits = -torch.linalg.vector_norm(pixels[:, None] - classes, dim=2) / temperature
-    return F.cross_entropy(logits, target.flatten(), ignore_index=-1)
+    return F.cross_entropy(logits, target.flatten(), ignore_index=-100)
 
 
 def assert_same(loss: Tensor, expected: Tensor, inputs: tuple[Tensor, ...], tolerance: float = 1e-9) -> None:
