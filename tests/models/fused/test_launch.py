@@ -43,7 +43,7 @@ class TestTheRule:
         maps = unit_rows(2 * 3 * 4, 6, 1).reshape(2, 3, 4, 6).permute(0, 3, 1, 2)
         classes, target = unit_rows(37, 6, 2), labels(2 * 9 * 13, 37).reshape(2, 9, 13)
         pixels = (target.flatten() >= 0).nonzero()[::7, 0]
-        alone = torch.full_like(target, -1)
+        alone = torch.full_like(target, -100)
         alone.view(-1)[pixels] = target.flatten()[pixels]
         calls = count_calls(monkeypatch)
         found = with_gradients(exact.exact_cross_entropy, maps, classes, target, pixels=pixels)
