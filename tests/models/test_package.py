@@ -65,6 +65,7 @@ def test_the_wheel_holds_every_module_under_one_name_and_asks_for_torch_alone(wh
     assert {line.partition(">=")[0] for line in PROJECT["project"]["dependencies"]} == {"torch"}
 
 
+@pytest.mark.slow
 def test_it_trains_in_a_project_that_has_a_folder_models_of_its_own(wheel: Path, tmp_path: Path) -> None:
     """The environment is fresh but for torch, which is read from here instead of installed again."""
     project, environment = tmp_path / "project", tmp_path / "environment"
