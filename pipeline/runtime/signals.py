@@ -1,25 +1,24 @@
-"""How a command ends: between two steps when it is asked to stop, and with an exit code whatever happens.
+"""End a command: between two steps when it is asked to stop, and with an exit code whatever happens.
 
-What goes wrong because of the user's input or machine is one message (`pipeline.runtime.errors`), no traceback.
+An error of the user's input or machine (`pipeline.runtime.errors`) is one message, no traceback.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import shutil
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.device import GIB, is_out_of_memory, out_of_memory
+from pipeline.runtime.device import is_out_of_memory, out_of_memory
 from pipeline.runtime.errors import INTERRUPTED, KilosegError
+from pipeline.runtime.files import disk_full, is_disk_full
 
 
 class Interrupted(KeyboardInterrupt):
-    """A polite request to stop: Ctrl-C or a scheduler's SIGTERM. Carries the shell's exit code."""
+    """Report a request to stop: Ctrl-C or a scheduler's SIGTERM. Carries the shell's exit code."""
 
     def __init__(self, signal_number: int) -> None:
         self.exit_code = 128 + signal_number
@@ -27,7 +26,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class GracefulStop:
-    """Turns Ctrl-C and SIGTERM into a request that long work answers between two steps. A context manager.
+    """Turn Ctrl-C and SIGTERM into a request that long work answers between two steps. A context manager.
 
     The work calls `check` where its state is whole and saved. A second signal does not wait. `on_request` is
     called once, by the first one.
@@ -57,19 +56,19 @@ class GracefulStop:
             self.on_request()
 
     def check(self) -> None:
-        """Raises `Interrupted` when a stop was asked for."""
+        """Raise `Interrupted` when a stop was asked for."""
         if self.signal_number is not None:
             raise Interrupted(self.signal_number)
 
 
-def run(function: Callable[[], object]) -> int:
-    """Calls `function` and turns what it raises into a message on stderr and an exit code.
+def run_command(function: Callable[[], object]) -> int:
+    """Call `function`; turn what it raises into a message on stderr and an exit code.
 
     Returns:
-        0 when it returns, else the code of the error: see `pipeline.runtime.errors`. A defect of ours keeps its
-        traceback (code 1): hiding it would only make it harder to report.
+        0 when it returns, else the code of the error: see `pipeline.runtime.errors`. A defect of ours keeps
+        its traceback (code 1): hiding it would only make it harder to report.
     """
-    terminated: list[Interrupted] = []  # typer and Ray make of it a KeyboardInterrupt or exit of their own
+    terminated: list[Interrupted] = []  # typer and Ray turn it into their own KeyboardInterrupt or SystemExit
 
     def raise_interrupted(signal_number: int, frame: object) -> None:
         terminated.append(Interrupted(signal_number))
@@ -91,9 +90,9 @@ def run(function: Callable[[], object]) -> int:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
-        return _fail(_disk_full(error))
+        return _fail(disk_full(error.filename or Path.cwd(), "what was finished is kept"))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -104,12 +103,3 @@ def run(function: Callable[[], object]) -> int:
 def _fail(problem: KilosegError) -> int:
     print(f"error: {problem}", file=sys.stderr)
     return problem.exit_code
-
-
-def _disk_full(error: OSError) -> KilosegError:
-    return KilosegError(
-        "the disk is full",
-        where=error.filename or Path.cwd(),
-        found=f"{shutil.disk_usage(Path.cwd()).free / GIB:.2f} GiB free",
-        hint="free some space and run the same command again: what was finished is kept",
-    )

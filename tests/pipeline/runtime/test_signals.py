@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from pipeline.runtime.errors import DataError, KilosegError, MemoryLimitError, UsageError
-from pipeline.runtime.signals import GracefulStop, Interrupted, run
+from pipeline.runtime.signals import GracefulStop, Interrupted, run_command
 
 
 def raising(error: BaseException):
@@ -25,7 +25,7 @@ def raising(error: BaseException):
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (KilosegError("it broke", where="here", found=1, allowed=2, hint="do that"), 1, "fix: do that"),
+        (KilosegError("it broke", where="here", found=1, allowed=2, hint="do that"), 1, "fix:     do that"),
         (UsageError("no such key"), 2, "no such key"),
         (DataError("bad image"), 3, "bad image"),
         (MemoryLimitError("too big"), 4, "too big"),
@@ -37,13 +37,14 @@ def raising(error: BaseException):
         ),
         (KeyboardInterrupt(), 130, "interrupted"),
         (Interrupted(signal.SIGTERM), 143, "SIGTERM"),
-        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, "the disk is full"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, "where:   /x/y"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, "the disk is full"),
     ],
 )
 def test_each_failure_has_its_code_and_one_message_without_traceback(
     error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(raising(error)) == code
+    assert run_command(raising(error)) == code
     stderr = capsys.readouterr().err
     assert said in stderr
     assert "Traceback" not in stderr
@@ -62,7 +63,7 @@ def test_a_command_ended_by_a_signal_has_its_code(number: signal.Signals, code: 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the suite is a background job
     try:
         try:
-            found = run(functools.partial(app, args=[]))
+            found = run_command(functools.partial(app, args=[]))
         except SystemExit as exit_:  # typer's own
             found = int(str(exit_.code))
     finally:
@@ -72,11 +73,11 @@ def test_a_command_ended_by_a_signal_has_its_code(number: signal.Signals, code: 
 
 
 def test_success_is_0_and_a_defect_keeps_its_traceback() -> None:
-    assert run(lambda: None) == 0
+    assert run_command(lambda: None) == 0
     with pytest.raises(RuntimeError, match="a defect"):
-        run(raising(RuntimeError("a defect")))
+        run_command(raising(RuntimeError("a defect")))
     with pytest.raises(FileNotFoundError):
-        run(raising(FileNotFoundError(errno.ENOENT, "gone")))
+        run_command(raising(FileNotFoundError(errno.ENOENT, "gone")))
 
 
 def test_a_stop_is_answered_between_steps_and_a_second_one_at_once() -> None:
