@@ -3,13 +3,16 @@
     python -m benchmarks.training --threads 2 --save
     python -m benchmarks.training --device cuda --crop 512 --batch 10 --precision bf16 --channels-last --save
 
-Every candidate takes the step that `pipeline.training.trainer` takes (forward, loss, backward, SGD with momentum), in
-turns, on one synthetic batch with every pixel labeled. `embedding` is ours with the exact loss; `dense` the
-same network with the same cross-entropy, of the logits of all pixels and classes; `softmax` our network with
-the usual head; `smp` the DeepLabV3Plus of segmentation_models_pytorch with the same timm backbone and plain
-cross-entropy. Its decoder is made of depthwise separable convolutions, and so is ours here unless --decoder
-says otherwise. The rows that name a number of pixels hand no more than these to the loss
-(`loss.pixel_budget`).
+Every candidate takes the step that `pipeline.training.trainer` takes (forward, loss, backward, SGD with
+momentum), in turns, on one synthetic batch with every pixel labeled:
+
+    embedding   our network with the exact loss
+    dense       the same network with the same cross-entropy, of the logits of all pixels and classes
+    softmax     our network with the usual head
+    smp         the DeepLabV3Plus of segmentation_models_pytorch, same timm backbone, plain cross-entropy
+
+The decoder of smp is made of depthwise separable convolutions, and so is ours here unless --decoder says
+otherwise. The rows that name a number of pixels pass no more than these to the loss (`loss.pixel_budget`).
 
 The fastest of the steps counts. The column `loss` is the loss alone, forward and backward from the network's
 output on. Memory is the most that torch's allocator held, the model, its gradients and momentum included. A
