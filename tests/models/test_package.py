@@ -19,6 +19,7 @@ from tests.paths import ROOT
 
 FOLDER = ROOT / "models"
 PROJECT = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))
+pytestmark = pytest.mark.process
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
 PROGRAM = (
     "import models, kiloseg\nassert models.MINE and 'site-packages' in kiloseg.__file__\n"
