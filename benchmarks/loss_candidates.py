@@ -1,4 +1,4 @@
-"""What `benchmarks.loss` compares: one problem, our losses, the dense one, and the peers that are installed.
+"""Make what `benchmarks.loss` compares: one problem, our losses, the dense one, and installed peers.
 
 Nothing but torch is needed (and triton on a GPU); a peer that is missing, or cannot run here, stays in the
 table with the reason.
@@ -93,7 +93,7 @@ def dense_logits(pixels: Tensor, classes: Tensor, similarity: str, temperature: 
 
 
 def exact_in_torch(inputs: Inputs) -> Tensor:
-    """The pure-torch function even where the public one would choose the fused kernels."""
+    """Compute the loss in plain torch, even where the public function would use the kernels."""
     return ExactCrossEntropy.apply(
         inputs.pixels, inputs.classes, inputs.target, None, LossOptions(TEMPERATURE, inputs.similarity), True
     )
@@ -125,7 +125,7 @@ def make_candidates(inputs: Inputs, num_negatives: int) -> list[Candidate]:
 
 
 def low_resolution(inputs: Inputs) -> tuple[Tensor, Tensor] | None:
-    """Maps (N, D, h, w) and a target (N, 4h, 4w), or None where the pixels make no square image.
+    """Make maps (N, D, h, w) and a target (N, 4h, 4w); None where the pixels make no square image.
 
     They are every fourth row and column of the very pixels, so that both see like similarities.
     """
@@ -140,7 +140,7 @@ def low_resolution(inputs: Inputs) -> tuple[Tensor, Tensor] | None:
 
 
 def map_candidate(inputs: Inputs) -> Candidate:
-    """The exact loss at the full resolution of maps at a quarter of it."""
+    """Make the candidate for the exact loss of maps at a quarter of the target's resolution."""
     name, both = "exact of maps (torch)", (inputs.pixels, inputs.classes)
     found = low_resolution(inputs)
     if found is None:

@@ -31,17 +31,17 @@ INTRODUCTION = """\
 
 <!-- Written by docs/make_api.py from the docstrings: change those, then run it. -->
 
-`pip install ./models` in a checkout (or from git, with `#subdirectory=models`) installs the package `kiloseg`,
-which needs torch only. `build_segmenter` needs timm as well: `pip install "./models[timm]"`. In a checkout the
-same package is called `models`.
+`pip install ./models` in a checkout (or from git, with `#subdirectory=models`) installs the package
+`kiloseg`, which needs torch only. `build_segmenter` needs timm as well: `pip install "./models[timm]"`. In a
+checkout the same package is called `models`.
 
     from kiloseg import EmbeddingHead, exact_cross_entropy
 
     head = EmbeddingHead(in_channels=256, embedding_dim=16, num_classes=2000)
     loss = exact_cross_entropy(head(features), head.class_embeddings, target)
 
-`examples/` has two whole programs. Shapes: N images, P pixels, C classes, D channels of an embedding; h x w is
-the network's resolution, H x W the target's.
+`examples/` has two whole programs. Shapes: N images, P pixels, C classes, D channels of an embedding; h x w
+is the network's resolution, H x W the target's.
 """
 SECTIONS = ("Args", "Attributes", "Returns", "Raises")
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from examples import head_on_smp, loss_in_your_training
+
+pytestmark = pytest.mark.training
 
 
 def test_the_exact_loss_trains_a_network_of_ones_own() -> None:

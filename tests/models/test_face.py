@@ -70,6 +70,7 @@ def test_every_public_name_is_there_and_no_other() -> None:
     assert all(callable(getattr(models, name)) for name in NAMES)
 
 
+@pytest.mark.process
 def test_a_copy_under_another_name_trains_and_needs_torch_alone(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "models", tmp_path / "segloss", ignore=shutil.ignore_patterns("__pycache__"))
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

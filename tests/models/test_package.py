@@ -19,6 +19,7 @@ from tests.paths import ROOT
 
 FOLDER = ROOT / "models"
 PROJECT = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))
+pytestmark = pytest.mark.process
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
 PROGRAM = (
     "import models, kiloseg\nassert models.MINE and 'site-packages' in kiloseg.__file__\n"
@@ -65,6 +66,7 @@ def test_the_wheel_holds_every_module_under_one_name_and_asks_for_torch_alone(wh
     assert {line.partition(">=")[0] for line in PROJECT["project"]["dependencies"]} == {"torch"}
 
 
+@pytest.mark.slow
 def test_it_trains_in_a_project_that_has_a_folder_models_of_its_own(wheel: Path, tmp_path: Path) -> None:
     """The environment is fresh but for torch, which is read from here instead of installed again."""
     project, environment = tmp_path / "project", tmp_path / "environment"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models import fused
+from models.embeddings import WORK_BYTES
 from models.fused import launch as fused_launch
 from models.fused import loss_pass
 from tests.models.fused.comparison import (
@@ -100,7 +101,7 @@ class TestTheLoss:
         monkeypatch.setattr(loss_pass, "SLICE_PIXELS", 40)
         assert (
             loss_pass.number_of_slices(
-                70, 8, 128, loss_pass.WORK_BYTES, loss_pass.transposed(loss_pass.FORWARD_TILES[16, False])
+                70, 8, 128, WORK_BYTES, loss_pass.transposed(loss_pass.FORWARD_TILES[16, False])
             )
             == 4
         )
@@ -244,4 +245,4 @@ class TestOnAGpu:
         fused_loss(pixels, classes, inputs[2]).backward()
         extra = torch.cuda.max_memory_allocated() - before
         sizes = sum(tensor.numel() * tensor.element_size() for tensor in inputs)
-        assert extra <= sizes + loss_pass.WORK_BYTES
+        assert extra <= sizes + WORK_BYTES
