@@ -41,7 +41,7 @@ from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.visualize import export_masks
 from pipeline.data.store.shards import ROWS_PER_BATCH, write_shard
 from pipeline.runtime.device import GIB
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 
 ROUNDS = 5
 
@@ -269,4 +269,4 @@ def _memory_of(pid: int) -> int:
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    sys.exit(run(app))
+    sys.exit(run_command(app))

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # where two threads are asked for, they wait without spinning
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DVC_NO_ANALYTICS"] = "true"
 
@@ -35,7 +36,7 @@ PARAMS = {
     "train": {
         "steps": 8,
         "batch_size": 2,
-        "crop_size": 48,
+        "crop_size": 32,
         "learning_rate": 0.02,
         "validate_every": 4,
         "checkpoint_every": 2,

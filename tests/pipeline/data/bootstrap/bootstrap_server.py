@@ -20,7 +20,7 @@ from PIL import JpegImagePlugin
 
 from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.bootstrap.options import BootstrapOptions
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 
 assert JpegImagePlugin
 
@@ -53,7 +53,7 @@ def main() -> None:
         if child == 0:
             if int(line):
                 signal_at(int(line))
-            os._exit(run(lambda: bootstrap(root, out, BootstrapOptions(images_per_shard=6))))
+            os._exit(run_command(lambda: bootstrap(root, out, BootstrapOptions(images_per_shard=6))))
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
