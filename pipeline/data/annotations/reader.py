@@ -154,7 +154,10 @@ def index_piece(piece: Piece) -> tuple[Columns, dict[int, DataError]]:
     faults = {}
     try:
         with piece.path.open("rb") as file:
-            text = JsonText(b"[" + os.pread(file.fileno(), piece.end - piece.start, piece.start) + b"]")
+            rows = os.pread(file.fileno(), piece.end - piece.start, piece.start)
+        if len(rows) < piece.end - piece.start:
+            raise ValueError(f"it ends before byte {piece.end}")
+        text = JsonText(b"[" + rows + b"]")
         parts = text.split(list[msgspec.Raw])
     except (OSError, *REFUSALS) as error:
         raise changed(piece.path, error) from error
