@@ -86,7 +86,7 @@ def test_ctrl_c_then_kill_9_of_the_driver_then_of_a_trial_and_each_time_it_goes_
     long_project: Path,
 ) -> None:
     project, store = long_project, f"sqlite:///{long_project / 'mlflow.db'}"
-    with started(project, "--name", "cut") as driver:
+    with started(project, "--name", "cut", "--max-concurrent", "1") as driver:
         wait_until(lambda: max(journal_lines(project, "cut").values(), default=0) > 12)
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
         assert driver.wait(60) == 130
@@ -96,7 +96,7 @@ def test_ctrl_c_then_kill_9_of_the_driver_then_of_a_trial_and_each_time_it_goes_
     proposed = [record.values for record in Sweep(project / "sweeps" / "cut").records()]
     assert set(statuses(store, "cut")) <= {"KILLED", "FINISHED"}
 
-    with started(project, "--resume", "--name", "cut") as driver:
+    with started(project, "--resume", "--name", "cut", "--max-concurrent", "1") as driver:
         wait_until(lambda: "finished" in outcomes(project, "cut"))
         wait_until(lambda: outcomes(project, "cut").count("running") > 0)
         assert "RUNNING" in statuses(store, "cut")
