@@ -133,7 +133,7 @@ def interrupted_store(
         first.enter_context(store.answering())
 
         def go_away_and_come_back() -> None:
-            assert store.curves_came.wait(150)
+            assert store.curves_came.wait(300)
             first.close()
             wait_until(lambda: "does not answer" in (project / "tune.log").read_text())
             wait_until(lambda: sum(done in DONE for done in outcomes(project, "behind")) == 4)
