@@ -23,12 +23,13 @@ import yaml
 from benchmarks.record import describe_machine, save
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings
+from pipeline.config.paths import bootstrapped_folder
 from pipeline.config.schema import Settings
 from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.tiny.generate import generate_tiny
 from pipeline.evaluation.outputs import evaluate_checkpoint
 from pipeline.runtime.device import choose_device, set_threads
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
 
@@ -78,7 +79,7 @@ def _project(folder: Path, params: Path, trials: int, steps: int) -> Settings:
     (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     settings = load_settings(folder / "params.yaml")
     generate_tiny(settings.data.root)
-    bootstrap(settings.data.root, settings.bootstrapped)
+    bootstrap(settings.data.root, bootstrapped_folder(settings))
     return settings
 
 
@@ -108,4 +109,4 @@ def _sweep(folder: Path) -> float:
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    sys.exit(run(app))
+    sys.exit(run_command(app))

@@ -14,7 +14,7 @@ from pipeline.cli.data import app as data_app
 from pipeline.cli.memory import memory
 from pipeline.cli.tune import app as tune_app
 from pipeline.runtime.errors import KilosegError
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 
 app = typer.Typer(
     name="pipeline",
@@ -102,7 +102,7 @@ def ui(
 
 def main() -> None:
     """Run the command and exit with its code; typer itself exits with code 2 on wrong usage."""
-    sys.exit(run(app))
+    sys.exit(run_command(app))
 
 
 if __name__ == "__main__":

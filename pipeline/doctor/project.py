@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pipeline.config.load import load_settings
+from pipeline.config.paths import bootstrapped_folder, tiny_folder
 from pipeline.config.schema import Settings
+from pipeline.data.labels.official import IMAGE_FOLDERS, LVIS_FILES, STUFF_FILES
 from pipeline.doctor.software import DEADLINE, Finding, Status, check_gpu, check_opencv, check_versions
 from pipeline.runtime.device import GIB
 from pipeline.runtime.errors import KilosegError
@@ -26,14 +28,7 @@ from pipeline.tracking.tracker import tracking_uri
 
 __all__ = ["Finding", "examine", "show"]
 
-LAYOUT = (
-    "annotations/lvis_v1_train.json",
-    "annotations/lvis_v1_val.json",
-    "annotations/stuff_train2017.json",
-    "annotations/stuff_val2017.json",
-    "train2017",
-    "val2017",
-)
+LAYOUT = (*(f"annotations/{name}" for name in (*LVIS_FILES.values(), *STUFF_FILES)), *IMAGE_FOLDERS)
 _LOW_DISK, _NO_DISK = 5 * GIB, GIB // 2
 
 
@@ -179,7 +174,7 @@ def _sqlite(path: Path) -> Finding:
 
 
 def _data(settings: Settings) -> list[Finding]:
-    root, embedded = settings.data.root, settings.project / "data" / "tiny"
+    root, embedded = settings.data.root, tiny_folder(settings)
     wanted = LAYOUT if settings.data.layout == "coco_lvis" else ("annotations",)
     absent = [name for name in wanted if not _present(root / name)]
     if root == embedded.resolve() and not root.exists():
@@ -191,7 +186,7 @@ def _data(settings: Settings) -> list[Finding]:
         yet = Finding("data", "missing", f"{root} lacks {', '.join(absent)}", hint)
     else:
         yet = Finding("data", "ok", f"{root}: annotations and images")
-    folder = settings.bootstrapped
+    folder = bootstrapped_folder(settings)
     if (folder / "manifest.json").is_file():
         return [yet, Finding("data", "ok", f"{folder}: bootstrapped")]
     return [yet, Finding("data", "warning", f"{folder} is not bootstrapped yet", "dvc repro bootstrap")]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from pipeline.config.renamed import current_keys
 from pipeline.data.store.manifest import read_manifest
 from pipeline.runtime.errors import DataError, UsageError
 
@@ -70,6 +71,8 @@ class Record(_Part):
     parameters: int
     run_id: str | None = None
     examples: list[Example] = []
+
+    _present_names = field_validator("settings")(current_keys)
 
 
 @dataclass(frozen=True)

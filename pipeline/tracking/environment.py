@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def environment(settings: Settings, device: torch.device, threads: int) -> dict[str, object]:
+def collect_environment(settings: Settings, device: torch.device, threads: int) -> dict[str, object]:
     """Return versions, device, threads and the commit of the project."""
     import torch
 

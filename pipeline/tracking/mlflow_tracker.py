@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pipeline.config.paths import bootstrapped_folder
+
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow when it is imported
 
 import sqlalchemy
@@ -70,10 +72,12 @@ class MlflowTracker:
 
     def log_data(self, settings: Settings, split: str, context: str) -> None:
         """Log a split of the bootstrapped data as an input; `context` is MLflow's word for its use."""
-        manifest = settings.bootstrapped / "manifest.json"
+        manifest = bootstrapped_folder(settings) / "manifest.json"
         if not manifest.is_file():
             return  # training itself reports what is missing
-        source = json.dumps({"root": str(settings.data.root), "bootstrapped": str(settings.bootstrapped)})
+        source = json.dumps(
+            {"root": str(settings.data.root), "bootstrapped": str(bootstrapped_folder(settings))}
+        )
         dataset = Dataset(f"{settings.data.root.name} {split}", _digest(manifest), "local", source)
         used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
         self.client.log_inputs(self._run_id, [used])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from pipeline.config.paths import bootstrapped_folder, label_space_file
 from pipeline.config.schema import Settings
 from pipeline.runtime.device import GIB
 from pipeline.runtime.errors import DataError, MemoryLimitError, UsageError
@@ -45,9 +46,9 @@ def new_plan(
         raise UsageError("not a name", where="--name", found=name, allowed="letters, digits, - _ .")
     if (tune.folder / name).exists():
         raise name_in_use(tune.folder / name)
-    if not (settings.bootstrapped / "manifest.json").is_file():
+    if not (bootstrapped_folder(settings) / "manifest.json").is_file():
         raise DataError(
-            "no bootstrapped data", where=settings.bootstrapped, hint="make it: dvc repro bootstrap"
+            "no bootstrapped data", where=bootstrapped_folder(settings), hint="make it: dvc repro bootstrap"
         )
     on_gpu = _uses_gpu(settings)
     plan = SweepPlan(
@@ -92,7 +93,7 @@ def _check_memory(plan: SweepPlan, space: Space) -> None:
     from pipeline.data.labels.label_space import LabelSpace
     from pipeline.memory.predict import predict_bytes
 
-    num_classes = LabelSpace.load(plan.base().bootstrapped / "label_space.json").num_classes
+    num_classes = LabelSpace.load(label_space_file(plan.base())).num_classes
     lowest, point = float("inf"), {}
     for corner in space.corners():
         needed = predict_bytes(trial_settings(plan, corner), num_classes) / GIB

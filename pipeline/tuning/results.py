@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from pipeline.config.load import load_settings
+from pipeline.config.renamed import RENAMED
 from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.files import csv_text, write_text
 from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord
@@ -159,8 +160,18 @@ def _set(tree: CommentedMap, key: str, value: Any) -> None:
     if tree.get(section) is None:
         tree[section] = CommentedMap()
         tree[section].fa.set_flow_style()
+    for old, new in RENAMED.items():
+        if new == key and old.removeprefix(f"{section}.") in tree[section]:
+            _rename(tree[section], old.removeprefix(f"{section}."), name)
     if tree[section].get(name) != value:
         tree[section][name] = value
+
+
+def _rename(section: CommentedMap, old: str, new: str) -> None:
+    """Rename a key in its place, with its comment."""
+    section.insert(list(section).index(old), new, section.pop(old))
+    if old in section.ca.items:
+        section.ca.items[new] = section.ca.items.pop(old)
 
 
 def _restored(before: str, after: str) -> str:

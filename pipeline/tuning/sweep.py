@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import with_overrides
+from pipeline.config.renamed import current_keys, current_tree
 from pipeline.config.schema import Settings
 from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.files import write_json
@@ -124,6 +125,8 @@ class Sweep:
             ) from error
         if document.pop("format", None) != FORMAT:
             raise DataError("a sweep of another version of kiloseg", where=path, hint="start a new one")
+        document["settings"] = current_tree(document["settings"])
+        document["space"] = current_keys(document["space"])
         return SweepPlan(**document)
 
     def create(self, plan: SweepPlan) -> None:
@@ -152,7 +155,8 @@ class Sweep:
     def record(self, number: int) -> TrialRecord:
         """Read one trial; its own result.json overrides what the driver noted."""
         folder = self.trial_folder(number)
-        known = TrialRecord(**json.loads((folder / "trial.json").read_text(encoding="utf-8")))
+        document = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
+        known = TrialRecord(**{**document, "values": current_keys(document["values"])})
         result = folder / "result.json"
         if not result.is_file():
             return known

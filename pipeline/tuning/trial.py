@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.checkpoint.format import Checkpoint, load_checkpoint
 from pipeline.config.load import with_overrides
+from pipeline.config.paths import label_space_file
 from pipeline.config.schema import Settings
 from pipeline.evaluation.outputs import evaluate_checkpoint
 from pipeline.runtime.device import GIB, PeakMemory, choose_device, is_out_of_memory, set_threads
@@ -160,7 +161,7 @@ def _predict(settings: Settings, place: Path) -> float:
     from pipeline.memory.batch_size import find_accumulation
     from pipeline.memory.predict import predict_bytes, with_changes
 
-    num_classes = LabelSpace.load(settings.bootstrapped / "label_space.json").num_classes
+    num_classes = LabelSpace.load(label_space_file(settings)).num_classes
     if settings.train.batch_size == "auto":
         parts = find_accumulation(settings, num_classes, choose_device(settings.runtime.device))
         settings = with_changes(settings, train={"accumulation_steps": parts})
