@@ -33,7 +33,7 @@ from ..tiled.threads import for_each, num_workers, pieces_of
 
 @never_compiled
 def knn_cross_entropy(
-    pixel_embeddings: Tensor,
+    embeddings: Tensor,
     class_embeddings: Tensor,
     target: Tensor,
     *,
@@ -50,7 +50,7 @@ def knn_cross_entropy(
     among them. A lower bound of `exact_cross_entropy`, and equal to it with num_negatives = C - 1.
 
     Args:
-        pixel_embeddings: (P, D) float.
+        embeddings: (P, D) float.
         class_embeddings: (C, D) float.
         target: (P,) int64, 0..C-1 or `ignore_index`.
         num_negatives: K, other classes a pixel is compared with; at most C - 1 are used.
@@ -70,13 +70,13 @@ def knn_cross_entropy(
     temperature = default_temperature(similarity) if temperature is None else temperature
     options = LossOptions(temperature, similarity, ignore_index, work_bytes)
     check_search_bias(similarity, bias)
-    check_class_vectors(len(class_embeddings), pixel_embeddings, bias=bias)
-    check_rows(pixel_embeddings, class_embeddings, target)
+    check_class_vectors(len(class_embeddings), embeddings, bias=bias)
+    check_rows(embeddings, class_embeddings, target)
     check_target(target, len(class_embeddings), ignore_index)
     check_num_negatives(num_negatives)
     used = min(num_negatives, len(class_embeddings) - 1)
     return KnnCrossEntropy.apply(
-        pixel_embeddings, class_embeddings, bias, target, used, options, torch.is_grad_enabled()
+        embeddings, class_embeddings, bias, target, used, options, torch.is_grad_enabled()
     )
 
 

@@ -25,7 +25,7 @@ from .knn import check_num_negatives
 
 @never_compiled
 def sampled_cross_entropy(
-    pixel_embeddings: Tensor,
+    embeddings: Tensor,
     class_embeddings: Tensor,
     target: Tensor,
     *,
@@ -45,7 +45,7 @@ def sampled_cross_entropy(
     always with num_negatives >= C - 1, this equals `exact_cross_entropy`.
 
     Args:
-        pixel_embeddings: (P, D) float.
+        embeddings: (P, D) float.
         class_embeddings: (C, D) float.
         target: (P,) int64, 0..C-1 or `ignore_index`.
         num_negatives: K, classes drawn from those that no labeled pixel has; at most all of them.
@@ -65,8 +65,8 @@ def sampled_cross_entropy(
     class_embeddings = class_matrix(class_embeddings)
     temperature = default_temperature(similarity) if temperature is None else temperature
     options = LossOptions(temperature, similarity, IGNORE_INDEX, work_bytes)
-    check_rows(pixel_embeddings, class_embeddings, target)
-    check_class_vectors(len(class_embeddings), pixel_embeddings, bias=bias)
+    check_rows(embeddings, class_embeddings, target)
+    check_class_vectors(len(class_embeddings), embeddings, bias=bias)
     check_target(target, len(class_embeddings), ignore_index)
     check_num_negatives(num_negatives)
     device, num_classes = class_embeddings.device, len(class_embeddings)
@@ -87,5 +87,5 @@ def sampled_cross_entropy(
     kept_target[target != ignore_index] = index_among_kept[labeled]
     offsets = offsets if bias is None else bias[kept] + offsets
     return ExactCrossEntropy.apply(
-        pixel_embeddings, class_embeddings[kept], offsets, kept_target, None, options, torch.is_grad_enabled()
+        embeddings, class_embeddings[kept], offsets, kept_target, None, options, torch.is_grad_enabled()
     )
