@@ -40,6 +40,7 @@ from pipeline.config.load import load_settings
 from pipeline.config.paths import bootstrapped_folder
 from pipeline.config.schema import Settings
 from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import evaluation_loader
 from pipeline.data.tiny.generate import generate_tiny
@@ -114,14 +115,13 @@ class Bench:
             generate_tiny(settings.data.root)
         if not (bootstrapped_folder(settings) / "manifest.json").is_file():
             data = settings.data
-            bootstrap(
-                data.root,
-                bootstrapped_folder(settings),
+            options = BootstrapOptions(
                 holdout_fraction=data.holdout_fraction,
                 holdout_seed=data.holdout_seed,
                 overlap=data.overlap,
                 keep_classes=data.keep_classes,
             )
+            bootstrap(data.root, bootstrapped_folder(settings), options)
 
     def times(self, variants: list[str]) -> dict[str, list[float]]:
         """Seconds a step of each variant, once a round; the variants take turns."""

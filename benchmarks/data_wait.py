@@ -36,7 +36,7 @@ def main(
     """Measure the share of the time that the loop spends waiting."""
     state = TrainState()
     with tempfile.TemporaryDirectory() as folder:
-        bootstrap(root, Path(folder) / "bootstrapped", holdout_fraction=0.1)
+        bootstrap(root, Path(folder) / "bootstrapped")
         data = SegmentationDataset(Path(folder) / "bootstrapped", root, "train")
         batches = train_loader(
             data,

@@ -7,6 +7,7 @@ import sys
 from pipeline.config.load import load_settings
 from pipeline.config.paths import bootstrapped_folder
 from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.runtime.device import resolve_num_workers
 from pipeline.runtime.signals import run_command
 from pipeline.runtime.workers import worker_pool
@@ -16,19 +17,17 @@ def main() -> None:
     """Bootstrap with the settings of the data section."""
     settings = load_settings()
     data = settings.data
+    options = BootstrapOptions(
+        layout=data.layout,
+        holdout_fraction=data.holdout_fraction,
+        holdout_seed=data.holdout_seed,
+        overlap=data.overlap,
+        keep_classes=data.keep_classes,
+    )
     # the loaders' number is of processes beside the one that trains
     num_workers = resolve_num_workers(settings.runtime.num_workers) + 1
     with worker_pool(num_workers, "pipeline.data.bootstrap.build") as pool:
-        bootstrap(
-            data.root,
-            bootstrapped_folder(settings),
-            holdout_fraction=data.holdout_fraction,
-            holdout_seed=data.holdout_seed,
-            overlap=data.overlap,
-            keep_classes=data.keep_classes,
-            layout=data.layout,
-            pool=pool,
-        )
+        bootstrap(data.root, bootstrapped_folder(settings), options, pool=pool)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pipeline.tracking.mlflow_tracker import log_to_finished_run
 
 
 def main() -> None:
-    """Write results/report.html and results/comparison.csv; the variants' MLflow runs get the page too."""
+    """Write results/report.html and results/comparison.csv; add the page to the variants' MLflow runs."""
     settings = load_settings()
     evaluations, results = all_evaluations(settings), all_results(settings)
     names, page = list(settings.variants), results / "report.html"

@@ -56,12 +56,14 @@ PARAMS = {
 def bootstrapped_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with shrunken settings and bootstrapped data, for all tests: not to be changed."""
     from pipeline.data.bootstrap.build import bootstrap
+    from pipeline.data.bootstrap.options import BootstrapOptions
     from pipeline.data.tiny.generate import generate_tiny
 
     folder = tmp_path_factory.mktemp("project")
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     generate_tiny(folder / "data" / "tiny", num_train=12, num_val=4)
-    bootstrap(folder / "data" / "tiny", folder / "data" / "bootstrapped", holdout_fraction=0.2)
+    options = BootstrapOptions(holdout_fraction=0.2)
+    bootstrap(folder / "data" / "tiny", folder / "data" / "bootstrapped", options)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The `pipeline` command: a thin shell over the library that imports what a command needs when it runs."""
+"""Define the `pipeline` command: a thin layer that imports what a command needs only when it runs."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def ui(
 
 
 def main() -> None:
-    """Runs the command and exits with its code; typer answers wrong usage itself, with code 2."""
+    """Run the command and exit with its code; typer itself exits with code 2 on wrong usage."""
     sys.exit(run_command(app))
 
 

@@ -183,7 +183,7 @@ class _Pictures:
         return [
             {
                 "name": self.label_space.classes[train_id].name,
-                "color": "#{:02x}{:02x}{:02x}".format(*class_color(train_id)),
+                "color": "#{:02x}{:02x}{:02x}".format(*class_color(train_id + 1)),
             }
             for train_id in commonest
         ]
