@@ -3,13 +3,13 @@
 A logit is -|e - w| / temperature ("distance", Jain et al., ICCV 2021) or e.w / temperature ("dot"), plus a
 bias. With "dot", the embeddings may be the features that go into the last layer of any network, a linear
 layer or a 1 x 1 convolution, with its weight as class embeddings and its bias. The loss is then the one that
-the network would have had from its logits, upsampled or not. Triton kernels (`fused`) are used where they apply, tiles in
-plain torch (`tiled`) elsewhere.
+the network would have had from its logits, upsampled or not. Triton kernels (`fused`) are used where they
+apply, tiles in plain torch (`tiled`) elsewhere.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import torch
 from torch import Tensor, nn
@@ -93,10 +93,12 @@ def exact_cross_entropy(
     is_map = embeddings.dim() == 4
     (check_maps if is_map else check_rows)(embeddings, table, target)
     check_class_vectors(len(table), embeddings, bias=bias, class_weights=class_weights)
-    if not is_map and (pixels is not None or align_corners):
+    if not is_map and pixels is not None:
         raise ValueError(
-            "pixels and align_corners are for maps (N, D, h, w); of rows (P, D) pass only those that count"
+            "pixels chooses among the pixels of maps (N, D, h, w); of rows (P, D) pass only those that count"
         )
+    if not is_map and align_corners:
+        raise ValueError("align_corners is for maps (N, D, h, w); rows (P, D) are not upsampled")
     if class_weights is None and bias is None and _is_plain(options) and supports(embeddings, table):
         if pixels is not None:
             embeddings = rows_of_pixels(embeddings, target.shape[1:], pixels)
@@ -127,9 +129,14 @@ class EmbeddingCrossEntropy(nn.Module):
     the last layer of your network).
 
     Args:
+        temperature: divides the similarities; None as for the function.
+        similarity: "distance", "dot" or "cosine".
+        align_corners: how maps are upsampled.
         class_weights: (C,) float, weights of the classes; a buffer of the module.
-        options: the other keyword arguments of `exact_cross_entropy`: `temperature`, `similarity`,
-            `align_corners`, `label_smoothing`, `reduction`, `ignore_index`, `work_bytes`.
+        label_smoothing: share of the target spread evenly over all classes; for inner products only.
+        reduction: "mean" or "sum".
+        ignore_index: target of pixels that take no part.
+        work_bytes: size of the work buffer in bytes.
 
     Raises:
         ValueError: as `exact_cross_entropy`, for options outside their range.
@@ -137,13 +144,28 @@ class EmbeddingCrossEntropy(nn.Module):
 
     class_weights: Tensor | None
 
-    def __init__(self, *, class_weights: Tensor | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        temperature: float | None = None,
+        similarity: Similarity = "distance",
+        align_corners: bool = False,
+        class_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        reduction: Reduction = "mean",
+        ignore_index: int = IGNORE_INDEX,
+        work_bytes: int = WORK_BYTES,
+    ) -> None:
         super().__init__()
         self.register_buffer("class_weights", class_weights, persistent=False)
-        self.options = options
-        similarity = options.get("similarity", "distance")
-        LossOptions(
-            **{**options, "temperature": options.get("temperature") or default_temperature(similarity)}
+        self.options = LossOptions(
+            default_temperature(similarity) if temperature is None else temperature,
+            similarity,
+            ignore_index,
+            work_bytes,
+            label_smoothing,
+            reduction,
+            align_corners,
         )
 
     def forward(
@@ -151,9 +173,18 @@ class EmbeddingCrossEntropy(nn.Module):
     ) -> Tensor:
         """Compute the loss of rows (P, D) or maps (N, D, h, w), as `exact_cross_entropy`."""
         return exact_cross_entropy(
-            embeddings, class_embeddings, target, bias=bias, class_weights=self.class_weights, **self.options
+            embeddings,
+            class_embeddings,
+            target,
+            bias=bias,
+            class_weights=self.class_weights,
+            **dataclasses.asdict(self.options),
         )
 
     def extra_repr(self) -> str:
-        """Show the options that were given."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        """Show the options that decide the value."""
+        options = self.options
+        shown = f"temperature={options.temperature}, similarity={options.similarity!r}"
+        if options.label_smoothing:
+            shown += f", label_smoothing={options.label_smoothing}"
+        return f"{shown}, ignore_index={options.ignore_index}"

@@ -213,8 +213,8 @@ class Tiles:
             need_gradient: whether the gradient of the pixels is wanted.
 
         Returns:
-            The (p, 1) losses, zero where unlabeled and times the class weights, and the (q, D) gradient of the
-            low-resolution e' or None.
+            The (p, 1) losses, zero where unlabeled and times the class weights, and the (q, D) gradient of
+            the low-resolution e' or None.
         """
         target_probs = torch.empty_like(chunk.target_logits)
         weight_row_sums = torch.empty_like(chunk.target_logits)

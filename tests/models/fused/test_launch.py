@@ -118,7 +118,11 @@ class TestWhatIsRefused:
                 "pixel_embeddings is torch.float64",
             ),
             ((unit_rows(5, 6), unit_rows(4, 6), labels(5, 4)), {"temperature": 0.0}, "temperature is 0.0"),
-            ((unit_rows(5, 6), unit_rows(4, 6), labels(5, 4)), {"similarity": "sine"}, "similarity is 'sine'"),
+            (
+                (unit_rows(5, 6), unit_rows(4, 6), labels(5, 4)),
+                {"similarity": "sine"},
+                "similarity is 'sine'",
+            ),
         ],
     )
     def test_a_wrong_call_names_what_is_allowed(

@@ -141,7 +141,10 @@ def test_embeddings_that_are_not_numbers_give_a_loss_that_is_none(loss, work_byt
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target": torch.tensor([0, 5, -100])}, "target contains 5; allowed are 0 to 4 and ignore_index -100"),
+        (
+            {"target": torch.tensor([0, 5, -100])},
+            "target contains 5; allowed are 0 to 4 and ignore_index -100",
+        ),
         ({"target": torch.tensor([0, -2, 1])}, "target contains -2; allowed are 0 to 4"),
         ({"target": torch.tensor([0, 1])}, r"target has shape \(2,\).*\(3,\) int64"),
         ({"target": torch.tensor([0.0, 1.0, 2.0])}, "dtype torch.float32"),
