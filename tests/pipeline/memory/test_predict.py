@@ -220,7 +220,7 @@ def params(tmp_path: Path) -> Path:
 
 
 def test_the_command_answers_for_a_budget_and_says_what_is_not_counted(params: Path) -> None:
-    arguments = ["memory", "--params", str(params), "--budget", "256MiB"]
+    arguments = ["memory", "--params", str(params), "--budget", "96MiB"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert "1,284 classes, head embedding: train.batch_size" in result.output
