@@ -17,7 +17,7 @@ import typer
 
 from benchmarks.record import describe_machine, save
 from pipeline.config.load import load_settings
-from pipeline.memory.predict import HEADS, count_cpu_bytes, predict_bytes, with_changes
+from pipeline.memory.predict import HEADS, count_cpu_bytes, predict_bytes, with_changes, with_head
 from pipeline.runtime.device import MIB
 from pipeline.runtime.signals import run_command
 
@@ -31,7 +31,7 @@ def main(
     params: Annotated[Path, typer.Option(help="The settings file.")] = Path("params.yaml"),
     keep: Annotated[bool, typer.Option("--save", help="Write the table to benchmarks/results/.")] = False,
 ) -> None:
-    """Compare prediction and count for three kinds of backbone and both heads."""
+    """Compare prediction and count for three kinds of backbone and every head."""
     settings = load_settings(params)
     lines = [f"{'backbone':24}{'head':11}{'classes':>8}{'predicted MiB':>15}{'counted MiB':>13}{'error':>9}"]
     print(lines[0])
@@ -39,8 +39,8 @@ def main(
         for head in HEADS:
             for num_classes in classes or [19, 1_284]:
                 changed = with_changes(
-                    settings,
-                    model={"backbone": backbone, "output_stride": output_stride, "head": head},
+                    with_head(settings, head),
+                    model={"backbone": backbone, "output_stride": output_stride},
                     train={"crop_size": crop, "batch_size": batch},
                 )
                 predicted = predict_bytes(changed, num_classes)

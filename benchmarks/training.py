@@ -6,9 +6,10 @@
 Every candidate takes the step that `pipeline.training.trainer` takes (forward, loss, backward, SGD with
 momentum), in turns, on one synthetic batch with every pixel labeled:
 
-    embedding   our network with the exact loss
-    dense       the same network with the same cross-entropy, of the logits of all pixels and classes
-    softmax     our network with the usual head
+    embedding   our network with the embedding head and its exact loss
+    softmax     our network with the usual classifier, its exact loss at flat memory
+    dense       the same, from the logits of all pixels and classes at once
+    distances   the network of `embedding`, from the distances of all pixels and classes at once
     smp         the DeepLabV3Plus of segmentation_models_pytorch, same timm backbone, plain cross-entropy
 
 The decoder of smp is made of depthwise separable convolutions, and so is ours here unless --decoder says

@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.loss_candidates import dense_logits
-from models.heads import EmbeddingHead
 from models.upsampling import full_resolution_rows
 from pipeline.config.schema import Settings
 from pipeline.data.loading.batch import Batch
-from pipeline.memory.predict import predict_bytes, with_changes
+from pipeline.memory.predict import HEADS, predict_bytes, with_changes, with_head
 from pipeline.train_step.loss import segmentation_losses
 from pipeline.train_step.model import build_model
 from pipeline.train_step.precision import autocast
@@ -44,25 +43,23 @@ class Candidate:
 def make_candidates(
     settings: Settings, budget: int | None, classes: int, device: torch.device
 ) -> list[Candidate]:
-    """Ours with either head, at all pixels and with a budget; `dense`, and `smp` where it is installed."""
+    """Ours of `HEADS`, at all pixels and with a budget; `distances`, and `smp` where it is installed."""
     found = []
     for pixels in (None, budget) if budget else (None,):
-        for head in ("embedding", "softmax"):
-            changed = with_changes(settings, model={"head": head})
-            loss = settings.loss.model_copy(update={"pixel_budget": pixels})
-            own = changed.model_copy(update={"loss": loss})
+        for head in HEADS:
+            own = with_changes(with_head(settings, head), loss={"pixel_budget": pixels})
             name = head if pixels is None else f"{head}, {pixels:,} px"
             make = partial(own_step, own, classes, device), partial(own_loss, own, classes, device)
             found.append(Candidate(name, *make, predict_bytes(own, classes)))
     options = settings.train
     logits = options.images_per_step * options.crop_size**2 * classes
     dense = partial(dense_step, settings, classes, device)
-    found.append(Candidate("dense", dense, None, 4 * _DENSE_COPIES * logits))
+    found.append(Candidate("distances", dense, None, 4 * _DENSE_COPIES * logits))
     if smp is None:
         print("smp is left out: segmentation-models-pytorch is not installed", file=sys.stderr)
     else:
-        as_softmax = predict_bytes(with_changes(settings, model={"head": "softmax"}), classes)
-        found.append(Candidate("smp", partial(smp_step, settings, classes, device), None, as_softmax))
+        as_dense = predict_bytes(with_head(settings, "dense"), classes)
+        found.append(Candidate("smp", partial(smp_step, settings, classes, device), None, as_dense))
     return found
 
 
@@ -79,16 +76,14 @@ def own_step(settings: Settings, classes: int, device: torch.device) -> Step:
     segmenter = build_model(settings.model, classes).to(device).train()
     optimization = TrainStep(segmenter, settings, accumulation_steps=settings.train.accumulation_steps)
     batch = synthetic(settings, classes)
-    return lambda: optimization.step(batch, 0)
+    return lambda: optimization(batch, 0)
 
 
 def own_loss(settings: Settings, classes: int, device: torch.device) -> Step:
     """Make the part of that step after the network's output: upsampling and loss, forward and backward."""
     segmenter = build_model(settings.model, classes).to(device)
     batch, generator = synthetic(settings, classes), torch.Generator(device).manual_seed(0)
-    target, channels = batch.target.to(device), classes
-    if isinstance(segmenter.head, EmbeddingHead):
-        channels = settings.model.embedding_dim
+    target, channels = batch.target.to(device), segmenter.head.class_embeddings.shape[1]
     size = segmenter.output_size(target.shape[1:])
     values = torch.randn(len(target), channels, *size, generator=generator, device=device)
     output = F.normalize(values).requires_grad_()
@@ -101,7 +96,7 @@ def own_loss(settings: Settings, classes: int, device: torch.device) -> Step:
 
 
 def dense_step(settings: Settings, classes: int, device: torch.device) -> Step:
-    """Make a step of the same network and cross-entropy, on the logits of all pixels and classes."""
+    """Make a step of the embedding network and its cross-entropy, on all distances."""
     segmenter = build_model(settings.model, classes).to(device).train()
     loss_settings = settings.loss
 
