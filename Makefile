@@ -31,7 +31,7 @@ repro: setup  ## run the whole pipeline on the embedded dataset
 test: lint types unit  ## everything that must hold before a pull request: lint, types, all tests
 
 test-fast: lint  ## the inner loop: lint, and the tests that start no process and train nothing
-	$(PYTEST) -m "not process and not training and not slow"
+	KILOSEG_FAST=1 $(PYTEST) -m "not process and not training and not slow"
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .

@@ -15,6 +15,15 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DVC_NO_ANALYTICS"] = "true"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hold `make test-fast` to what it says, in the processes that run tests."""
+    runs_tests = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
+    if os.environ.get("KILOSEG_FAST") and runs_tests:
+        from tests.fast import guard
+
+        guard()
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SQLite store with MLflow's schema and no experiment: migrating one takes seconds."""
