@@ -6,6 +6,7 @@ import sys
 
 from pipeline.config.load import load_settings
 from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.layouts.layout import LayoutOptions
 from pipeline.runtime.device import resolve_num_workers
 from pipeline.runtime.signals import run
 from pipeline.runtime.workers import worker_pool
@@ -26,6 +27,7 @@ def main() -> None:
             overlap=data.overlap,
             keep_classes=data.keep_classes,
             layout=data.layout,
+            options=LayoutOptions(data.voc.augmented, data.cocostuff.classes),
             pool=pool,
         )
 

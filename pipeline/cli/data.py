@@ -94,12 +94,15 @@ def bootstrap(
         list[str] | None, typer.Option(help="Name or class id of a class to keep; repeat it for more.")
     ] = None,
     layout: Annotated[
-        str, typer.Option(help="How the dataset lies on disk: coco_lvis, coco or masks.")
+        str, typer.Option(help="How the dataset lies on disk, see docs/data.md: coco_lvis, voc, masks, ...")
     ] = "coco_lvis",
+    voc_augmented: Annotated[bool, typer.Option(help="voc: train on SBD's masks too.")] = False,
+    cocostuff_classes: Annotated[int, typer.Option(help="cocostuff10k: 171 or 182 classes.")] = 171,
     workers: Annotated[int, typer.Option(help="Processes that read and draw.", min=0)] = 0,
     check_images: Annotated[bool, typer.Option(help="Open every image and compare its size.")] = True,
 ) -> None:
     """Turn the annotations under ROOT into class-id masks, splits and a label space in OUT."""
+    from pipeline.data.layouts.layout import LayoutOptions
     from pipeline.runtime.workers import worker_pool
 
     with worker_pool(workers, "pipeline.data.bootstrap.build") as pool:
@@ -113,6 +116,7 @@ def bootstrap(
             overlap=overlap,
             keep_classes=[int(key) if key.isdigit() else key for key in keep] if keep else None,
             layout=layout,
+            options=LayoutOptions(voc_augmented, cocostuff_classes),
             pool=pool,
             check_images=check_images,
         )

@@ -6,6 +6,7 @@ computed where it is needed and never configured.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,11 +34,25 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class VocSettings(Section):
+    """What concerns the layout voc alone."""
+
+    augmented: bool = Field(False, description="train on SBD's masks too: 10,582 images in place of 1,464")
+
+
+class CocoStuffSettings(Section):
+    """What concerns the layout cocostuff10k alone."""
+
+    classes: Literal[171, 182] = Field(
+        171, description="those that occur, or 182 with the eleven that never do, as in the paper's code"
+    )
+
+
 class DataSettings(Section):
     """Where the dataset lies and how its annotations become class-id masks."""
 
     root: FilePath = Field(description="folder of the dataset; data/tiny is the embedded one")
-    layout: Literal["coco_lvis", "coco", "masks"] = Field(
+    layout: Literal["coco_lvis", "coco", "masks", "cityscapes", "voc", "ade20k", "cocostuff10k"] = Field(
         "coco_lvis", description="how the dataset lies on disk, see docs/data.md"
     )
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -50,6 +65,8 @@ class DataSettings(Section):
     keep_classes: list[int | str] | None = Field(
         None, description="names or class ids to keep (null: all); the other pixels become unlabeled"
     )
+    voc: VocSettings = VocSettings()
+    cocostuff: CocoStuffSettings = CocoStuffSettings()
 
 
 class ModelSettings(Section):
@@ -296,9 +313,18 @@ class Settings(Section):
     def flat(self) -> dict[str, object]:
         """The settings that can change a result, by dotted key: what is compared and tracked."""
         sections = self.model_dump(mode="json", include={"data", "model", "loss", "train", "evaluate"})
-        return {
-            f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()
-        }
+        for name, layout in (("voc", "voc"), ("cocostuff", "cocostuff10k")):
+            if self.data.layout != layout:
+                del sections["data"][name]
+        return dict(_dotted(sections))
+
+
+def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 NOT_IN_THE_FILE = ("project", "file", "variant")

@@ -27,8 +27,8 @@ from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.bootstrap.rasterize import check_overlap_rule, draw
 from pipeline.data.bootstrap.statistics import as_json, class_table, statistics
 from pipeline.data.labels.label_space import LabelSpace
-from pipeline.data.layouts.layout import Shape, StoredMask
-from pipeline.data.layouts.opening import open_layout
+from pipeline.data.layouts.layout import LayoutOptions, Shape, StoredMask
+from pipeline.data.layouts.opening import DEFAULT_OPTIONS, open_layout
 from pipeline.data.store.manifest import SPLITS, LeftOut, SplitCounts, describe, is_bootstrapped
 from pipeline.data.store.shards import ROWS_PER_BATCH, MaskRow, compress_mask, serialize_rows, write_shard
 from pipeline.runtime.errors import DataError, UsageError
@@ -65,6 +65,7 @@ def bootstrap(
     overlap: str = "first",
     keep_classes: Sequence[str | int] | None = None,
     layout: str = "coco_lvis",
+    options: LayoutOptions = DEFAULT_OPTIONS,
     pool: WorkerPool | None = None,
     check_images: bool = True,
     images_per_shard: int = IMAGES_PER_SHARD,
@@ -80,6 +81,7 @@ def bootstrap(
         overlap: which annotation keeps a pixel claimed by several, see `pipeline.data.bootstrap.rasterize`.
         keep_classes: names or class ids of the whole label space to keep; None for all.
         layout: how the dataset lies on disk, see `pipeline.data.layouts.layout`.
+        options: choices that concern a single layout.
         pool: processes that read and draw beside this one, see `pipeline.runtime.workers.worker_pool`.
         check_images: open each image for its size. Without it only its presence is checked.
         images_per_shard: the most images in one file of masks.
@@ -98,7 +100,7 @@ def bootstrap(
         )
     root, out = Path(root), Path(out)
     with atomic_folder(out, is_bootstrapped) as folder:
-        dataset = open_layout(layout, root, keep_classes, pool)
+        dataset = open_layout(layout, root, keep_classes, pool, options)
         splits = dataset.splits(holdout_fraction, holdout_seed)
         _check_presence(root, splits.images)
         left_out = list(splits.left_out)
@@ -133,6 +135,7 @@ def bootstrap(
         write_text(folder / "statistics.json", as_json(statistics(label_space, counts)))
         choices: dict[str, object] = {
             "layout": layout,
+            **options.of(layout),
             "overlap": overlap,
             "keep_classes": None if keep_classes is None else list(keep_classes),
             "holdout": {"fraction": holdout_fraction, "seed": holdout_seed},
@@ -283,7 +286,7 @@ def _check_presence(root: Path, images: Mapping[str, list[ImageEntry]]) -> None:
             "missing image" if path.parent.is_dir() else "missing folder of images",
             where=path if path.parent.is_dir() else path.parent,
             found=f"{len(missing)} listed images do not exist, first image {missing[0].image_id}",
-            hint="unpack COCO's train2017.zip and val2017.zip in the dataset's root",
+            hint="unpack the archive of the images in the dataset's root: pipeline data fetch",
         )
 
 

@@ -1,16 +1,22 @@
-"""TODO"""
+"""Open a dataset in the layout that the settings name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.data.layouts.ade20k import open_ade20k
+from pipeline.data.layouts.cityscapes import open_cityscapes
 from pipeline.data.layouts.coco import CocoLayout
 from pipeline.data.layouts.coco_lvis import OfficialLayout
-from pipeline.data.layouts.layout import LAYOUTS, Layout
+from pipeline.data.layouts.cocostuff10k import open_cocostuff10k
+from pipeline.data.layouts.layout import LAYOUTS, Layout, LayoutOptions
 from pipeline.data.layouts.png_masks import MasksLayout
+from pipeline.data.layouts.voc import open_voc
 from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.workers import WorkerPool
+
+DEFAULT_OPTIONS = LayoutOptions()
 
 
 def open_layout(
@@ -18,14 +24,16 @@ def open_layout(
     root: Path,
     keep_classes: Sequence[str | int] | None = None,
     pool: WorkerPool | None = None,
+    options: LayoutOptions = DEFAULT_OPTIONS,
 ) -> Layout:
     """Reads a dataset's annotations.
 
     Args:
-        name: coco_lvis, coco or masks.
+        name: one of `LAYOUTS`.
         root: the dataset's folder.
         keep_classes: names or class ids of the whole label space to keep; None for all.
         pool: processes that share the reading, see `pipeline.runtime.workers`.
+        options: choices that concern a single layout.
 
     Raises:
         DataError: missing or damaged files, or files that contradict each other.
@@ -44,4 +52,12 @@ def open_layout(
         return CocoLayout(root, keep_classes, pool)
     if name == "masks":
         return MasksLayout(root, keep_classes)
+    if name == "cityscapes":
+        return open_cityscapes(root, keep_classes)
+    if name == "voc":
+        return open_voc(root, keep_classes, augmented=options.voc_augmented)
+    if name == "ade20k":
+        return open_ade20k(root, keep_classes)
+    if name == "cocostuff10k":
+        return open_cocostuff10k(root, keep_classes, classes=options.cocostuff_classes)
     return OfficialLayout(root, keep_classes, pool)

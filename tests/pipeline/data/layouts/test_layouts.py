@@ -392,7 +392,9 @@ def test_the_settings_and_the_command_know_the_layouts(stored: Masks, tmp_path: 
     )
     assert made.exit_code == 0, made.output
     assert "3 classes" in made.output
-    refused = CliRunner().invoke(app, ["bootstrap", str(stored.root), str(tmp_path / "o"), "--layout", "voc"])
+    refused = CliRunner().invoke(
+        app, ["bootstrap", str(stored.root), str(tmp_path / "o"), "--layout", "coco2"]
+    )
     assert isinstance(refused.exception, UsageError)
 
 
