@@ -4,14 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV = $(shell command -v uv || echo $(BIN)/uv)
+# a worker a core, with one thread each; tests that share a costly fixture stay in one worker
+PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: help setup repro test lint types unit clean
+.PHONY: help setup repro test test-fast lint types unit clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 setup: $(READY)  ## make .venv with the versions of constraints.txt; nothing to do when it is current
 
@@ -26,7 +28,10 @@ $(READY): pyproject.toml constraints.txt
 repro: setup  ## run the whole pipeline on the embedded dataset
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 
-test: lint types unit  ## everything that must hold before a commit
+test: lint types unit  ## everything that must hold before a pull request: lint, types, all tests
+
+test-fast: lint  ## the inner loop: lint, and the tests that start no process and train nothing
+	$(PYTEST) -m "not process and not training and not slow"
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .
@@ -36,7 +41,7 @@ types: setup  ## mypy
 	$(BIN)/mypy
 
 unit: setup  ## pytest
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 clean:  ## remove what runs have made; the environment stays
 	rm -rf data checkpoints evaluations results mlflow.db mlartifacts dvc_plots

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 from pipeline.config.load import load_settings
 from pipeline.memory.predict import as_json, measuring_device, memory_rows
 from pipeline.runtime.device import set_threads
-from pipeline.runtime.files import write_text
+from pipeline.runtime.files import write_json
 from pipeline.runtime.signals import run
 
 
@@ -18,7 +17,7 @@ def main() -> None:
     set_threads(settings.runtime.threads)
     rows = memory_rows(settings, device=measuring_device(settings))
     path = settings.project / "results" / "memory.json"
-    write_text(path, json.dumps(as_json(settings, rows), indent=2) + "\n")
+    write_json(path, as_json(settings, rows))
 
 
 if __name__ == "__main__":

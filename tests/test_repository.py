@@ -14,6 +14,7 @@ import yaml
 
 from pipeline.config.load import load_settings
 from pipeline.config.schema import SECTIONS
+from tests.imports import file_of, imported_names, module_of, own_imports, reached_from
 from tests.paths import ROOT
 
 ALLOWED = {  # floor: the floors it may import
@@ -22,25 +23,85 @@ ALLOWED = {  # floor: the floors it may import
     "stages": {"pipeline", "models"},
     "benchmarks": {"benchmarks", "models", "pipeline"},
 }
+# Wing: the wings whose modules it may import. From the ground up, so an arrow only goes to a line above.
+WINGS = {
+    "models.embeddings": "",
+    "models.upsampling": "",
+    "models.tiled": "models.embeddings models.upsampling",
+    "models.fused": "models.embeddings models.upsampling",
+    "models.nearest": "models.embeddings models.tiled models.fused",
+    "models.losses": "models.embeddings models.upsampling models.tiled models.fused models.nearest",
+    "models.backbone": "",
+    "models.decoders": "",
+    "models.heads": "models.embeddings models.nearest",
+    "models.segmenter": "models.embeddings models.backbone models.decoders models.heads",
+    "pipeline.runtime": "",
+    "pipeline.config": "pipeline.runtime",
+    "pipeline.tracking": "pipeline.runtime pipeline.config",
+    "pipeline.data.labels": "pipeline.runtime",
+    "pipeline.data.store": "pipeline.runtime pipeline.data.labels",
+    "pipeline.data.annotations": "pipeline.runtime pipeline.data.labels",
+    "pipeline.data.layouts": "pipeline.runtime pipeline.data.labels pipeline.data.store "
+    "pipeline.data.annotations",
+    "pipeline.data.bootstrap": "pipeline.runtime pipeline.data.labels pipeline.data.store "
+    "pipeline.data.annotations pipeline.data.layouts",
+    "pipeline.data.check": "pipeline.runtime pipeline.data.labels pipeline.data.store "
+    "pipeline.data.annotations pipeline.data.layouts pipeline.data.bootstrap",
+    "pipeline.data.loading": "pipeline.runtime pipeline.data.labels pipeline.data.store",
+    "pipeline.data.download": "pipeline.runtime",
+    "pipeline.data.tiny": "pipeline.runtime pipeline.data.labels",
+    "pipeline.train_step": "models pipeline.runtime pipeline.config pipeline.data.loading.batch",
+    "pipeline.checkpoint": "models pipeline.runtime pipeline.config pipeline.data.labels",
+    "pipeline.evaluation": "models pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
+    "pipeline.data.loading pipeline.checkpoint",
+    "pipeline.memory": "models pipeline.runtime pipeline.config pipeline.data.labels pipeline.train_step",
+    "pipeline.training": "models pipeline.runtime pipeline.config pipeline.tracking pipeline.data.loading "
+    "pipeline.train_step pipeline.checkpoint pipeline.evaluation pipeline.memory",
+    "pipeline.tuning": "pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
+    "pipeline.checkpoint pipeline.evaluation pipeline.memory pipeline.training",
+    "pipeline.report": "pipeline.runtime pipeline.config pipeline.data.store",
+    "pipeline.doctor": "pipeline.runtime pipeline.config pipeline.tracking",
+    "pipeline.cli": "models pipeline",
+}
+NO_RESULT = ("pipeline.runtime", "pipeline.config", "pipeline.tracking")  # wings that change no result
 SOURCES = sorted(path for floor in ALLOWED for path in (ROOT / floor).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
-def imported(path: Path) -> set[str]:
-    """Full names of all modules that the file imports, anywhere in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+def within(module: str, place: str) -> bool:
+    """Whether a module is a place (a module or package) or lies in it."""
+    return module == place or module.startswith(f"{place}.")
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("models", "pipeline")]
+)
+def test_a_wing_imports_only_the_wings_of_its_line(path: Path) -> None:
+    module = module_of(path)
+    if module in ("models", "pipeline", "pipeline.data"):
+        return  # the packages themselves: a docstring, and the public face of models
+    wings = [wing for wing in WINGS if within(module, wing)]
+    assert len(wings) == 1, f"{module} lies in no wing"
+    allowed = [*wings, *WINGS[wings[0]].split()]
+    used = own_imports(path)
+    assert [name for name in sorted(used) if not any(within(name, place) for place in allowed)] == []
+
+
+def test_the_table_of_wings_has_no_circle_and_nothing_left_over() -> None:
+    above: list[str] = ["models", "pipeline"]
+    for wing, allowed in WINGS.items():
+        assert file_of(wing) is not None, wing
+        for place in allowed.split():
+            assert wing == "pipeline.cli" or any(within(place, one) for one in above[2:]) or place == "models"
+        above.append(wing)
+    for package in ("pipeline", "pipeline/data"):
+        assert [path.name for path in (ROOT / package).glob("*.py")] == ["__init__.py"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_floors_import_downwards_only(path: Path) -> None:
     floor = path.relative_to(ROOT).parts[0]
-    used = {name.partition(".")[0] for name in imported(path)} & set(ALLOWED)
+    used = {name.partition(".")[0] for name in imported_names(path)} & set(ALLOWED)
     assert used <= ALLOWED[floor] | ({"stages"} if path.name == "__init__.py" else set())
 
 
@@ -73,7 +134,7 @@ def test_models_and_benchmarks_need_only_what_a_bare_gpu_machine_has() -> None:
     available = {"torch", "timm", "triton", "typer", "numpy", "safetensors", "models", "benchmarks"}
     optional = {"cut_cross_entropy", "liger_kernel"}  # peers, measured where installed
     for path in (*(ROOT / "models").rglob("*.py"), ROOT / "benchmarks" / "loss.py"):
-        outside = {name.partition(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
+        outside = {name.partition(".")[0] for name in imported_names(path)} - set(sys.stdlib_module_names)
         assert outside <= available | optional | {"huggingface_hub"}, path
 
 
@@ -102,6 +163,43 @@ def test_a_stage_declares_every_section_that_can_change_its_result(name: str) ->
     source = (ROOT / "stages" / f"{name}.py").read_text(encoding="utf-8")
     used = set(re.findall(r"settings\.(\w+)", source)) & set(SECTIONS) - {"runtime", "tracking"}
     assert used <= declared
+
+
+@pytest.mark.parametrize("name", SECTIONS_READ)
+def test_a_stage_declares_all_code_that_it_reaches(name: str) -> None:
+    """Transitively, functions' own imports included, so that no edit goes stale silently."""
+    declared = [
+        dependency.removesuffix(".py").replace("/", ".")
+        for dependency in stages()[name]["deps"]
+        if dependency.split("/")[0] in ALLOWED
+    ]
+    reached = {module for module in reached_from(f"stages.{name}") if module != f"stages.{name}"}
+    missing = [
+        module
+        for module in sorted(reached)
+        if not any(within(module, place) for place in (*declared, *NO_RESULT))
+    ]
+    assert missing == []
+    assert 3 <= len(declared) <= 10
+    for place in declared[1:]:  # and nothing that it does not reach
+        assert any(within(module, place) for module in reached), place
+
+
+def test_packages_that_no_stage_declares_hold_no_code() -> None:
+    for package in ("pipeline", "pipeline/data", "stages", "pipeline/data/loading"):
+        tree = ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))
+        assert len(tree.body) == 1, package
+
+
+def test_artifacts_name_the_checkpoint_of_every_variant() -> None:
+    tree = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    variants = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["variants"]
+    assert set(tree["artifacts"]) == set(variants)
+    for name, artifact in tree["artifacts"].items():
+        assert artifact["path"] == f"checkpoints/{name}/best.safetensors"
+        assert artifact["type"] == "model"
+        assert artifact["desc"]
+        assert artifact["labels"]
 
 
 def test_every_stage_and_code_dependency_exists() -> None:
@@ -156,8 +254,3 @@ def test_pinned_versions_satisfy_the_declared_bounds() -> None:
     for text in (*project["project"]["dependencies"], *project["dependency-groups"]["dev"]):
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
-
-
-def test_test_files_have_unique_names() -> None:
-    names = [path.name for path in TESTS if path.name not in ("conftest.py", "__init__.py")]
-    assert len(names) == len(set(names))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.checkpoint.format import Checkpoint, load_checkpoint
 from pipeline.config.schema import Settings
 from pipeline.runtime.errors import DataError, KilosegError
+from pipeline.runtime.locks import locked
 
 
 @dataclass(frozen=True)
@@ -60,31 +58,23 @@ class RunFolder:
         if checkpoint.progress["finished"]:
             previous.unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other processes from training into the folder, until the block or this process ends.
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes from training into the folder, until the block or this process ends.
 
-        A record lock: worker processes that are still ending do not hold it.
+        Worker processes that are still ending do not hold it.
 
         Raises:
             KilosegError: another process has it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".training").open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
-                raise KilosegError(
-                    "another process trains into this folder",
-                    where=self.path,
-                    found=f"process {file.read() or 'unknown'}",
-                    hint="wait for it or end it, then run the same command again",
-                ) from error
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
+        return locked(self.path / ".training", error=self._in_use, own_process_only=True)
+
+    def _in_use(self, process: str) -> KilosegError:
+        return KilosegError(
+            "another process trains into this folder",
+            where=self.path,
+            found=f"process {process or 'unknown'}",
+            hint="wait for it or end it, then run the same command again",
+        )
 
     def remove_leftovers(self) -> None:
         """Removes what a killed process left half-written."""

@@ -28,7 +28,7 @@ from pipeline.data.loading.visualize import class_color, colorize
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.runtime.device import PeakMemory, choose_device, set_threads
 from pipeline.runtime.errors import DataError
-from pipeline.runtime.files import _csv, _read_csv, write_text
+from pipeline.runtime.files import csv_text, read_csv, write_json, write_text
 from pipeline.tracking.environment import environment
 
 LEGEND_CLASSES = 8
@@ -111,8 +111,8 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     }
     training = json.loads((results_folder(settings) / "training.json").read_text(encoding="utf-8"))
     curves = {
-        "loss_curve": _read_csv(results_folder(settings) / "loss.csv"),
-        "validation_curve": _read_csv(results_folder(settings) / "holdout.csv"),
+        "loss_curve": read_csv(results_folder(settings) / "loss.csv"),
+        "validation_curve": read_csv(results_folder(settings) / "holdout.csv"),
     }
     record = {
         "format": 1,
@@ -129,8 +129,8 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     table = per_class_table(result, checkpoint.label_space)
     for folder in (results_folder(settings), evaluation_folder(settings)):
         write_text(folder / "per_class.csv", table)
-    write_text(evaluation_folder(settings) / "record.json", json.dumps(record, indent=1) + "\n")
-    write_text(results_folder(settings) / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    write_json(evaluation_folder(settings) / "record.json", record)
+    write_json(results_folder(settings) / "metrics.json", metrics)
     return metrics, checkpoint
 
 
@@ -143,7 +143,7 @@ def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:
         cells = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
         rows.append([entry.class_id, entry.name, entry.source, entry.frequency, *cells])
     header = ["class_id", "name", "source", "frequency", "true_pixels", "predicted_pixels", "iou", "accuracy"]
-    return _csv(header, rows)
+    return csv_text(header, rows)
 
 
 class _Pictures:

@@ -25,6 +25,7 @@ from models.losses.separation import separation_loss
 from models.segmenter import Segmenter
 from models.upsampling import full_resolution_rows, rows_of_pixels, whole_factor
 from pipeline.config.schema import LossSettings
+from pipeline.runtime.device import MIB
 from pipeline.train_step.loss import Losses, embedding_cross_entropy, map_work_bytes, softmax_losses
 
 _FEW_CLASSES = 512  # as large a tile as any number of classes has, and pixels prepared for no more than that
@@ -100,7 +101,7 @@ def probe_work_memory(
     full chunks of pixels, and, by doubling them, what grows with the pixels. Neither takes more than the
     pixels of the step, which may be too few for a full chunk.
     """
-    budget = settings.work_memory_mib * 2**20
+    budget = settings.work_memory_mib * MIB
     many_pixels = min(_MANY_PIXELS, source.num_pixels)
     few_pixels = min(many_pixels, max(_FEW_PIXELS, budget // 4 // num_classes))
 

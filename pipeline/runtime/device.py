@@ -18,7 +18,8 @@ from pipeline.runtime.errors import KilosegError, MemoryLimitError
 if TYPE_CHECKING:
     import torch
 
-GIB = 1024**3
+MIB = 2**20
+GIB = 2**30
 _MOST_WORKERS = 8
 
 

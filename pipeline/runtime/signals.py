@@ -6,16 +6,15 @@ What goes wrong because of the user's input or machine is one message (`pipeline
 from __future__ import annotations
 
 import contextlib
-import errno
-import shutil
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.device import GIB, is_out_of_memory, out_of_memory
+from pipeline.runtime.device import is_out_of_memory, out_of_memory
 from pipeline.runtime.errors import INTERRUPTED, KilosegError
+from pipeline.runtime.files import disk_full, is_disk_full
 
 
 class Interrupted(KeyboardInterrupt):
@@ -91,9 +90,9 @@ def run(function: Callable[[], object]) -> int:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
-        return _fail(_disk_full(error))
+        return _fail(disk_full(error.filename or Path.cwd(), "what was finished is kept"))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -104,12 +103,3 @@ def run(function: Callable[[], object]) -> int:
 def _fail(problem: KilosegError) -> int:
     print(f"error: {problem}", file=sys.stderr)
     return problem.exit_code
-
-
-def _disk_full(error: OSError) -> KilosegError:
-    return KilosegError(
-        "the disk is full",
-        where=error.filename or Path.cwd(),
-        found=f"{shutil.disk_usage(Path.cwd()).free / GIB:.2f} GiB free",
-        hint="free some space and run the same command again: what was finished is kept",
-    )

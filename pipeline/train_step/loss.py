@@ -24,6 +24,7 @@ from models.segmenter import Segmenter
 from models.upsampling import full_resolution_rows, rows_of_pixels
 from pipeline.config.schema import LossSettings
 from pipeline.data.loading.batch import IGNORE_INDEX
+from pipeline.runtime.device import MIB
 
 _WORK_BYTES_OF_A_PIXEL = 128
 
@@ -70,7 +71,7 @@ def segmentation_losses(
         separation = separation_loss(
             class_embeddings,
             min_separation=settings.min_separation,
-            work_bytes=settings.work_memory_mib * 2**20,
+            work_bytes=settings.work_memory_mib * MIB,
         )
         total = cross_entropy + settings.separation_weight * separation
     return Losses(total, cross_entropy.detach(), separation.detach())
@@ -136,7 +137,7 @@ def map_work_bytes(settings: LossSettings, num_pixels: int) -> int:
 
     A network holds some thousand bytes for a pixel; with these the buffer does not show in the peak.
     """
-    return min(settings.work_memory_mib * 2**20, _WORK_BYTES_OF_A_PIXEL * num_pixels)
+    return min(settings.work_memory_mib * MIB, _WORK_BYTES_OF_A_PIXEL * num_pixels)
 
 
 def embedding_cross_entropy(
@@ -167,5 +168,5 @@ def _common(settings: LossSettings) -> dict[str, Any]:
         "temperature": settings.temperature,
         "similarity": settings.similarity,
         "ignore_index": IGNORE_INDEX,
-        "work_bytes": settings.work_memory_mib * 2**20,
+        "work_bytes": settings.work_memory_mib * MIB,
     }

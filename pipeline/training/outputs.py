@@ -1,12 +1,10 @@
-"""TODO"""
+"""Write the files that a training leaves in the variant's results folder."""
 
 from __future__ import annotations
 
-import json
-
 from pipeline.config.paths import results_folder
 from pipeline.config.schema import Settings
-from pipeline.runtime.files import _csv, write_text
+from pipeline.runtime.files import csv_text, write_json, write_text
 from pipeline.training.trainer import TrainResult
 
 
@@ -14,8 +12,8 @@ def write_training(settings: Settings, result: TrainResult) -> None:
     """Writes the curves as CSV (for `dvc plots`) and the facts of the training as JSON."""
     folder = results_folder(settings)
     state = result.state
-    write_text(folder / "loss.csv", _csv(["step", "loss"], state.loss_curve))
-    write_text(folder / "holdout.csv", _csv(["step", "miou", "pixel_accuracy"], state.validation_curve))
+    write_text(folder / "loss.csv", csv_text(["step", "loss"], state.loss_curve))
+    write_text(folder / "holdout.csv", csv_text(["step", "miou", "pixel_accuracy"], state.validation_curve))
     facts = {
         "steps": result.steps,
         "seconds": state.seconds,
@@ -28,4 +26,4 @@ def write_training(settings: Settings, result: TrainResult) -> None:
         "peak_memory_kind": result.peak_memory_kind,
         "device": result.device,
     }
-    write_text(folder / "training.json", json.dumps(facts, indent=1) + "\n")
+    write_json(folder / "training.json", facts)

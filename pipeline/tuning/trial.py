@@ -19,7 +19,7 @@ from pipeline.checkpoint.format import Checkpoint, load_checkpoint
 from pipeline.config.load import with_overrides
 from pipeline.config.schema import Settings
 from pipeline.evaluation.outputs import evaluate_checkpoint
-from pipeline.runtime.device import PeakMemory, choose_device, is_out_of_memory, set_threads
+from pipeline.runtime.device import GIB, PeakMemory, choose_device, is_out_of_memory, set_threads
 from pipeline.runtime.errors import KilosegError, MemoryLimitError
 from pipeline.runtime.locks import locked
 from pipeline.training.trainer import train
@@ -156,7 +156,6 @@ def _predict(settings: Settings, place: Path) -> float:
     from pipeline.data.labels.label_space import LabelSpace
     from pipeline.memory.batch_size import find_accumulation
     from pipeline.memory.predict import predict_bytes, with_changes
-    from pipeline.runtime.device import GIB
     from pipeline.runtime.files import write_text
 
     num_classes = LabelSpace.load(settings.bootstrapped / "label_space.json").num_classes
@@ -214,7 +213,7 @@ class TrialTracker:
         if self.memory_kind == "cuda_allocator":
             import torch
 
-            return torch.cuda.max_memory_allocated() / 1024**3
+            return torch.cuda.max_memory_allocated() / GIB
         return self.peak_memory_gib
 
     def _note(self, metrics: Mapping[str, float], step: int) -> None:

@@ -17,19 +17,19 @@ import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.data.download.archives import Archive
 from pipeline.data.download.http import CHUNK, Wanted, download
-from pipeline.runtime.device import GIB
+from pipeline.runtime.device import GIB, MIB
 from pipeline.runtime.errors import DataError, KilosegError, UsageError
-from pipeline.runtime.files import naming_full_disk, write_text
+from pipeline.runtime.files import naming_full_disk, write_json
+from pipeline.runtime.locks import locked
 from pipeline.runtime.progress import Progress
 
-MIB = 2**20
 SPARE = 64 * MIB
 """Bytes that must stay free: directories, journals, and what others write meanwhile."""
 
@@ -99,7 +99,7 @@ def fetch(root: Path, archives: Sequence[Archive], *, mirror: str | None = None,
         UsageError: another run fetches to the same folder.
     """
     with (
-        _lock(root),
+        locked(root / "archives" / "lock", error=lambda _: _being_fetched(root)),
         naming_full_disk(root / "archives", "what has arrived stays, and it goes on from there"),
     ):
         work = plan(root, archives)
@@ -132,22 +132,12 @@ def _wanted(root: Path, archive: Archive, mirror: str | None) -> Wanted:
     return Wanted(url, root / "archives" / archive.file, archive.bytes, archive.sha256)
 
 
-@contextlib.contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    import fcntl
-
-    folder = root / "archives"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                "another run is fetching to the same folder",
-                where=root,
-                hint="wait for it to end, or name another folder",
-            ) from None
-        yield
+def _being_fetched(root: Path) -> UsageError:
+    return UsageError(
+        "another run is fetching to the same folder",
+        where=root,
+        hint="wait for it to end, or name another folder",
+    )
 
 
 def _require_space(root: Path, needed: int, free: int) -> None:
@@ -210,7 +200,7 @@ def _unpack(root: Path, archive: Archive, path: Path) -> None:
     staging.rmdir()
     os.sync()
     record = _read_record(root) | {archive.name: {"bytes": size, "files": len(members)}}
-    write_text(root / "archives" / "fetched.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+    write_json(root / "archives" / "fetched.json", record, sort_keys=True)
     path.unlink()
 
 

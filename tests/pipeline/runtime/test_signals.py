@@ -25,7 +25,7 @@ def raising(error: BaseException):
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (KilosegError("it broke", where="here", found=1, allowed=2, hint="do that"), 1, "fix: do that"),
+        (KilosegError("it broke", where="here", found=1, allowed=2, hint="do that"), 1, "fix:     do that"),
         (UsageError("no such key"), 2, "no such key"),
         (DataError("bad image"), 3, "bad image"),
         (MemoryLimitError("too big"), 4, "too big"),
@@ -37,7 +37,8 @@ def raising(error: BaseException):
         ),
         (KeyboardInterrupt(), 130, "interrupted"),
         (Interrupted(signal.SIGTERM), 143, "SIGTERM"),
-        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, "the disk is full"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, "where:   /x/y"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, "the disk is full"),
     ],
 )
 def test_each_failure_has_its_code_and_one_message_without_traceback(
