@@ -55,6 +55,10 @@ class DataSettings(Section):
     layout: Literal["coco_lvis", "coco", "masks", "cityscapes", "voc", "ade20k", "cocostuff10k"] = Field(
         "coco_lvis", description="how the dataset lies on disk, see docs/data.md"
     )
+    annotations: str = Field(
+        "annotations",
+        description="folder of the labels under root, which DVC watches: gtFine for cityscapes, see docs/data.md",
+    )
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of the train images kept back for choosing checkpoints"
     )
@@ -313,6 +317,7 @@ class Settings(Section):
     def flat(self) -> dict[str, object]:
         """The settings that can change a result, by dotted key: what is compared and tracked."""
         sections = self.model_dump(mode="json", include={"data", "model", "loss", "train", "evaluate"})
+        del sections["data"]["annotations"]  # says only what DVC watches
         for name, layout in (("voc", "voc"), ("cocostuff", "cocostuff10k")):
             if self.data.layout != layout:
                 del sections["data"][name]
