@@ -27,8 +27,8 @@ from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.bootstrap.rasterize import check_overlap_rule, draw
 from pipeline.data.bootstrap.statistics import as_json, class_table, statistics
 from pipeline.data.labels.label_space import LabelSpace
-from pipeline.data.layouts.layout import LayoutOptions, Shape, StoredMask
-from pipeline.data.layouts.opening import DEFAULT_OPTIONS, open_layout
+from pipeline.data.layouts.layout import DEFAULT_OPTIONS, LayoutOptions, Shape, StoredMask
+from pipeline.data.layouts.opening import open_layout
 from pipeline.data.store.manifest import SPLITS, LeftOut, SplitCounts, describe, is_bootstrapped
 from pipeline.data.store.shards import ROWS_PER_BATCH, MaskRow, compress_mask, serialize_rows, write_shard
 from pipeline.runtime.errors import DataError, UsageError

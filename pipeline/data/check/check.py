@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,12 @@ class CheckResult:
         """What is not in quarantine and not harmless."""
         return [fault for fault in self.found if not fault.note and not self.is_quarantined(fault)]
 
+    def add(self, problems: Iterable[DataError]) -> None:
+        """Take in faults that were found elsewhere, such as damaged archives."""
+        report = Report(self)
+        for problem in problems:
+            report.problem(Path(problem.where or ".").name, problem)
+
     def is_quarantined(self, fault: Fault) -> bool:
         """Whether bootstrapping passes the fault over already."""
         name = Path(fault.file).name
@@ -146,7 +152,7 @@ def check(root: Path, *, num_workers: int = 0) -> CheckResult:
             "no such dataset folder", where=root, hint="fetch it: pipeline data fetch coco_lvis ROOT"
         )
     result = CheckResult(root)
-    report = _Report(result)
+    report = Report(result)
     files = _read_files(root, report)
     _check_categories(files, report)
     _compare_files(files, report)
@@ -161,7 +167,7 @@ def check(root: Path, *, num_workers: int = 0) -> CheckResult:
     return result
 
 
-class _Report:
+class Report:
     """Takes in what is wrong."""
 
     def __init__(self, result: CheckResult) -> None:
@@ -206,7 +212,7 @@ class _File:
     by_image: dict[int, list[tuple[int, Any]]]
 
 
-def _read_files(root: Path, report: _Report) -> dict[str, _File]:
+def _read_files(root: Path, report: Report) -> dict[str, _File]:
     """The files that can be read, by name."""
     files = {}
     names = (*LVIS_FILES.values(), *STUFF_FILES)
@@ -235,7 +241,7 @@ def _read_files(root: Path, report: _Report) -> dict[str, _File]:
     return files
 
 
-def _check_categories(files: dict[str, _File], report: _Report) -> None:
+def _check_categories(files: dict[str, _File], report: Report) -> None:
     """Holds the categories against the official lists."""
     official = official_categories()
     for name, file in files.items():
@@ -261,7 +267,7 @@ def _check_categories(files: dict[str, _File], report: _Report) -> None:
             report.problem(f"annotations/{name}", DataError("official categories are absent", found=found))
 
 
-def _compare_files(files: dict[str, _File], report: _Report) -> None:
+def _compare_files(files: dict[str, _File], report: Report) -> None:
     """Holds the two LVIS files, and the two stuff files, against each other."""
     for names in (tuple(LVIS_FILES.values()), STUFF_FILES):
         if all(name in files for name in names):
@@ -272,7 +278,7 @@ def _compare_files(files: dict[str, _File], report: _Report) -> None:
                 report.problem(f"annotations/{names[1]}", problem, image_id=image_id)
 
 
-def _tasks(root: Path, files: dict[str, _File], report: _Report) -> Iterator[tuple[str, Task]]:
+def _tasks(root: Path, files: dict[str, _File], report: Report) -> Iterator[tuple[str, Task]]:
     """The images of LVIS by split and id, each with all that is drawn on it."""
     missing, owners = set(), dict[str, int]()
     for split, name in LVIS_FILES.items():
@@ -308,7 +314,7 @@ def _tasks(root: Path, files: dict[str, _File], report: _Report) -> Iterator[tup
             yield split, Task(image, path if path.parent.is_dir() else None, outlines)
 
 
-def _report_examined(task: Task, examined: Examined, counts: Counter[str], report: _Report) -> None:
+def _report_examined(task: Task, examined: Examined, counts: Counter[str], report: Report) -> None:
     file, image_id = task.image.file or "", task.image.image_id
     if examined.image is not None:
         report.problem(file, examined.image, image_id=image_id)

@@ -59,7 +59,7 @@ def examine(task: Task) -> Examined:
     """Decodes the image to its last pixel and draws every annotation."""
     found = Examined()
     if task.path is not None:
-        found.image = _examine_image(task.path, task.image, found.notes)
+        found.image = examine_image(task.path, task.image, found.notes)
     height, width = task.image.height, task.image.width
     columns = np.zeros(height * width, np.uint8)
     for outline in reversed(task.outlines):
@@ -78,7 +78,7 @@ def examine(task: Task) -> Examined:
     return found
 
 
-def _examine_image(path: Path, image: ImageEntry, notes: list[tuple[str, str]]) -> DataError | None:
+def examine_image(path: Path, image: ImageEntry, notes: list[tuple[str, str]]) -> DataError | None:
     from PIL import Image, ImageFile
 
     def problem(what: str, found: object, allowed: object = None) -> DataError:

@@ -49,6 +49,9 @@ class LayoutOptions:
         return {} if prefix is None else {k: v for k, v in vars(self).items() if k.startswith(prefix)}
 
 
+DEFAULT_OPTIONS = LayoutOptions()
+
+
 class Layout(Protocol):
     """A dataset that was read.
 

@@ -10,13 +10,11 @@ from pipeline.data.layouts.cityscapes import open_cityscapes
 from pipeline.data.layouts.coco import CocoLayout
 from pipeline.data.layouts.coco_lvis import OfficialLayout
 from pipeline.data.layouts.cocostuff10k import open_cocostuff10k
-from pipeline.data.layouts.layout import LAYOUTS, Layout, LayoutOptions
-from pipeline.data.layouts.png_masks import MasksLayout
+from pipeline.data.layouts.layout import DEFAULT_OPTIONS, LAYOUTS, Layout, LayoutOptions
+from pipeline.data.layouts.png_masks import open_masks
 from pipeline.data.layouts.voc import open_voc
 from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.workers import WorkerPool
-
-DEFAULT_OPTIONS = LayoutOptions()
 
 
 def open_layout(
@@ -51,7 +49,7 @@ def open_layout(
     if name == "coco":
         return CocoLayout(root, keep_classes, pool)
     if name == "masks":
-        return MasksLayout(root, keep_classes)
+        return open_masks(root, keep_classes)
     if name == "cityscapes":
         return open_cityscapes(root, keep_classes)
     if name == "voc":

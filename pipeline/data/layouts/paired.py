@@ -91,12 +91,16 @@ class PairedLayout:
         entries = {}
         for split, pairs in self.pairs.items():
             if not pairs:
-                hint = "unpack the whole archive, see docs/data.md"
-                raise DataError(f"no images in {split}", where=self.root, hint=hint)
+                raise self.empty_split(split)
             entries[split] = [
-                ImageEntry(pair.image_id, *_size(self.root / pair.image), pair.image) for pair in pairs
+                ImageEntry(pair.image_id, *image_size(self.root / pair.image), pair.image) for pair in pairs
             ]
         return divide(entries, lambda entry: None, holdout_fraction, holdout_seed)
+
+    def empty_split(self, split: str) -> DataError:
+        """Return the error for a split without images."""
+        hint = "unpack the whole archive, see docs/data.md"
+        return DataError(f"no images in {split}", where=self.root, hint=hint)
 
     def content(self, image: ImageEntry) -> StoredMask:
         """Return the mask of an image."""
@@ -150,8 +154,12 @@ def count_remark(where: Path, number: int, published: int) -> list[tuple[Path, s
     return [(where, "not the whole published split", f"{number:,} of {published:,} images")]
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """(height, width) by the header."""
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) by the header.
+
+    Raises:
+        DataError: missing or unreadable.
+    """
     from PIL import Image
 
     try:
