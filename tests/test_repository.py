@@ -60,7 +60,7 @@ WINGS = {
     "pipeline.tuning": "pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
     "pipeline.checkpoint pipeline.evaluation pipeline.memory pipeline.training",
     "pipeline.report": "pipeline.runtime pipeline.config pipeline.data.store",
-    "pipeline.doctor": "pipeline.runtime pipeline.config pipeline.tracking",
+    "pipeline.doctor": "pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels",
     "pipeline.cli": "models pipeline",
 }
 NO_RESULT = ("pipeline.runtime", "pipeline.config", "pipeline.tracking")  # wings that change no result

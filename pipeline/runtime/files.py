@@ -63,10 +63,10 @@ def read_csv(path: Path) -> list[list[float]]:
         return [[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, as hex."""
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Return the digest of a file, as hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 @contextlib.contextmanager
@@ -133,7 +133,7 @@ def _remove(path: Path) -> None:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether `error` says that there is no space, or that the user's share of it is used up."""
+    """Tell whether `error` says that there is no space, or that the user's share of it is used up."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -17,7 +17,7 @@ from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.bootstrap.rle import foreground_runs
 from pipeline.data.check.check import CheckResult, Report, check
 from pipeline.data.check.image import examine_image
-from pipeline.data.layouts.layout import DEFAULT_OPTIONS, LayoutOptions, Shape, StoredMask
+from pipeline.data.layouts.layout import DEFAULT_OPTIONS, LayoutOptions, Region, StoredMask
 from pipeline.data.layouts.opening import open_layout
 from pipeline.data.layouts.paired import PairedLayout, image_size
 from pipeline.runtime.errors import DataError
@@ -69,7 +69,7 @@ class Task:
 
     root: Path
     file: str
-    content: StoredMask | list[Shape]
+    content: StoredMask | list[Region]
     size: tuple[int, int] | None = None
 
 
@@ -99,7 +99,7 @@ def examine_task(task: Task) -> Examined:
     if isinstance(task.content, StoredMask):
         _read_mask(task.content, size, found)
     else:
-        _draw_shapes(task.content, height, width, found)
+        _draw_regions(task.content, height, width, found)
     return found
 
 
@@ -115,20 +115,20 @@ def _read_mask(mask: StoredMask, size: tuple[int, int] | None, found: Examined) 
         found.notes.append(("an image without a labeled pixel", "bootstrapping leaves it out"))
 
 
-def _draw_shapes(shapes: list[Shape], height: int, width: int, found: Examined) -> None:
+def _draw_regions(regions: list[Region], height: int, width: int, found: Examined) -> None:
     found.pixels = height * width
     with RowReader() as reader:
-        for shape in shapes:
+        for region in regions:
             try:
                 runs = foreground_runs(
-                    reader.read(shape.segmentation, shape.where), height, width, shape.where
+                    reader.read(region.segmentation, region.where), height, width, region.where
                 )
             except DataError as problem:
                 found.problems.append(problem)
                 continue
             if not any(lengths[1::2].any() for lengths in runs):
-                found.notes.append(("an annotation that covers no pixel", shape.where))
-    if not shapes:
+                found.notes.append(("an annotation that covers no pixel", region.where))
+    if not regions:
         found.notes.append(("an image without annotations", "bootstrapping leaves it out"))
 
 

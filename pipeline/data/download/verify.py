@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tarfile
 import zipfile
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from pipeline.data.download.archives import BROUGHT, Archive
 from pipeline.data.download.tree import listed
 from pipeline.runtime.errors import DataError
+from pipeline.runtime.files import file_digest
 
 
 def archive_problems(root: Path, dataset: str) -> list[DataError]:
@@ -58,8 +58,7 @@ def _digest_problem(path: Path, archive: Archive, hint: str) -> DataError | None
         for algorithm, published in (("sha256", archive.sha256), ("md5", archive.md5)):
             if published is None:
                 continue
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, algorithm).hexdigest()
+            digest = file_digest(path, algorithm)
             if digest == published:
                 return None
             found, allowed = f"{algorithm} {digest}", f"{algorithm} {published}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.store.images import open_image
 from pipeline.runtime.errors import DataError
 
 
@@ -22,18 +23,9 @@ def color_values(path: Path, colors: tuple[int, ...]) -> np.ndarray:
     Raises:
         DataError: missing, unreadable, gray, or with a color that is not in the list.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as opened:
-            mode, pixels = opened.mode, np.asarray(opened.convert("RGB"), np.int32)
-    except Exception as error:  # Pillow raises nearly anything on damaged files
-        raise DataError(
-            "unreadable mask" if path.is_file() else "missing mask",
-            where=path,
-            found=error,
-            hint="every image needs a mask under its own name; make it again",
-        ) from error
+    hint = "every image needs a mask under its own name; make it again"
+    with open_image(path, kind="mask", hint=hint) as opened:
+        mode, pixels = opened.mode, np.asarray(opened.convert("RGB"), np.int32)
     if mode not in ("RGB", "RGBA", "P"):
         raise DataError(
             "a mask without colors",

@@ -1,4 +1,4 @@
-"""The ways in which a dataset may lie on disk; what comes out of each looks the same to bootstrapping.
+"""Define what a dataset on disk gives to bootstrapping, whatever its layout.
 
     coco_lvis   COCO 2017 with LVIS v1 and COCO-Stuff as published: `pipeline.data.layouts.coco_lvis`
     coco        any COCO-format annotations, one file for train and one for val: `pipeline.data.layouts.coco`
@@ -25,6 +25,7 @@ from pipeline.data.annotations.quarantine import Quarantine
 from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.layouts.splits import Splits
+from pipeline.data.store.images import open_image
 from pipeline.runtime.errors import DataError
 
 LayoutName = Literal["coco_lvis", "coco", "masks", "cityscapes", "voc", "ade20k", "cocostuff10k"]
@@ -53,14 +54,14 @@ DEFAULT_OPTIONS = LayoutOptions()
 
 
 class Layout(Protocol):
-    """A dataset that was read.
+    """A dataset whose annotations were read.
 
     Attributes:
         label_space: its classes.
         paths: the files that decide about the result, for the manifest.
         quarantine: what checking found unusable.
-        counts_frequencies: classes become rare, common or frequent by the images that show them; else the
-            annotation files say.
+        counts_frequencies: whether classes become rare, common or frequent by the images that show them;
+            else the annotation files say.
     """
 
     label_space: LabelSpace
@@ -69,14 +70,14 @@ class Layout(Protocol):
     counts_frequencies: bool
 
     def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
-        """Divides the images."""
+        """Divide the images."""
 
-    def content(self, image: ImageEntry) -> list[Shape] | StoredMask:
-        """What is annotated on an image; segmentations may still have to be read by `RowReader`."""
+    def content(self, image: ImageEntry) -> list[Region] | StoredMask:
+        """Return what is annotated on an image; segmentations may still have to be read by `RowReader`."""
 
 
-class Shape(NamedTuple):
-    """One annotation to draw.
+class Region(NamedTuple):
+    """One annotation to rasterize.
 
     Args:
         class_id: the value of its pixels, 0 for unlabeled.
@@ -93,14 +94,14 @@ class Shape(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A drawn image.
+class ClassMask:
+    """The mask of an image, with its counts.
 
     Args:
         mask: (height, width) uint16 class ids, 0 = unlabeled.
         class_ids: those present, ascending, without the unlabeled.
         pixel_counts: the pixels of each.
-        stuff_pixels: how many of them were drawn from stuff annotations.
+        stuff_pixels: how many of them come from stuff annotations.
     """
 
     mask: np.ndarray
@@ -110,6 +111,7 @@ class Drawing:
 
 
 LARGEST = 65_535
+"""The largest pixel value of a 16-bit mask."""
 
 
 def png_values(path: Path) -> np.ndarray:
@@ -118,18 +120,9 @@ def png_values(path: Path) -> np.ndarray:
     Raises:
         DataError: missing, unreadable, or in colors.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as opened:
-            mode, pixels = opened.mode, np.asarray(opened)
-    except Exception as error:  # Pillow raises nearly anything on damaged files
-        raise DataError(
-            "unreadable mask" if path.is_file() else "missing mask",
-            where=path,
-            found=error,
-            hint="every image needs a mask under its own name; make it again",
-        ) from error
+    hint = "every image needs a mask under its own name; make it again"
+    with open_image(path, kind="mask", hint=hint) as opened:
+        mode, pixels = opened.mode, np.asarray(opened)
     if mode not in ("L", "P", "I", "1") and not mode.startswith("I;16"):
         raise DataError(
             "a mask in colors",
@@ -143,7 +136,7 @@ def png_values(path: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StoredMask:
-    """A mask to read.
+    """A mask that lies on disk as an image.
 
     Args:
         path: the file, a PNG unless `values` reads another form.
@@ -160,8 +153,8 @@ class StoredMask:
     listed: str = "annotations/classes.csv"
     hint: str = "add it to the list, without a name if it means unlabeled"
 
-    def read(self, height: int, width: int) -> Drawing:
-        """The mask with class ids for pixel values.
+    def read(self, height: int, width: int) -> ClassMask:
+        """Read the mask and replace pixel values by class ids.
 
         Raises:
             DataError: unreadable, of another size than its image, in colors, or with an unlisted value.
@@ -193,4 +186,4 @@ class StoredMask:
             table[value] = self.class_ids[value]
         pixels = np.bincount(table, counts)[1:].astype(np.int64)
         ids = np.flatnonzero(pixels)
-        return Drawing(table[values], (ids + 1).tolist(), pixels[ids].tolist(), 0)
+        return ClassMask(table[values], (ids + 1).tolist(), pixels[ids].tolist(), 0)

@@ -1,4 +1,4 @@
-"""Open a dataset in the layout that the settings name."""
+"""Open a dataset by the name of its layout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def open_layout(
     pool: WorkerPool | None = None,
     options: LayoutOptions = DEFAULT_OPTIONS,
 ) -> Layout:
-    """Reads a dataset's annotations.
+    """Read a dataset's annotations.
 
     Args:
         name: one of `LAYOUTS`.

@@ -21,6 +21,7 @@ from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.layouts.layout import StoredMask
 from pipeline.data.layouts.splits import Splits, divide
+from pipeline.data.store.images import open_image
 from pipeline.runtime.errors import DataError
 
 
@@ -160,15 +161,5 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: missing or unreadable.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as opened:
-            return opened.height, opened.width
-    except Exception as error:  # Pillow raises nearly anything on damaged files
-        raise DataError(
-            "unreadable image" if path.is_file() else "missing image",
-            where=path,
-            found=error,
-            hint="take the file from its source again",
-        ) from error
+    with open_image(path) as opened:
+        return opened.height, opened.width

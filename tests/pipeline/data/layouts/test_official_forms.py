@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.data.labels.published import published_classes
 from pipeline.data.layouts.layout import LayoutOptions
 from pipeline.data.layouts.opening import open_layout
@@ -50,7 +51,9 @@ def test_every_pixel_becomes_its_class(tmp_path: Path, case: str) -> None:
     layout, make, options = CASES[case]
     truth = make(tmp_path / "root")
     with worker_pool(2, "pipeline.data.bootstrap.build") as pool:
-        bootstrap(tmp_path / "root", tmp_path / "out", layout=layout, options=options, pool=pool)
+        bootstrap(
+            tmp_path / "root", tmp_path / "out", BootstrapOptions(layout=layout, of_layout=options), pool=pool
+        )
     found = targets(tmp_path / "out", tmp_path / "root")
     assert found.keys() == truth.keys()
     for file, target in truth.items():
@@ -83,14 +86,15 @@ def test_sbd_adds_to_train_what_voc_does_not_have_and_nothing_of_val(tmp_path: P
 def test_the_manifest_names_the_choice_of_its_layout_alone(tmp_path: Path) -> None:
     for layout, key in (("voc", "voc_augmented"), ("cocostuff10k", "cocostuff_classes")):
         miniature.MAKERS[layout](tmp_path / layout)
-        bootstrap(tmp_path / layout, tmp_path / f"{layout}_out", layout=layout)
+        bootstrap(tmp_path / layout, tmp_path / f"{layout}_out", BootstrapOptions(layout=layout))
         manifest = json.loads((tmp_path / f"{layout}_out" / "manifest.json").read_text())
         assert {"voc_augmented", "cocostuff_classes"} & manifest.keys() == {key}
 
 
 def test_keeping_some_classes_leaves_the_others_unlabeled(tmp_path: Path) -> None:
     truth = miniature.cityscapes(tmp_path / "root")
-    bootstrap(tmp_path / "root", tmp_path / "out", layout="cityscapes", keep_classes=["car", "road"])
+    options = BootstrapOptions(layout="cityscapes", keep_classes=["car", "road"])
+    bootstrap(tmp_path / "root", tmp_path / "out", options)
     for file, target in targets(tmp_path / "out", tmp_path / "root").items():
         expected = np.select([truth[file] == 0, truth[file] == 13], [0, 1], -1)
         np.testing.assert_array_equal(target, expected)
@@ -278,7 +282,7 @@ def test_a_departure_from_the_official_form_is_one_error(tmp_path: Path, case: s
     make(root)
     spoil(root)
     with pytest.raises(DataError) as caught:
-        bootstrap(root, tmp_path / "out", layout=layout, options=options)
+        bootstrap(root, tmp_path / "out", BootstrapOptions(layout=layout, of_layout=options))
     assert words in str(caught.value)
     assert str(root) in str(caught.value.where)
     assert caught.value.hint
@@ -296,7 +300,7 @@ def test_labels_of_both_kinds_are_read_by_labelids(tmp_path: Path) -> None:
     for path in (tmp_path / "root" / "gtFine").rglob("*_labelIds.png"):
         other = path.with_name(path.name.replace("labelIds", "labelTrainIds"))
         Image.new("L", Image.open(path).size, 255).save(other)
-    bootstrap(tmp_path / "root", tmp_path / "out", layout="cityscapes")
+    bootstrap(tmp_path / "root", tmp_path / "out", BootstrapOptions(layout="cityscapes"))
     for file, target in targets(tmp_path / "out", tmp_path / "root").items():
         np.testing.assert_array_equal(target, truth[file])
 

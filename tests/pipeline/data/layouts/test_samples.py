@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.data.layouts.layout import LayoutOptions
 from pipeline.data.loading.dataset import SegmentationDataset
 from tests.paths import SHARED
@@ -48,7 +49,7 @@ def test_every_pixel_of_the_samples_is_counted_as_elsewhere(
 ) -> None:
     root = SAMPLES / FOLDERS[layout]
     expected = json.loads((SAMPLES / "expected.json").read_text())[key]
-    result = bootstrap(root, tmp_path / "out", layout=layout, options=options)
+    result = bootstrap(root, tmp_path / "out", BootstrapOptions(layout=layout, of_layout=options))
     assert result.label_space.num_classes == num_classes
     assert not result.left_out
     assert counted(tmp_path / "out", root) == expected
