@@ -55,7 +55,8 @@ WINGS = {
     "pipeline.evaluation": "models pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
     "pipeline.data.loading pipeline.checkpoint",
     "pipeline.memory": "models pipeline.runtime pipeline.config pipeline.data.labels pipeline.train_step",
-    "pipeline.training": "models pipeline.runtime pipeline.config pipeline.tracking pipeline.data.loading "
+    "pipeline.training": "models pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
+    "pipeline.data.loading "
     "pipeline.train_step pipeline.checkpoint pipeline.evaluation pipeline.memory",
     "pipeline.tuning": "pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
     "pipeline.checkpoint pipeline.evaluation pipeline.memory pipeline.training",

@@ -118,7 +118,7 @@ def test_files_that_kiloseg_wrote_are_read_silently(capsys: pytest.CaptureFixtur
 
 
 def test_a_sweep_planned_under_old_names_goes_on(tmp_path: Path) -> None:
-    from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
+    from pipeline.tuning.sweep import SweepPlan, Sweep, TrialRecord
 
     settings = load_settings(write(tmp_path)).model_dump(mode="json")
     settings["train"] = {**settings["train"], **OLD}
@@ -126,7 +126,7 @@ def test_a_sweep_planned_under_old_names_goes_on(tmp_path: Path) -> None:
         del settings["train"][new]
     space = {"train.accumulate": {"choice": [1, 2]}}
     sweep = Sweep(tmp_path / "sweeps" / "old")
-    sweep.create(Plan("old", settings, space, ["val/miou"], 1, 0, "predicted", True, 3))
+    sweep.create(SweepPlan("old", settings, space, ["val/miou"], 1, 0, "predicted", True, 3))
     sweep.write(TrialRecord(0, {"train.accumulate": 2}))
     assert_taken(sweep.plan.base())
     assert list(sweep.plan.space) == list(sweep.records()[0].values) == ["train.accumulation_steps"]
@@ -134,12 +134,12 @@ def test_a_sweep_planned_under_old_names_goes_on(tmp_path: Path) -> None:
 
 def test_a_trial_is_applied_over_the_old_name(tmp_path: Path) -> None:
     from pipeline.tuning.results import apply_values
-    from pipeline.tuning.sweep import Plan, TrialRecord
+    from pipeline.tuning.sweep import SweepPlan, TrialRecord
 
     path = tmp_path / "params.yaml"
     path.write_text("data: {root: data/tiny}\ntrain:\n  accumulate: 1  # parts\n  batch_size: 4\n")
     settings = load_settings(path).model_dump(mode="json")
-    plan = Plan("new", settings, {}, ["val/miou"], 1, 0, "predicted", True, 3)
+    plan = SweepPlan("new", settings, {}, ["val/miou"], 1, 0, "predicted", True, 3)
     apply_values(path, plan, TrialRecord(0, {"train.accumulation_steps": 2}))
     assert path.read_text().endswith("  accumulation_steps: 2 # parts\n  batch_size: 4\n")
 
