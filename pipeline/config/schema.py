@@ -232,6 +232,9 @@ class EvaluateSettings(Section):
     """How a checkpoint is evaluated on the val split."""
 
     max_images: PositiveInt | None = Field(None, description="evaluate only the first images (null: all)")
+    warp: PositiveInt | None = Field(
+        None, description="evaluate a second time on images warped to this square, in pixels (null: no)"
+    )
     examples: NonNegativeInt = Field(
         6, description="images shown as image, truth and prediction in the report"
     )
@@ -325,6 +328,8 @@ class Settings(Section):
         """Return the settings that can change a result, by dotted key: what is compared and tracked."""
         sections = self.model_dump(mode="json", include={"data", "model", "loss", "train", "evaluate"})
         del sections["data"]["annotations"]  # says only what DVC watches
+        if self.evaluate.warp is None:  # trainings of before this setting existed can be resumed
+            del sections["evaluate"]["warp"]
         for name, layout in (("voc", "voc"), ("cocostuff", "cocostuff10k")):
             if self.data.layout != layout:
                 del sections["data"][name]

@@ -33,6 +33,7 @@ def run_chain(project: Path, layout: str, root: Path, store: Path) -> dict[str, 
         **PARAMS,
         "data": {"root": str(root), "layout": layout, "holdout_fraction": 0.3},
         "train": {**PARAMS["train"], "steps": STEPS, "validate_every": STEPS, "checkpoint_every": STEPS},
+        "evaluate": {"examples": 2, "warp": 48 if layout == "cocostuff10k" else None},
         "variants": {"essnet": {"loss": {"name": "knn", "num_negatives": 3}}},
     }
     (project / "params.yaml").write_text(yaml.safe_dump(settings))
@@ -44,6 +45,10 @@ def run_chain(project: Path, layout: str, root: Path, store: Path) -> dict[str, 
     results = project / "results"
     assert "essnet" in (results / "report.html").read_text()
     assert json.loads((results / "essnet" / "training.json").read_text())["steps"] == STEPS
+    metrics = json.loads((results / "essnet" / "metrics.json").read_text())
+    special = {"ade20k": {"ade20k_score"}, "cocostuff10k": {"warped_miou", "warped_pixel_accuracy"}}
+    named = {key for key in metrics if key.startswith(("ade20k", "warped"))}
+    assert named == special.get(layout, set())
     with (results / "essnet" / "per_class.csv").open(newline="") as file:
         counts = {str(int(row["class_id"]) - 1): int(row["true_pixels"]) for row in csv.DictReader(file)}
     return {train_id: pixels for train_id, pixels in counts.items() if pixels}
