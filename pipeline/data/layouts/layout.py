@@ -129,7 +129,7 @@ def png_values(path: Path) -> np.ndarray:
             where=path,
             found=f"mode {mode}",
             allowed="8- or 16-bit gray, or a palette",
-            hint="write class numbers instead of colors",
+            hint="write class numbers instead of colors; the layout masks also takes a list of colors",
         )
     return pixels.astype(np.int32)  # at once: 16-bit arithmetic wraps
 
