@@ -58,9 +58,9 @@ class DataSettings(Section):
     """Where the dataset lies and how its annotations become class-id masks."""
 
     root: FilePath = Field(description=f"folder of the dataset; {TINY} is the embedded one")
-    layout: Literal["coco_lvis", "coco", "masks", "cityscapes", "voc", "ade20k", "cocostuff10k"] = Field(
-        "coco_lvis", description="how the dataset lies on disk, see docs/data.md"
-    )
+    layout: Literal[
+        "coco_lvis", "coco", "masks", "cityscapes", "voc", "ade20k", "cocostuff10k", "parquet"
+    ] = Field("coco_lvis", description="how the dataset lies on disk, see docs/data.md")
     annotations: str = Field(
         "annotations",
         description="folder of the labels under root, which DVC watches, such as gtFine for cityscapes",

@@ -7,8 +7,9 @@
     voc         Pascal VOC 2012, with SBD where wanted: `pipeline.data.layouts.voc`
     ade20k      SceneParse150: `pipeline.data.layouts.ade20k`
     cocostuff10k  COCO-Stuff 10k v1.1: `pipeline.data.layouts.cocostuff10k`
+    parquet     a Hugging Face dataset with columns of images and masks: `pipeline.data.layouts.parquet`
 
-The last four list one mask file per image and return a `pipeline.data.layouts.paired.PairedLayout`, as a new
+The last six list one mask file per image and return a `pipeline.data.layouts.paired.PairedLayout`, as a new
 dataset would. docs/data.md shows all layouts to users.
 """
 
@@ -28,7 +29,7 @@ from pipeline.data.layouts.splits import Splits
 from pipeline.data.store.images import open_image
 from pipeline.runtime.errors import DataError
 
-LayoutName = Literal["coco_lvis", "coco", "masks", "cityscapes", "voc", "ade20k", "cocostuff10k"]
+LayoutName = Literal["coco_lvis", "coco", "masks", "cityscapes", "voc", "ade20k", "cocostuff10k", "parquet"]
 LAYOUTS = get_args(LayoutName)
 
 

@@ -11,6 +11,7 @@ from pipeline.data.layouts.coco import CocoLayout
 from pipeline.data.layouts.coco_lvis import OfficialLayout
 from pipeline.data.layouts.cocostuff10k import open_cocostuff10k
 from pipeline.data.layouts.layout import DEFAULT_OPTIONS, LAYOUTS, Layout, LayoutOptions
+from pipeline.data.layouts.parquet import open_parquet
 from pipeline.data.layouts.png_masks import open_masks
 from pipeline.data.layouts.voc import open_voc
 from pipeline.runtime.errors import DataError, UsageError
@@ -56,6 +57,8 @@ def open_layout(
         return open_voc(root, keep_classes, augmented=options.voc_augmented)
     if name == "ade20k":
         return open_ade20k(root, keep_classes)
+    if name == "parquet":
+        return open_parquet(root, keep_classes)
     if name == "cocostuff10k":
         return open_cocostuff10k(root, keep_classes, classes=options.cocostuff_classes)
     return OfficialLayout(root, keep_classes, pool)

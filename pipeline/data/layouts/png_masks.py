@@ -46,8 +46,8 @@ def open_masks(root: Path, keep_classes: Sequence[str | int] | None = None) -> P
         path = path.with_name("labelmap.txt")
         rows, colors = _read_labelmap(path), True
     else:
-        rows, colors = _read_classes(path)
-    label_space = _label_space(rows).subset(keep_classes)
+        rows, colors = read_classes(path)
+    label_space = label_space_of(rows).subset(keep_classes)
     class_ids = label_space.lookup(SOURCE)
     mask = partial(StoredMask, class_ids=class_ids, listed=f"annotations/{path.name}")
     if colors:
@@ -78,8 +78,12 @@ def _images(folder: Path, masks: Path) -> list[tuple[Path, Path]]:
     return [(image, mask) for mask, image in found.items()]
 
 
-def _read_classes(path: Path) -> tuple[list[tuple[int, str]], bool]:
-    """Values or colors (0xrrggbb) with their names, and whether they are colors."""
+def read_classes(path: Path) -> tuple[list[tuple[int, str]], bool]:
+    """Return values or colors (0xrrggbb) with their names, and whether they are colors.
+
+    Raises:
+        DataError: missing or damaged.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -113,7 +117,8 @@ def _read_labelmap(path: Path) -> list[tuple[int, str]]:
     return found
 
 
-def _label_space(rows: Sequence[tuple[int, str]]) -> LabelSpace:
+def label_space_of(rows: Sequence[tuple[int, str]]) -> LabelSpace:
+    """Return the classes of values and names in their order; a value without a name is unlabeled."""
     named = [(value, name) for value, name in rows if name]
     entries = [
         ClassEntry(class_id, name, SOURCE, "f", {SOURCE: (value,)})

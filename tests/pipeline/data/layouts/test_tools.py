@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet as pq
 
 from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.bootstrap.options import BootstrapOptions
@@ -170,6 +173,61 @@ def test_coco_json_of_annotation_tools(tmp_path: Path, made: Callable[[str], dic
     names, target = target_of(root, tmp_path / "out", "coco")
     assert names == ["kite", "sea"]
     np.testing.assert_array_equal(target, np.where(drawn() == 1, 0, -1))
+
+
+def encoded(values: np.ndarray, form: str) -> dict[str, object]:
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, form)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def parquet(root: Path, column: str = "label") -> None:
+    """As datasets' push_to_hub writes a set of two features of type Image."""
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for split, number in (("train", 3), ("validation", 1)):
+        rows = {
+            "image": [encoded(np.full((*SIZE, 3), 9 * i, np.uint8), "JPEG") for i in range(number)],
+            column: [encoded(np.where(drawn() == 2, 255, drawn()), "PNG") for _ in range(number)],
+        }
+        schema = pa.schema([("image", struct), (column, struct)])
+        table = pa.table(rows, schema=schema)
+        pq.write_table(table, root / "data" / f"{split}-00000-of-00001.parquet")
+
+
+@pytest.mark.parametrize("column", ["label", "annotation"])
+def test_parquet_of_the_hugging_face_hub(tmp_path: Path, column: str) -> None:
+    root = tmp_path / "root"
+    parquet(root, column)
+    (root / "id2label.json").write_text('{"0": "sand", "1": "kite"}')
+    names, target = target_of(root, tmp_path / "out", "parquet")
+    assert names == ["sand", "kite"]
+    np.testing.assert_array_equal(target, np.array([0, 1, -1])[drawn()])
+    assert check_layout(root, "parquet").faults == []
+    before = [path.stat().st_mtime_ns for path in sorted((root / "unpacked").rglob("*"))]
+    target_of(root, tmp_path / "out", "parquet")
+    assert [path.stat().st_mtime_ns for path in sorted((root / "unpacked").rglob("*"))] == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda root: parquet(root, "depth"), "no columns of images and masks"),
+        (lambda root: next((root / "data").glob("val*")).unlink(), "no Parquet file for val"),
+        (lambda root: next((root / "data").glob("val*")).write_bytes(b"x"), "unreadable Parquet file"),
+        (lambda root: (root / "id2label.json").unlink(), "no readable list of classes"),
+        (lambda root: (root / "id2label.json").write_text("[]"), "a damaged list of classes"),
+        (lambda root: (root / "id2label.json").write_text('{"0": "sand"}'), "1, on 9 pixels"),
+    ],
+)
+def test_broken_parquet_is_one_error(tmp_path: Path, spoil: Callable[[Path], object], words: str) -> None:
+    root = tmp_path / "root"
+    parquet(root)
+    (root / "id2label.json").write_text('{"0": "sand", "1": "kite"}')
+    spoil(root)
+    with pytest.raises(DataError) as caught:
+        bootstrap(root, tmp_path / "out", BootstrapOptions(layout="parquet"))
+    assert words in str(caught.value)
 
 
 def another_color(root: Path) -> None:
