@@ -1,8 +1,8 @@
-"""What turns decoded features into classes: embeddings compared with class embeddings, or plain logits.
+"""Turn decoded features into classes: by embeddings compared with class embeddings, or by plain logits.
 
 `EmbeddingHead` is the paper's: D channels per pixel, L2-normalized at stride 4, and a table of one learned
 vector per class, normalized at every use. `SoftmaxHead` is the baseline: C channels per pixel. Both predict
-without ever holding scores of all pixels and all classes.
+without holding the scores of all pixels and all classes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .nearest import nearest_classes
 
 
 class EmbeddingHead(nn.Module):
-    """A 1x1 convolution to D normalized channels, and the class embeddings they are compared with.
+    """Project features to D normalized channels by a 1x1 convolution, and hold the class embeddings.
 
     Args:
         in_channels: of the decoded features.
@@ -32,16 +32,16 @@ class EmbeddingHead(nn.Module):
 
     @property
     def class_embeddings(self) -> Tensor:
-        """(C, D) float32 of length 1, differentiable; computed from the table at every access."""
+        """Normalize the table to (C, D) float32 of length 1, differentiable, at every access."""
         return _normalize(self.class_table)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, in_channels, h, w) to pixel embeddings (N, D, h, w), float32 of length 1 per pixel."""
+        """Map (N, in_channels, h, w) to pixel embeddings (N, D, h, w), float32 of length 1 per pixel."""
         return _normalize(self.projection(features))
 
     @torch.no_grad()
     def predict(self, features: Tensor, size: tuple[int, int], *, work_bytes: int = WORK_BYTES) -> Tensor:
-        """The nearest class of each pixel.
+        """Predict the nearest class of each pixel.
 
         The embeddings of one image at a time are upsampled, bilinearly and not normalized again, as in
         training; the search then holds `work_bytes` of scores.
@@ -64,7 +64,7 @@ class EmbeddingHead(nn.Module):
 
 
 class SoftmaxHead(nn.Module):
-    """A 1x1 convolution to C logits: the baseline whose training memory grows with the classes.
+    """Map features to C logits by a 1x1 convolution: the baseline, whose memory grows with the classes.
 
     Args:
         in_channels: of the decoded features.
@@ -77,15 +77,15 @@ class SoftmaxHead(nn.Module):
         self.classifier = nn.Conv2d(in_channels, num_classes, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, in_channels, h, w) to logits (N, C, h, w)."""
+        """Map (N, in_channels, h, w) to logits (N, C, h, w)."""
         return self.classifier(features)
 
     @torch.no_grad()
     def predict(self, features: Tensor, size: tuple[int, int], *, work_bytes: int = WORK_BYTES) -> Tensor:
-        """The class of the largest upsampled logit of each pixel, the lower id where several are equal.
+        """Predict the class of each pixel's largest upsampled logit, the lower id where several are equal.
 
-        One image and one slice of the classes at a time, keeping the best so far: the argmax of the fully
-        upsampled logits without ever holding them.
+        This is the argmax of the fully upsampled logits, without holding them: one image and one slice of the
+        classes at a time, keeping the best so far.
 
         Args:
             features: decoded features (N, in_channels, h, w).
@@ -116,7 +116,7 @@ class SoftmaxHead(nn.Module):
 
 
 def _normalize(vectors: Tensor) -> Tensor:
-    """Length 1 along dimension 1, in float32: bfloat16 rounds away what tells many classes apart."""
+    """Normalize along dimension 1, in float32: bfloat16 is too coarse to tell many classes apart."""
     with torch.autocast(vectors.device.type, enabled=False):
         return F.normalize(vectors.float(), dim=1, eps=1e-6)
 

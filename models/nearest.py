@@ -1,7 +1,6 @@
-"""The classes nearest to each pixel, searched tile by tile.
+"""Find the classes nearest to each pixel, without scores of all pixels and all classes.
 
-One search serves the paper's hard negatives (`models.losses.knn.knn_cross_entropy`), the separation term and
-prediction. Scores exist for one tile of pixels x classes at a time, never for all pixels and all classes.
+One search serves the paper's hard negatives (`losses.knn`), the separation term and prediction.
 """
 
 from __future__ import annotations
@@ -9,12 +8,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .embeddings import WORK_BYTES, Similarity, check_embeddings, check_similarity, full_precision
-from .fused.launch import fused_kernels, to_kernel_dtype
-from .tiled.search import _search
+from .embeddings import (
+    WORK_BYTES,
+    Similarity,
+    check_embeddings,
+    check_similarity,
+    full_precision,
+    never_compiled,
+)
+from .fused import MAX_NEAREST, fused_nearest_classes, supports, to_kernel_dtype
+from .tiled.search import search_nearest
 
 
-@torch.compiler.disable
+@never_compiled
 @torch.no_grad()
 def nearest_classes(
     pixel_embeddings: Tensor,
@@ -27,7 +33,7 @@ def nearest_classes(
     """Find the k classes most similar to each pixel, without gradient.
 
     Classes at exactly the same distance are listed in the order of their ids (which of them are listed, when
-    only some fit, is left open). Inputs of lower precision are compared in float32; distances closer to each
+    only some fit, is left open). Inputs of lower precision are compared in float32. Distances closer to each
     other than the rounding of their squares, about 1e-7 for unit vectors, may change places.
 
     Args:
@@ -48,10 +54,8 @@ def nearest_classes(
     num_classes = len(class_embeddings)
     if not 1 <= k <= num_classes:
         raise ValueError(f"k is {k}; allowed are 1 to {num_classes}, the number of classes")
-    fused = fused_kernels(pixel_embeddings, class_embeddings)
-    if fused is not None and k <= fused.MAX_NEAREST:
-        return fused.fused_nearest_classes(
-            to_kernel_dtype(pixel_embeddings), to_kernel_dtype(class_embeddings), k, similarity=similarity
-        )
+    if k <= MAX_NEAREST and supports(pixel_embeddings, class_embeddings):
+        embeddings = to_kernel_dtype(pixel_embeddings), to_kernel_dtype(class_embeddings)
+        return fused_nearest_classes(*embeddings, k, similarity=similarity)
     with full_precision(pixel_embeddings):
-        return _search(pixel_embeddings, class_embeddings, k, similarity, work_bytes)
+        return search_nearest(pixel_embeddings, class_embeddings, k, similarity, work_bytes)

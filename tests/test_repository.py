@@ -22,6 +22,7 @@ ALLOWED = {  # floor: the floors it may import
     "pipeline": {"pipeline", "models"},
     "stages": {"pipeline", "models"},
     "benchmarks": {"benchmarks", "models", "pipeline"},
+    "examples": {"examples", "models"},
 }
 # Wing: the wings whose modules it may import. From the ground up, so an arrow only goes to a line above.
 WINGS = {

@@ -1,4 +1,4 @@
-"""Cross-entropy over the target and its nearest competitors (the paper's loss), a few pixels at a time.
+"""Compute the paper's loss: cross-entropy over the target and the classes nearest to each pixel.
 
 Gathering K class embeddings for every pixel at once, as autograd would, takes P K D numbers: about 1 GB at
 batch 10, 512 x 512, K = 7, D = 12. Here they exist for one chunk of pixels, and so do their gradients.
@@ -13,122 +13,20 @@ from torch import Tensor
 
 from ..embeddings import (
     WORK_BYTES,
+    LossOptions,
     Similarity,
-    check_loss_inputs,
+    check_rows,
     check_target,
     compute_dtype,
     full_precision,
+    never_compiled,
 )
 from ..nearest import nearest_classes
 from ..tiled.cross_entropy import labeled_rows, row_chunks, scaled_gradients
 from ..tiled.threads import for_each, num_workers, pieces_of
 
 
-class KnnCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy over the target and K nearest others; `models.losses.exact` has the public function."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        pixel_embeddings: Tensor,
-        class_embeddings: Tensor,
-        target: Tensor,
-        num_negatives: int,
-        temperature: float,
-        similarity: Similarity,
-        ignore_index: int,
-        work_bytes: int,
-        with_gradients: bool,
-    ) -> Tensor:
-        """Return the scalar loss and keep both gradients. Arguments as `models.losses.knn.knn_cross_entropy`."""
-        need_pixel, need_class = (with_gradients and need for need in ctx.needs_input_grad[:2])
-        classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
-        rows = labeled_rows(target, ignore_index)
-        count = len(target) if rows is None else len(rows)
-        workers = num_workers(classes.device, pieces_of(count, len(classes)), work_bytes, classes.nbytes)
-        # Half of a worker's part for the search; the other half for about four (p, 1+K, D) tensors.
-        share = work_bytes // workers // 2
-        size = max(1, share // (4 * (num_negatives + 2) * (classes.shape[1] + 4) * classes.element_size()))
-        pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
-        class_gradients = [torch.zeros_like(classes) for _ in range(workers if need_class else 0)]
-        totals = classes.new_zeros(workers, dtype=torch.float64)
-
-        def work(worker: int, chosen: slice | Tensor) -> None:
-            pixels, own = pixel_embeddings[chosen].to(classes.dtype), target[chosen]
-            nearest = nearest_classes(
-                pixels, classes, num_negatives + 1, similarity=similarity, work_bytes=share
-            )
-            ids = target_first(nearest, own)  # (p, 1+K)
-            compared = classes[ids]  # (p, 1+K, D)
-            logits, slopes_of_pixels, slopes_of_classes = _logits_and_slopes(
-                pixels, compared, temperature, similarity
-            )
-            losses = logits.logsumexp(dim=1) - logits[:, 0]
-            totals[worker] += losses.sum(dtype=torch.float64)
-            if not need_pixel and not need_class:
-                return
-            weights = logits.softmax(dim=1)
-            weights[:, 0] -= 1
-            weights = weights.div_(count * temperature)[:, :, None]  # (p, 1+K, 1)
-            if pixel_gradient is not None:
-                pixel_gradient[chosen] = slopes_of_pixels.mul(weights).sum(dim=1).to(pixel_gradient.dtype)
-            if class_gradients:
-                slopes = slopes_of_classes * weights
-                class_gradients[worker].index_add_(0, ids.flatten(), slopes.flatten(0, 1))
-
-        with full_precision(pixel_embeddings):
-            for_each(list(row_chunks(rows, count, size)), work, workers)
-        class_gradient = None
-        if class_gradients:
-            class_gradient = torch.stack(class_gradients).sum(dim=0).to(class_embeddings.dtype)
-        ctx.save_for_backward(pixel_gradient, class_gradient)
-        return (totals.sum() / max(count, 1)).to(classes.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, loss_gradient: Tensor) -> Any:
-        """Scale the gradients that the forward pass left."""
-        return *scaled_gradients(ctx, loss_gradient), None, None, None, None, None, None, None
-
-
-def target_first(nearest: Tensor, target: Tensor) -> Tensor:
-    """Turn the K+1 nearest classes into the target and K negatives.
-
-    The target is dropped from the nearest; where it is not among them, the furthest is. (The released code
-    writes another class in its place, which makes class 0 its own negative and doubles others.)
-
-    Args:
-        nearest: (p, K+1) int64, nearest first.
-        target: (p,) int64.
-
-    Returns:
-        (p, 1+K) int64, target first, then the negatives from the nearest on.
-    """
-    dropped = nearest == target[:, None]
-    dropped[:, -1] |= ~dropped.any(dim=1)
-    negatives = nearest[~dropped].view(len(nearest), nearest.shape[1] - 1)
-    return torch.cat([target[:, None], negatives], dim=1)
-
-
-def _logits_and_slopes(
-    pixels: Tensor, compared: Tensor, temperature: float, similarity: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits (p, 1+K) and, times the temperature, their derivatives for the pixels and the classes.
-
-    Args:
-        pixels: (p, D).
-        compared: (p, 1+K, D), the classes of each pixel.
-        temperature: divides the similarities.
-        similarity: "distance" or "cosine".
-    """
-    if similarity == "cosine":
-        return torch.einsum("pd,pkd->pk", pixels, compared) / temperature, compared, pixels[:, None]
-    differences = pixels[:, None] - compared
-    distances = torch.linalg.vector_norm(differences, dim=2)
-    directions = differences.div_(distances.masked_fill(distances == 0, 1)[:, :, None])
-    return -distances / temperature, -directions, directions
-
-
-@torch.compiler.disable
+@never_compiled
 def knn_cross_entropy(
     pixel_embeddings: Tensor,
     class_embeddings: Tensor,
@@ -161,22 +59,126 @@ def knn_cross_entropy(
     Raises:
         ValueError: as `exact_cross_entropy`, and `num_negatives` below 1.
     """
-    check_loss_inputs(pixel_embeddings, class_embeddings, target, temperature, similarity)
+    options = LossOptions(temperature, similarity, ignore_index, work_bytes)
+    check_rows(pixel_embeddings, class_embeddings, target)
     check_target(target, len(class_embeddings), ignore_index)
-    _check_num_negatives(num_negatives)
+    check_num_negatives(num_negatives)
+    used = min(num_negatives, len(class_embeddings) - 1)
     return KnnCrossEntropy.apply(
-        pixel_embeddings,
-        class_embeddings,
-        target,
-        min(num_negatives, len(class_embeddings) - 1),
-        temperature,
-        similarity,
-        ignore_index,
-        work_bytes,
-        torch.is_grad_enabled(),
+        pixel_embeddings, class_embeddings, target, used, options, torch.is_grad_enabled()
     )
 
 
-def _check_num_negatives(num_negatives: int) -> None:
+def check_num_negatives(num_negatives: int) -> None:
+    """Refuse fewer than one negative."""
     if num_negatives < 1:
         raise ValueError(f"num_negatives is {num_negatives}; allowed are 1 and more")
+
+
+class KnnCrossEntropy(torch.autograd.Function):
+    """Compute `knn_cross_entropy` and both gradients in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        pixel_embeddings: Tensor,
+        class_embeddings: Tensor,
+        target: Tensor,
+        num_negatives: int,
+        options: LossOptions,
+        with_gradients: bool,
+    ) -> Tensor:
+        """Return the scalar loss and save both gradients.
+
+        Args:
+            ctx: what autograd hands to `backward`.
+            pixel_embeddings: (P, D).
+            class_embeddings: (C, D).
+            target: (P,) int64, 0..C-1 or the options' `ignore_index`.
+            num_negatives: K, at most C - 1.
+            options: of the loss.
+            with_gradients: False where nothing will be differentiated.
+        """
+        need_pixel, need_class = (with_gradients and need for need in ctx.needs_input_grad[:2])
+        classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
+        rows = labeled_rows(target, options.ignore_index)
+        count = len(target) if rows is None else len(rows)
+        pieces = pieces_of(count, len(classes))
+        workers = num_workers(classes.device, pieces, options.work_bytes, classes.nbytes)
+        # Half of a worker's part for the search; the other half for about four (p, 1+K, D) tensors.
+        share = options.work_bytes // workers // 2
+        size = max(1, share // (4 * (num_negatives + 2) * (classes.shape[1] + 4) * classes.element_size()))
+        pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
+        class_gradients = [torch.zeros_like(classes) for _ in range(workers if need_class else 0)]
+        totals = classes.new_zeros(workers, dtype=torch.float64)
+
+        def work(worker: int, chosen: slice | Tensor) -> None:
+            pixels, own = pixel_embeddings[chosen].to(classes.dtype), target[chosen]
+            nearest = nearest_classes(
+                pixels, classes, num_negatives + 1, similarity=options.similarity, work_bytes=share
+            )
+            ids = target_first(nearest, own)  # (p, 1+K)
+            compared = classes[ids]  # (p, 1+K, D)
+            logits, pixel_grads, class_grads = _logits_and_grads(pixels, compared, options)
+            losses = logits.logsumexp(dim=1) - logits[:, 0]
+            totals[worker] += losses.sum(dtype=torch.float64)
+            if not need_pixel and not need_class:
+                return
+            weights = logits.softmax(dim=1)
+            weights[:, 0] -= 1
+            weights = weights.div_(count * options.temperature)[:, :, None]  # (p, 1+K, 1)
+            if pixel_gradient is not None:
+                pixel_gradient[chosen] = pixel_grads.mul(weights).sum(dim=1).to(pixel_gradient.dtype)
+            if class_gradients:
+                weighted = class_grads * weights
+                class_gradients[worker].index_add_(0, ids.flatten(), weighted.flatten(0, 1))
+
+        with full_precision(pixel_embeddings):
+            for_each(list(row_chunks(rows, count, size)), work, workers)
+        class_gradient = None
+        if class_gradients:
+            class_gradient = torch.stack(class_gradients).sum(dim=0).to(class_embeddings.dtype)
+        ctx.save_for_backward(pixel_gradient, class_gradient)
+        return (totals.sum() / max(count, 1)).to(classes.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, loss_gradient: Tensor) -> Any:
+        """Scale the saved gradients."""
+        return *scaled_gradients(ctx, loss_gradient), None, None, None, None
+
+
+def target_first(nearest: Tensor, target: Tensor) -> Tensor:
+    """Turn the K+1 nearest classes into the target and K negatives.
+
+    The target is dropped from the nearest; where it is not among them, the furthest is. (The released code
+    writes another class in its place, which makes class 0 its own negative and doubles others.)
+
+    Args:
+        nearest: (p, K+1) int64, nearest first.
+        target: (p,) int64.
+
+    Returns:
+        (p, 1+K) int64, target first, then the negatives from the nearest on.
+    """
+    dropped = nearest == target[:, None]
+    dropped[:, -1] |= ~dropped.any(dim=1)
+    negatives = nearest[~dropped].view(len(nearest), nearest.shape[1] - 1)
+    return torch.cat([target[:, None], negatives], dim=1)
+
+
+def _logits_and_grads(
+    pixels: Tensor, compared: Tensor, options: LossOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits (p, 1+K) and their gradients for the pixels and the classes, times the temperature.
+
+    Args:
+        pixels: (p, D).
+        compared: (p, 1+K, D), the classes of each pixel.
+        options: temperature and similarity.
+    """
+    if options.similarity == "cosine":
+        return torch.einsum("pd,pkd->pk", pixels, compared) / options.temperature, compared, pixels[:, None]
+    differences = pixels[:, None] - compared
+    distances = torch.linalg.vector_norm(differences, dim=2)
+    directions = differences.div_(distances.masked_fill(distances == 0, 1)[:, :, None])
+    return -distances / options.temperature, -directions, directions

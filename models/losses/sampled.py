@@ -1,4 +1,4 @@
-"""TODO"""
+"""Compute cross-entropy over the classes present in a batch and a random sample of the others."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from ..embeddings import WORK_BYTES, Similarity, check_loss_inputs, check_target
+from ..embeddings import WORK_BYTES, LossOptions, Similarity, check_rows, check_target, never_compiled
 from ..tiled.cross_entropy import ExactCrossEntropy
-from .knn import _check_num_negatives
+from .knn import check_num_negatives
 
 
-@torch.compiler.disable
+@never_compiled
 def sampled_cross_entropy(
     pixel_embeddings: Tensor,
     class_embeddings: Tensor,
@@ -49,9 +49,10 @@ def sampled_cross_entropy(
     Raises:
         ValueError: as `exact_cross_entropy`, and `num_negatives` below 1.
     """
-    check_loss_inputs(pixel_embeddings, class_embeddings, target, temperature, similarity)
+    options = LossOptions(temperature, similarity, -1, work_bytes)
+    check_rows(pixel_embeddings, class_embeddings, target)
     check_target(target, len(class_embeddings), ignore_index)
-    _check_num_negatives(num_negatives)
+    check_num_negatives(num_negatives)
     device, num_classes = class_embeddings.device, len(class_embeddings)
     labeled = target[target != ignore_index]
     present = torch.zeros(num_classes, dtype=torch.bool, device=device)
@@ -64,18 +65,10 @@ def sampled_cross_entropy(
     offsets = class_embeddings.new_zeros(len(kept), dtype=torch.float32)
     if len(drawn) > 0:
         offsets[-len(drawn) :] = math.log(len(absent) / len(drawn))
-    places = torch.zeros(num_classes, dtype=torch.int64, device=device)
-    places[kept] = torch.arange(len(kept), device=device)
-    kept_target = torch.full_like(target, -1)
-    kept_target[target != ignore_index] = places[labeled]
+    index_among_kept = torch.zeros(num_classes, dtype=torch.int64, device=device)
+    index_among_kept[kept] = torch.arange(len(kept), device=device)
+    kept_target = torch.full_like(target, options.ignore_index)
+    kept_target[target != ignore_index] = index_among_kept[labeled]
     return ExactCrossEntropy.apply(
-        pixel_embeddings,
-        class_embeddings[kept],
-        kept_target,
-        offsets,
-        temperature,
-        similarity,
-        -1,
-        work_bytes,
-        torch.is_grad_enabled(),
+        pixel_embeddings, class_embeddings[kept], kept_target, offsets, options, torch.is_grad_enabled()
     )

@@ -1,4 +1,4 @@
-"""Tiles of inner products, and what they add to the gradients of cross-entropy: see `models.tiled.tiles`."""
+"""Compute tiles of inner products and their gradients: see `models.tiled.tiles`."""
 
 from __future__ import annotations
 
@@ -6,56 +6,57 @@ import torch
 from torch import Tensor
 
 from ..upsampling import CellUpsampling
-from .tiles import PixelChunk, Tiles
+from .tiles import ClassBlock, PixelChunk, Tiles
 
 
 class CosineTiles(Tiles):
-    """Logits e'.w: each tile is one matrix product, and so is its share of each gradient."""
+    """Compute logits e'.w: a tile is one matrix product, and so is its contribution to each gradient."""
 
     def chunk(
         self,
-        given: Tensor,
+        embeddings: Tensor,
         target: Tensor,
         upsampling: CellUpsampling | None = None,
         unlabeled: Tensor | None = None,
     ) -> PixelChunk:
-        """As `Tiles.chunk`."""
-        scaled = given if upsampling is None else upsampling.spread(given)
+        """Prepare pixels, see `Tiles.chunk`."""
+        scaled = embeddings if upsampling is None else upsampling.upsample(embeddings)
         logits = torch.linalg.vecdot(scaled, self._classes[target])[:, None]
         return PixelChunk(
-            scaled, given, target[:, None], len(self._classes), logits, upsampling, unlabeled
-        )  # fmt: skip
+            scaled, embeddings, target[:, None], len(self._classes), logits, upsampling, unlabeled
+        )
 
-    def _fill(self, logits: Tensor, chunk: PixelChunk, start: int, stop: int) -> None:
+    def _fill(self, logits: Tensor, chunk: PixelChunk, block: ClassBlock) -> None:
+        classes = block.of(self._classes).t()
         if chunk.upsampling is None:
-            torch.mm(chunk.given, self._classes[start:stop].t(), out=logits)
+            torch.mm(chunk.low_res_embeddings, classes, out=logits)
         else:
-            chunk.upsampling.spread(chunk.given @ self._classes[start:stop].t(), out=logits)
-        chunk.put(logits, start, stop, chunk.target_logits)
+            chunk.upsampling.upsample(chunk.low_res_embeddings @ classes, out=logits)
+        chunk.set_targets(logits, block, chunk.target_logits)
 
     def _logits_of(self, chunk: PixelChunk, classes: Tensor) -> Tensor:
         return torch.linalg.vecdot(chunk.scaled, self._classes[classes[:, 0]])[:, None]
 
-    def _weights(self, probabilities: Tensor, chunk: PixelChunk, of_targets: Tensor) -> Tensor:
-        return probabilities.scatter_(1, chunk.targets, of_targets - 1)
+    def _weights(self, probs: Tensor, chunk: PixelChunk, target_probs: Tensor) -> Tensor:
+        """Compute p, minus one for the targets."""
+        return probs.scatter_(1, chunk.targets, target_probs - 1)
 
     def add_gradients(
         self,
-        shares: Tensor,
+        probs: Tensor,
         chunk: PixelChunk,
-        start: int,
-        stop: int,
+        block: ClassBlock,
         scale: Tensor,
-        missing: Tensor,
+        one_minus_p_target: Tensor,
         need_gradient: bool,
     ) -> Tensor | None:
-        """As `Tiles.add_gradients`."""
-        chunk.put(shares, start, stop, -missing / scale)
+        """Add a tile's gradients, see `Tiles.add_gradients`."""
+        chunk.set_targets(probs, block, -one_minus_p_target / scale)
         if self.sums is not None:
-            self.sums[start:stop].addmm_(shares.t(), scale * chunk.scaled)
-        return scale * (shares @ self._classes[start:stop]) if need_gradient else None
+            block.of(self.sums).addmm_(probs.t(), scale * chunk.scaled)
+        return scale * (probs @ block.of(self._classes)) if need_gradient else None
 
     def class_gradient(self) -> Tensor:
-        """As `Tiles.class_gradient`."""
+        """Return the (C, D) gradient of the class embeddings."""
         assert self.sums is not None
         return self.sums

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Search the nearest classes of each pixel tile by tile: one matrix product and a selection per tile."""
 
 from __future__ import annotations
 
@@ -11,13 +11,25 @@ from .threads import for_each, num_workers, pieces_of
 _GROUP = 16  # classes whose smallest score is looked at before the classes themselves
 
 
-def _search(pixels: Tensor, classes: Tensor, k: int, similarity: str, work_bytes: int) -> Tensor:
+def search_nearest(pixels: Tensor, classes: Tensor, k: int, similarity: str, work_bytes: int) -> Tensor:
+    """Find the k nearest classes of each pixel; `models.nearest.nearest_classes` checks its inputs.
+
+    Args:
+        pixels: (P, D) float.
+        classes: (C, D) float.
+        k: 1..C.
+        similarity: "distance" or "cosine".
+        work_bytes: size of the work buffer in bytes.
+
+    Returns:
+        (P, k) int64, nearest first.
+    """
     dtype = compute_dtype(pixels, classes)
     keys = _class_keys(classes.to(dtype), similarity)  # (C', D+1)
     num_pixels, num_classes, num_keys = len(pixels), len(classes), len(keys)
     found = pixels.new_empty((num_pixels, k), dtype=torch.int64)
     workers = num_workers(pixels.device, pieces_of(num_pixels, num_classes), work_bytes)
-    # A quarter of the buffer for scores; the rest for what the selection makes of them.
+    # A quarter of the buffer for scores; the rest for the copies that the selection makes.
     tile_elements = max(1, work_bytes // workers // 4 // keys.element_size())
     columns = min(num_keys, max(_GROUP, tile_elements // 256 // _GROUP * _GROUP))
     rows = max(1, min(-(-num_pixels // workers), tile_elements // max(columns, 4 * k)))
@@ -38,7 +50,7 @@ def _search(pixels: Tensor, classes: Tensor, k: int, similarity: str, work_bytes
             else:
                 best_scores, best_ids = _merge(best_scores, best_ids, tile_scores, tile_ids, k)
         assert best_ids is not None
-        # Of pixels that are not numbers no class is nearest, and the padding may be listed.
+        # A pixel of NaN has no nearest class, and the padding may be listed: return ids that exist.
         found[first : first + rows] = best_ids.clamp_max_(num_classes - 1)
 
     for_each(range(0, num_pixels, rows), search, workers)
@@ -54,10 +66,10 @@ def _class_keys(classes: Tensor, similarity: str) -> Tensor:
         keys = torch.cat([-2 * classes, classes.square().sum(dim=1, keepdim=True)], dim=1)
     else:
         keys = torch.cat([-classes, classes.new_zeros(len(classes), 1)], dim=1)
-    missing = -len(classes) % _GROUP
-    if missing == 0:
+    num_padding = -len(classes) % _GROUP
+    if num_padding == 0:
         return keys
-    padding = keys.new_zeros(missing, keys.shape[1])
+    padding = keys.new_zeros(num_padding, keys.shape[1])
     padding[:, -1] = torch.finfo(keys.dtype).max  # further away than any class
     return torch.cat([keys, padding])
 
@@ -85,6 +97,7 @@ def _smallest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _merge(
     scores: Tensor, ids: Tensor, more_scores: Tensor, more_ids: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
+    """Return the k best of two lists; `more_ids` are all larger than `ids`."""
     scores, ids = torch.cat([scores, more_scores], dim=1), torch.cat([ids, more_ids], dim=1)
     order = scores.argsort(dim=1, stable=True)[:, :k]  # the earlier tile, of lower ids, comes first
     return scores.gather(1, order), ids.gather(1, order)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from models.heads import EmbeddingHead
-from models.losses.exact import exact_cross_entropy_of_maps
+from models.losses.exact import exact_cross_entropy
 from models.losses.separation import separation_loss
 from models.segmenter import Segmenter
 from models.upsampling import full_resolution_rows, rows_of_pixels, whole_factor
@@ -152,7 +152,7 @@ def _map_bytes(
         "work_bytes": source.work_bytes,
     }
     inputs = maps, classes, target
-    return _extra_bytes(lambda: exact_cross_entropy_of_maps(*inputs, **options), *inputs) - maps.nbytes
+    return _extra_bytes(lambda: exact_cross_entropy(*inputs, **options), *inputs) - maps.nbytes
 
 
 def _unit_vectors(rows: int, dim: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.heads import EmbeddingHead
-from models.losses.exact import exact_cross_entropy_of_maps
+from models.losses.exact import exact_cross_entropy
 from models.losses.knn import knn_cross_entropy
 from models.losses.sampled import sampled_cross_entropy
 from models.losses.separation import separation_loss
@@ -128,7 +128,7 @@ def map_cross_entropy(
     if settings.pixel_budget is not None:
         pixels = draw_pixels(target.flatten(), settings.pixel_budget, generator)
     common = {**_common(settings), "work_bytes": map_work_bytes(settings, target.numel())}
-    return exact_cross_entropy_of_maps(output, class_embeddings, target, pixels=pixels, **common)
+    return exact_cross_entropy(output, class_embeddings, target, pixels=pixels, **common)
 
 
 def map_work_bytes(settings: LossSettings, num_pixels: int) -> int:

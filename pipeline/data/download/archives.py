@@ -1,10 +1,9 @@
-"""The published archives: addresses, sizes, digests and contents.
+"""List the published archives: addresses, sizes, digests and contents.
 
 COCO 2017, COCO-Stuff and LVIS v1 come from cocodataset.org and lvisdataset.org. Neither publishes digests:
-sizes and SHA-256
-are those that TensorFlow Datasets records for the same addresses (its checksum files for `coco` and `lvis`).
-For the stuff annotations no digest was found, only the size that the server announces: there the check sums
-inside the archive, which unpacking compares, have to do.
+sizes and SHA-256 are those that TensorFlow Datasets records for the same addresses (its checksum files for
+`coco` and `lvis`). For the stuff annotations no digest was found, only the size that the server announces:
+there the check sums inside the archive, which unpacking compares, have to do.
 
 Pascal VOC: size and digest as TensorFlow Datasets records them. SBD: torchvision's digest. ADE20K: the digest
 that the gluon-cv and PyTorch-Encoding scripts state. For COCO-Stuff 10k none is published. Cityscapes needs a
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 COCO = "http://images.cocodataset.org"
 LVIS = "https://dl.fbaipublicfiles.com/LVIS"
 JSON_GROWTH = 3.2
-"""Bytes of JSON a byte of archive, about: LVIS's train annotations are 1.1 GB in 350 MB."""
+"""Bytes of JSON per byte of archive, about: LVIS's train annotations are 1.1 GB in 350 MB."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Archive:
         target: the folder under the dataset's root that they go to.
         bytes: of the archive; None where not published.
         sha256: of the archive; None where not published.
-        growth: bytes unpacked a byte of archive, an estimate for planning.
+        growth: bytes unpacked per byte of archive, an estimate for planning.
         md5: of the archive, where no SHA-256 is published.
         tree: unpack everything with its folders. `members` are folders that must come of it, and `target` is
             the one whose files are counted.

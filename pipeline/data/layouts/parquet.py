@@ -5,8 +5,8 @@
     id2label.json                                  {"0": "wall", ...}; 255 is unlabeled unless it is listed
     unpacked/                                      made here: the encoded images and masks as files
 
-Training reads images one by one in random order, for which Parquet is slow. So the encoded bytes of both columns
-are written to `unpacked` once, unchanged; it is done again when the Parquet files are others. Nothing is
+Training reads images one by one in random order, for which Parquet is slow. So the encoded bytes of both
+columns are written to `unpacked` once, unchanged; again when the Parquet files are others. Nothing is
 downloaded. Images are numbered by file and row, train first.
 """
 

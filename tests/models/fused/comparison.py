@@ -8,6 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models import fused
+from models.embeddings import LossOptions
+from models.tiled.cross_entropy import ExactCrossEntropy
+from models.tiled.cross_entropy_of_maps import ExactCrossEntropyOfMaps
 from tests.interpreter import WHY_NOT
 
 HAS_GPU = torch.cuda.is_available()
@@ -56,6 +60,21 @@ def plain_loss(
     return F.cross_entropy(logits, target, ignore_index=ignore_index)
 
 
+def fused_loss(
+    pixels: torch.Tensor, classes: torch.Tensor, target: torch.Tensor, **options: Any
+) -> torch.Tensor:
+    """The kernels, of rows or maps."""
+    return fused.fused_exact_cross_entropy(pixels, classes, target, LossOptions(**options))
+
+
+def tiled_loss(
+    pixels: torch.Tensor, classes: torch.Tensor, target: torch.Tensor, **options: Any
+) -> torch.Tensor:
+    """The implementation in plain torch, of rows or maps, even where the kernels apply."""
+    function = ExactCrossEntropyOfMaps if pixels.dim() == 4 else ExactCrossEntropy
+    return function.apply(pixels, classes, target, None, LossOptions(**options), True)
+
+
 def with_gradients(function: Any, *inputs: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:
     """(loss, gradient of the first input, gradient of the second) for the loss times 3."""
     first, second = (tensor.detach().clone().requires_grad_() for tensor in inputs[:2])
@@ -69,7 +88,7 @@ def with_gradients(function: Any, *inputs: torch.Tensor, **options: Any) -> tupl
 def assert_same(
     found: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...], tolerance: float = 3e-5
 ) -> None:
-    """The loss to 1e-5; gradients to `tolerance` of their largest entry (see `fused_launch.arithmetic`)."""
+    """The loss to 1e-5; gradients to `tolerance` of their largest entry (see `launch.kernel_constants`)."""
     torch.testing.assert_close(found[0].double(), wanted[0].double(), rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(found[1:], wanted[1:], strict=True):
         largest = float(theirs.abs().max())

@@ -18,7 +18,7 @@ from pipeline.data.layouts.layout import LayoutOptions
 from pipeline.runtime.errors import DataError, UsageError
 from tests.paths import SHARED
 from tests.pipeline.data.layouts import miniature
-from tests.pipeline.data.layouts.test_layouts import Coco, Masks
+from tests.pipeline.data.layouts.small_layouts import Coco, Masks
 from tests.pipeline.data.layouts.test_official_forms import CASES, FAULTS
 
 SAMPLES = SHARED / "data" / "paper_datasets"
