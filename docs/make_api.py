@@ -22,7 +22,7 @@ GROUPS = {
         "sampled_cross_entropy",
         "separation_loss",
     ],
-    "Nearest classes": ["nearest_classes"],
+    "Nearest classes": ["nearest_classes", "predict_classes"],
     "Heads": ["EmbeddingHead", "SoftmaxHead"],
     "Whole networks": ["SegmenterConfig", "build_segmenter", "Segmenter"],
 }

@@ -12,7 +12,7 @@ from .losses import (
     sampled_cross_entropy,
     separation_loss,
 )
-from .nearest import nearest_classes
+from .nearest import nearest_classes, predict_classes
 from .segmenter import Segmenter, SegmenterConfig, build_segmenter
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "exact_cross_entropy",
     "knn_cross_entropy",
     "nearest_classes",
+    "predict_classes",
     "sampled_cross_entropy",
     "separation_loss",
 ]

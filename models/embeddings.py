@@ -12,8 +12,11 @@ from typing import Literal, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-Similarity = Literal["distance", "cosine"]
-SIMILARITIES = ("distance", "cosine")
+Similarity = Literal["distance", "dot", "cosine"]
+SIMILARITIES = ("distance", "dot", "cosine")
+Reduction = Literal["mean", "sum"]
+IGNORE_INDEX = -100
+"""Default target of pixels that take no part, as in `torch.nn.functional.cross_entropy`."""
 
 WORK_BYTES = 32 * 2**20
 """Default work buffer: what a search or a loss may hold besides its inputs, results and gradients."""
@@ -27,24 +30,51 @@ class LossOptions:
     """Hold the options that all losses share, checked.
 
     Attributes:
-        temperature: divides the similarities; the paper multiplies by 20, so 0.05.
-        similarity: "distance" for logits -|e - w| / temperature, "cosine" for e.w / temperature.
+        temperature: divides the similarities; the paper multiplies by 20, so 0.05; 1 for a classifier.
+        similarity: "distance" for logits -|e - w| / temperature, "dot" for e.w / temperature; "cosine" is
+            another name for "dot", since for unit vectors that is the cosine.
         ignore_index: target of pixels that take no part.
         work_bytes: size of the work buffer in bytes.
+        label_smoothing: share of the target spread evenly over all classes, 0..1; for "dot" only.
+        reduction: "mean" over the labeled pixels (weighted by `class_weights`), or "sum".
+        align_corners: how maps are upsampled, as in `torch.nn.functional.interpolate`.
 
     Raises:
-        ValueError: an unknown similarity, a temperature that is not positive and finite.
+        ValueError: an unknown similarity or reduction, a temperature that is not positive and finite, a label
+            smoothing outside 0..1 or of distances.
     """
 
     temperature: float = 0.05
     similarity: Similarity = "distance"
-    ignore_index: int = -1
+    ignore_index: int = IGNORE_INDEX
     work_bytes: int = WORK_BYTES
+    label_smoothing: float = 0.0
+    reduction: Reduction = "mean"
+    align_corners: bool = False
 
     def __post_init__(self) -> None:
         check_similarity(self.similarity)
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}; allowed are finite numbers above 0")
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; allowed are 0 to 1")
+        if self.label_smoothing and not self.is_dot:
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing} and similarity {self.similarity!r}; it needs "
+                "similarity 'dot', for which the sum of all logits is one product"
+            )
+        if self.reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction is {self.reduction!r}; allowed are 'mean' and 'sum'")
+
+    @property
+    def is_dot(self) -> bool:
+        """Tell whether the logits are inner products."""
+        return self.similarity != "distance"
+
+
+def default_temperature(similarity: str) -> float:
+    """Return 1 for "dot", the logits of a classifier, and the paper's 0.05 for unit vectors."""
+    return 1.0 if similarity == "dot" else 0.05
 
 
 def check_embeddings(pixel_embeddings: Tensor, class_embeddings: Tensor) -> None:
@@ -96,6 +126,33 @@ def check_similarity(similarity: str) -> None:
     """Refuse a similarity other than the two known ones."""
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity is {similarity!r}; allowed are {', '.join(map(repr, SIMILARITIES))}")
+
+
+def class_matrix(class_embeddings: Tensor) -> Tensor:
+    """Return class embeddings (C, D), or the weight (C, D, 1, 1) of a 1 x 1 convolution, as (C, D)."""
+    if class_embeddings.dim() == 4 and class_embeddings.shape[2:] == (1, 1):
+        return class_embeddings.flatten(1)
+    return class_embeddings
+
+
+def check_class_vectors(num_classes: int, like: Tensor, **vectors: Tensor | None) -> None:
+    """Refuse what is not (C,) floating on the device of `like`: a bias, or weights of the classes."""
+    for name, vector in vectors.items():
+        if vector is None:
+            continue
+        if vector.shape != (num_classes,) or not vector.is_floating_point():
+            raise ValueError(
+                f"{name} has shape {tuple(vector.shape)} and dtype {vector.dtype}; allowed is a floating "
+                f"({num_classes},) tensor, a number for each class"
+            )
+        if vector.device != like.device:
+            raise ValueError(f"{name} is on {vector.device}, the embeddings are on {like.device}")
+
+
+def check_search_bias(similarity: str, bias: Tensor | None) -> None:
+    """Refuse a bias of distances: their search orders squared distances, to which nothing can be added."""
+    if bias is not None and similarity == "distance":
+        raise ValueError("bias is given and similarity is 'distance'; a search takes a bias with 'dot' only")
 
 
 def check_target(target: Tensor, num_classes: int, ignore_index: int) -> None:

@@ -37,7 +37,7 @@ class SegmenterConfig:
         output_stride: wanted stride of the backbone's last features.
         decoder: a name of `models.decoders.DECODERS`.
         decoder_channels: its output channels.
-        head: "embedding" (the method) or "softmax" (the baseline).
+        head: "embedding" (the method) or "softmax" (the usual classifier).
         embedding_dim: D; unused by the softmax head.
         batch_norm_momentum: of the backbone's running statistics; None leaves the model's own.
         input_scale: images are resized by this before the backbone sees them.
@@ -124,13 +124,15 @@ class Segmenter(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute pixel embeddings of length 1 or logits, at stride 4 of the resized images.
+        """Compute what is compared with the classes, at stride 4 of the resized images.
+
+        These are pixel embeddings of length 1, or the decoded features of a softmax head.
 
         Args:
             images: (N, 3, H, W) float in [0, 1]; mean and standard deviation are applied inside.
 
         Returns:
-            (N, D or C, ceil(H/4), ceil(W/4)), H and W after resizing by `input_scale`.
+            (N, D, ceil(H/4), ceil(W/4)), H and W after resizing by `input_scale`.
         """
         return self.head(self._decoded(images))
 

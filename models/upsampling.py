@@ -23,25 +23,33 @@ def full_resolution_rows(output: Tensor, size: Sequence[int]) -> Tensor:
     return upsampled.permute(0, 2, 3, 1).reshape(-1, output.shape[1])
 
 
-def rows_of_pixels(output: Tensor, size: Sequence[int], pixels: Tensor) -> Tensor:
+def rows_of_pixels(
+    output: Tensor, size: Sequence[int], pixels: Tensor, *, align_corners: bool = False
+) -> Tensor:
     """Compute the rows `full_resolution_rows(output, size)[pixels]`, without making the others.
 
     Args:
         output: (N, K, h, w).
         size: (H, W) to which it is upsampled.
         pixels: (B,) int64 in 0..N * H * W - 1, in any order.
+        align_corners: as in `torch.nn.functional.interpolate`.
 
     Returns:
         (B, K) float32 (float64 for float64).
     """
     images, channels, *low_res = output.shape
     rows = _at_least_float32(output).permute(0, 2, 3, 1).reshape(images * low_res[0] * low_res[1], channels)
-    corners, weights = corners_of_pixels(pixels, low_res, size, rows.dtype)
+    corners, weights = corners_of_pixels(pixels, low_res, size, rows.dtype, align_corners=align_corners)
     return F.embedding_bag(corners, rows, mode="sum", per_sample_weights=weights)
 
 
 def corners_of_pixels(
-    pixels: Tensor, low_res: Sequence[int], full_res: Sequence[int], dtype: torch.dtype
+    pixels: Tensor,
+    low_res: Sequence[int],
+    full_res: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    align_corners: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Find the four low-resolution pixels that each pixel is interpolated from, and their weights.
 
@@ -50,13 +58,14 @@ def corners_of_pixels(
         low_res: (h, w).
         full_res: (H, W).
         dtype: of the weights.
+        align_corners: as in `torch.nn.functional.interpolate`.
 
     Returns:
         (B, 4) int64 in 0..N * h * w - 1, of which some may be the same, and their (B, 4) weights.
     """
     (low_height, low_width), (height, width) = low_res, full_res
-    above, below, down = _neighbors(pixels // width % height, low_height, height, dtype)
-    left, right, across = _neighbors(pixels % width, low_width, width, dtype)
+    above, below, down = _neighbors(pixels // width % height, low_height, height, dtype, align_corners)
+    left, right, across = _neighbors(pixels % width, low_width, width, dtype, align_corners)
     first = pixels // (height * width) * (low_height * low_width)
     upper, lower = first + above * low_width, first + below * low_width
     corners = torch.stack([upper + left, upper + right, lower + left, lower + right], dim=1)
@@ -127,10 +136,15 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def _neighbors(
-    positions: Tensor, low_res: int, full_res: int, dtype: torch.dtype
+    positions: Tensor, low_res: int, full_res: int, dtype: torch.dtype, align_corners: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find the two low-resolution rows (or columns) around full-resolution ones, and the second's weight."""
-    centers = ((2 * positions + 1) * low_res - full_res).clamp_(min=0)  # in units of 1 / (2 H): exact
-    before = (centers // (2 * full_res)).clamp_(max=low_res - 1)
-    weights = (centers - before * (2 * full_res)).to(dtype) / (2 * full_res)
+    if align_corners:  # the centers of the outermost pixels coincide; in units of 1 / (H - 1): exact
+        unit = max(full_res - 1, 1)
+        centers = positions * (low_res - 1)
+    else:  # in units of 1 / (2 H): exact
+        unit = 2 * full_res
+        centers = ((2 * positions + 1) * low_res - full_res).clamp_(min=0)
+    before = (centers // unit).clamp_(max=low_res - 1)
+    weights = (centers - before * unit).to(dtype) / unit
     return before, (before + 1).clamp_(max=low_res - 1), weights

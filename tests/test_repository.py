@@ -30,7 +30,7 @@ WINGS = {
     "models.upsampling": "",
     "models.tiled": "models.embeddings models.upsampling",
     "models.fused": "models.embeddings models.upsampling",
-    "models.nearest": "models.embeddings models.tiled models.fused",
+    "models.nearest": "models.embeddings models.upsampling models.tiled models.fused",
     "models.losses": "models.embeddings models.upsampling models.tiled models.fused models.nearest",
     "models.backbone": "",
     "models.decoders": "",

@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from ..embeddings import (
+    IGNORE_INDEX,
     WORK_BYTES,
     LossOptions,
     Similarity,
+    check_class_vectors,
     check_rows,
+    check_search_bias,
     check_target,
+    class_matrix,
     compute_dtype,
+    default_temperature,
     full_precision,
     never_compiled,
 )
@@ -28,14 +33,15 @@ from ..tiled.threads import for_each, num_workers, pieces_of
 
 @never_compiled
 def knn_cross_entropy(
-    pixel_embeddings: Tensor,
+    embeddings: Tensor,
     class_embeddings: Tensor,
     target: Tensor,
     *,
     num_negatives: int = 7,
-    temperature: float = 0.05,
+    bias: Tensor | None = None,
+    temperature: float | None = None,
     similarity: Similarity = "distance",
-    ignore_index: int = -1,
+    ignore_index: int = IGNORE_INDEX,
     work_bytes: int = WORK_BYTES,
 ) -> Tensor:
     """Compute the paper's loss: cross-entropy over the target and the classes nearest to each pixel.
@@ -44,12 +50,13 @@ def knn_cross_entropy(
     among them. A lower bound of `exact_cross_entropy`, and equal to it with num_negatives = C - 1.
 
     Args:
-        pixel_embeddings: (P, D) float.
+        embeddings: (P, D) float.
         class_embeddings: (C, D) float.
         target: (P,) int64, 0..C-1 or `ignore_index`.
         num_negatives: K, other classes a pixel is compared with; at most C - 1 are used.
-        temperature: divides the similarities.
-        similarity: "distance" or "cosine", of the search and of the logits.
+        bias: (C,) float, added to the logits; for inner products only, in the search too.
+        temperature: divides the similarities; None as for `exact_cross_entropy`.
+        similarity: "distance", "dot" or "cosine", of the search and of the logits.
         ignore_index: target of pixels that take no part.
         work_bytes: size of the work buffer in bytes.
 
@@ -59,13 +66,17 @@ def knn_cross_entropy(
     Raises:
         ValueError: as `exact_cross_entropy`, and `num_negatives` below 1.
     """
+    class_embeddings = class_matrix(class_embeddings)
+    temperature = default_temperature(similarity) if temperature is None else temperature
     options = LossOptions(temperature, similarity, ignore_index, work_bytes)
-    check_rows(pixel_embeddings, class_embeddings, target)
+    check_search_bias(similarity, bias)
+    check_class_vectors(len(class_embeddings), embeddings, bias=bias)
+    check_rows(embeddings, class_embeddings, target)
     check_target(target, len(class_embeddings), ignore_index)
     check_num_negatives(num_negatives)
     used = min(num_negatives, len(class_embeddings) - 1)
     return KnnCrossEntropy.apply(
-        pixel_embeddings, class_embeddings, target, used, options, torch.is_grad_enabled()
+        embeddings, class_embeddings, bias, target, used, options, torch.is_grad_enabled()
     )
 
 
@@ -83,6 +94,7 @@ class KnnCrossEntropy(torch.autograd.Function):
         ctx: Any,
         pixel_embeddings: Tensor,
         class_embeddings: Tensor,
+        bias: Tensor | None,
         target: Tensor,
         num_negatives: int,
         options: LossOptions,
@@ -94,13 +106,16 @@ class KnnCrossEntropy(torch.autograd.Function):
             ctx: what autograd hands to `backward`.
             pixel_embeddings: (P, D).
             class_embeddings: (C, D).
+            bias: (C,) added to the logits; or None.
             target: (P,) int64, 0..C-1 or the options' `ignore_index`.
             num_negatives: K, at most C - 1.
             options: of the loss.
             with_gradients: False where nothing will be differentiated.
         """
-        need_pixel, need_class = (with_gradients and need for need in ctx.needs_input_grad[:2])
+        need_pixel, need_class, need_bias = (with_gradients and need for need in ctx.needs_input_grad[:3])
         classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
+        added = None if bias is None else bias.to(classes.dtype)
+        search_bias = None if added is None else added * options.temperature
         rows = labeled_rows(target, options.ignore_index)
         count = len(target) if rows is None else len(rows)
         pieces = pieces_of(count, len(classes))
@@ -110,19 +125,27 @@ class KnnCrossEntropy(torch.autograd.Function):
         size = max(1, share // (4 * (num_negatives + 2) * (classes.shape[1] + 4) * classes.element_size()))
         pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
         class_gradients = [torch.zeros_like(classes) for _ in range(workers if need_class else 0)]
+        bias_gradients = [classes.new_zeros(len(classes)) for _ in range(workers if need_bias else 0)]
         totals = classes.new_zeros(workers, dtype=torch.float64)
 
         def work(worker: int, chosen: slice | Tensor) -> None:
             pixels, own = pixel_embeddings[chosen].to(classes.dtype), target[chosen]
             nearest = nearest_classes(
-                pixels, classes, num_negatives + 1, similarity=options.similarity, work_bytes=share
+                pixels,
+                classes,
+                num_negatives + 1,
+                bias=search_bias,
+                similarity=options.similarity,
+                work_bytes=share,
             )
             ids = target_first(nearest, own)  # (p, 1+K)
             compared = classes[ids]  # (p, 1+K, D)
             logits, pixel_grads, class_grads = _logits_and_grads(pixels, compared, options)
+            if added is not None:
+                logits = logits + added[ids]
             losses = logits.logsumexp(dim=1) - logits[:, 0]
             totals[worker] += losses.sum(dtype=torch.float64)
-            if not need_pixel and not need_class:
+            if not need_pixel and not need_class and not need_bias:
                 return
             weights = logits.softmax(dim=1)
             weights[:, 0] -= 1
@@ -132,13 +155,19 @@ class KnnCrossEntropy(torch.autograd.Function):
             if class_gradients:
                 weighted = class_grads * weights
                 class_gradients[worker].index_add_(0, ids.flatten(), weighted.flatten(0, 1))
+            if bias_gradients:
+                bias_gradients[worker].index_add_(
+                    0, ids.flatten(), weights.flatten(), alpha=options.temperature
+                )
 
         with full_precision(pixel_embeddings):
             for_each(list(row_chunks(rows, count, size)), work, workers)
-        class_gradient = None
+        class_gradient = bias_gradient = None
         if class_gradients:
             class_gradient = torch.stack(class_gradients).sum(dim=0).to(class_embeddings.dtype)
-        ctx.save_for_backward(pixel_gradient, class_gradient)
+        if bias is not None and bias_gradients:
+            bias_gradient = torch.stack(bias_gradients).sum(dim=0).to(bias.dtype)
+        ctx.save_for_backward(pixel_gradient, class_gradient, bias_gradient)
         return (totals.sum() / max(count, 1)).to(classes.dtype)
 
     @staticmethod
@@ -176,7 +205,7 @@ def _logits_and_grads(
         compared: (p, 1+K, D), the classes of each pixel.
         options: temperature and similarity.
     """
-    if options.similarity == "cosine":
+    if options.is_dot:
         return torch.einsum("pd,pkd->pk", pixels, compared) / options.temperature, compared, pixels[:, None]
     differences = pixels[:, None] - compared
     distances = torch.linalg.vector_norm(differences, dim=2)

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..embeddings import LossOptions, compute_dtype, full_precision
-from .cosine_tiles import CosineTiles
+from ..embeddings import LossOptions, full_precision
 from .distance_tiles import DistanceTiles
+from .dot_tiles import DotTiles
 from .threads import for_each, num_workers, pieces_of
-from .tiles import ClassBlock, PixelChunk, Tiles
+from .tiles import ClassBlock, Classes, PixelChunk, Tiles
 
 # Tile size. Distance needs two tile buffers and a temporary, so a tile gets 1/4 of the work buffer. Cosine
 # needs one; 1/8 is fastest (fits the cache), up to 3/4 with very many classes. With fewer pixels in a tile of
@@ -38,8 +38,9 @@ class ExactCrossEntropy(torch.autograd.Function):
         ctx: Any,
         pixel_embeddings: Tensor,
         class_embeddings: Tensor,
+        bias: Tensor | None,
         target: Tensor,
-        class_offsets: Tensor | None,
+        class_weights: Tensor | None,
         options: LossOptions,
         with_gradients: bool,
     ) -> Tensor:
@@ -49,39 +50,64 @@ class ExactCrossEntropy(torch.autograd.Function):
             ctx: what autograd hands to `backward`.
             pixel_embeddings: (P, D).
             class_embeddings: (C, D).
+            bias: (C,) added to the logits; or None.
             target: (P,) int64, 0..C-1 or the options' `ignore_index`.
-            class_offsets: (C,) added to the logits, zero for every class that is somebody's target; or None.
+            class_weights: (C,), of the pixels in the mean by their target; None for all one.
             options: of the loss.
             with_gradients: False where nothing will be differentiated.
         """
-        need_pixel, need_class = (with_gradients and need for need in ctx.needs_input_grad[:2])
-        classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
+        need_pixel, need_class, need_bias = (with_gradients and need for need in ctx.needs_input_grad[:3])
+        classes = Classes.of(pixel_embeddings, class_embeddings, bias, class_weights)
+        dtype = classes.embeddings.dtype
         rows = labeled_rows(target, options.ignore_index)
         count = len(target) if rows is None else len(rows)
-        workers, size = plan_tiles(count, classes, options)
+        weight = pixel_weight(target if rows is None else target[rows], classes, options)
+        workers, size = plan_tiles(count, classes.embeddings, options)
         pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
         with full_precision(pixel_embeddings):
-            tiles = make_tiles(classes, class_offsets, options, size, need_class, workers)
-            totals = classes.new_zeros(workers, dtype=torch.float64)
+            tiles = make_tiles(classes, options, size, (need_class, need_bias), workers)
+            totals = torch.zeros(workers, dtype=torch.float64, device=target.device)
 
             def work(worker: int, chosen: slice | Tensor) -> None:
                 own = tiles[worker]
-                scaled = pixel_embeddings[chosen].to(classes.dtype) / options.temperature
+                scaled = pixel_embeddings[chosen].to(dtype) / options.temperature
                 chunk = own.chunk(scaled, target[chosen])
-                losses, gradient = compare(own, chunk, size, 1 / count, need_pixel)
+                losses, gradient = compare(own, chunk, size, weight, need_pixel)
                 totals[worker] += losses.sum(dtype=torch.float64)
                 if pixel_gradient is not None and gradient is not None:
                     pixel_gradient[chosen] = gradient.div_(options.temperature).to(pixel_gradient.dtype)
 
             for_each(list(row_chunks(rows, count, size.chunk_rows)), work, workers)
-            class_gradient = summed_class_gradients(tiles).to(class_embeddings.dtype) if need_class else None
-        ctx.save_for_backward(pixel_gradient, class_gradient)
-        return (totals.sum() / max(count, 1)).to(classes.dtype)
+            of_classes = class_side_gradients(
+                tiles, class_embeddings if need_class else None, bias if need_bias else None
+            )
+        ctx.save_for_backward(pixel_gradient, *of_classes)
+        return (totals.sum() * weight).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: Tensor) -> Any:
         """Scale the saved gradients."""
         return *scaled_gradients(ctx, loss_gradient), None, None, None, None
+
+
+def pixel_weight(targets: Tensor, classes: Classes, options: LossOptions) -> float:
+    """Return one divided by what the sum of the losses is divided by: the weight of each pixel's loss.
+
+    Args:
+        targets: those of the labeled pixels, of any shape.
+        classes: whose weights count.
+        options: `reduction` counts.
+
+    Returns:
+        1 for a sum; else one over the sum of the pixels' class weights, zero where that is zero.
+    """
+    if options.reduction == "sum":
+        return 1.0
+    total = float(targets.numel())
+    if classes.weights is not None:
+        pixels = torch.bincount(targets.flatten(), minlength=len(classes.weights))
+        total = float(pixels.double() @ classes.weights.double())
+    return 1 / total if total > 0 else 0.0
 
 
 def scaled_gradients(ctx: Any, loss_gradient: Tensor) -> list[Tensor | None]:
@@ -151,15 +177,15 @@ def plan_tiles(num_pixels: int, classes: Tensor, options: LossOptions) -> tuple[
     pieces = pieces_of(num_pixels, len(classes))
     gradient_bytes = classes.nbytes * (classes.shape[1] + 1) // classes.shape[1]
     workers = num_workers(classes.device, pieces, options.work_bytes, gradient_bytes)
-    size = _tile_size(-(-num_pixels // workers), classes, options.work_bytes // workers, options.similarity)
+    size = _tile_size(-(-num_pixels // workers), classes, options.work_bytes // workers, options.is_dot)
     return workers, size
 
 
-def _tile_size(num_pixels: int, classes: Tensor, work_bytes: int, similarity: str) -> TileSize:
+def _tile_size(num_pixels: int, classes: Tensor, work_bytes: int, is_dot: bool) -> TileSize:
     num_classes, dim = classes.shape
     elements = work_bytes // 8 // classes.element_size()
     max_elements = max(1, 2 * elements)
-    if similarity == "cosine":
+    if is_dot:
         max_elements = max(1, min(6 * elements, max(elements, _ENOUGH_ROWS * num_classes)))
     max_rows = max(1, min(num_pixels, max_elements // (4 * (dim + 2))))  # a chunk takes about 6 D a pixel
     rows, columns = min(max_rows, max_elements // num_classes), num_classes
@@ -171,24 +197,45 @@ def _tile_size(num_pixels: int, classes: Tensor, work_bytes: int, similarity: st
 
 
 def make_tiles(
-    classes: Tensor,
-    offsets: Tensor | None,
-    options: LossOptions,
-    size: TileSize,
-    need_class_gradient: bool,
-    workers: int,
+    classes: Classes, options: LossOptions, size: TileSize, need_gradients: tuple[bool, bool], workers: int
 ) -> list[Tiles]:
-    """Make the tiles of the similarity, one for each worker."""
-    kind = DistanceTiles if options.similarity == "distance" else CosineTiles
-    first = kind(classes, offsets, options.temperature, size.rows * size.columns, need_class_gradient)
+    """Make the tiles of the similarity, one for each worker.
+
+    Args:
+        classes: embeddings, bias and weights.
+        options: of the loss.
+        size: of a tile.
+        need_gradients: whether those of the class embeddings and of the bias are wanted.
+        workers: how many.
+    """
+    kind = DotTiles if options.is_dot else DistanceTiles
+    first = kind(classes, options, size.rows * size.columns, *need_gradients)
     return [first, *(first.clone_for_worker() for _ in range(workers - 1))]
 
 
-def summed_class_gradients(tiles: Sequence[Tiles]) -> Tensor:
-    """Sum the (C, D) gradients of the classes over all workers."""
-    total = tiles[0].class_gradient()
-    for others in tiles[1:]:
-        total = total + others.class_gradient()
+def class_side_gradients(
+    tiles: Sequence[Tiles], class_embeddings: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Sum the gradients (C, D) of the class embeddings and (C,) of the bias over all workers.
+
+    Args:
+        tiles: of the workers.
+        class_embeddings: whose dtype the gradient gets; None where it is not wanted.
+        bias: likewise.
+    """
+    of_classes = of_bias = None
+    if class_embeddings is not None:
+        of_classes = sum_in_order([own.class_gradient() for own in tiles]).to(class_embeddings.dtype)
+    if bias is not None:
+        of_bias = sum_in_order([own.bias_gradient() for own in tiles]).to(bias.dtype)
+    return of_classes, of_bias
+
+
+def sum_in_order(tensors: Sequence[Tensor]) -> Tensor:
+    """Add tensors from the first to the last."""
+    total = tensors[0]
+    for tensor in tensors[1:]:
+        total = total + tensor
     return total
 
 
@@ -198,8 +245,8 @@ def compare(
     """Compare p pixels, given by their own embeddings, with all classes.
 
     Returns:
-        Their (p, 1) losses, and the (p, D) gradient of the loss for e' times `weight`, or None where not
-        needed. The gradient of the classes is added to `tiles.sums`.
+        Their (p, 1) losses times the class weights, and the (p, D) gradient of the loss for e' times
+        `weight`, or None where not needed. The gradients of the classes are added to those of `tiles`.
     """
     num_classes = chunk.num_classes
     if size.columns == num_classes:
@@ -210,15 +257,18 @@ def compare(
     for block in blocks[1:]:
         lse = torch.logaddexp(lse, tiles.softmax(chunk, block)[1])
     losses = (lse - chunk.target_logits).clamp_min_(0)  # less than zero only by rounding
-    if not need_gradient and tiles.sums is None:
-        return losses, None
-
     gradient = torch.zeros_like(chunk.scaled) if need_gradient else None
-    one_minus_p_target = torch.expm1(-losses).mul_(-weight)
+    if gradient is None and not tiles.need_gradient:
+        blocks = []
+    one_minus_p_target = chunk.weighted(torch.expm1(-losses).mul_(-weight))
     for block in blocks:
         probs, tile_lse = tiles.softmax(chunk, block)
-        scale = weight * (tile_lse - lse).exp_().clamp_min_(1e-30)
-        block_gradient = tiles.add_gradients(probs, chunk, block, scale, one_minus_p_target, need_gradient)
+        scale = chunk.weighted((tile_lse - lse).exp_().mul_(weight)).clamp_min_(1e-30)
+        block_gradient = tiles.add_gradients(
+            probs, chunk, block, scale, one_minus_p_target, need_gradient, weight
+        )
         if gradient is not None and block_gradient is not None:
             gradient += block_gradient
+    chunk.weighted(losses)
+    tiles.finish(chunk, losses, gradient, weight)
     return losses, gradient

@@ -21,18 +21,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..embeddings import LossOptions, compute_dtype, full_precision
+from ..embeddings import LossOptions, full_precision
 from ..upsampling import CellUpsampling, corners_of_pixels, whole_factor
 from .cross_entropy import (
     TileSize,
+    class_side_gradients,
     compare,
     make_tiles,
+    pixel_weight,
     plan_tiles,
     scaled_gradients,
-    summed_class_gradients,
 )
 from .threads import for_each
-from .tiles import Tiles
+from .tiles import Classes, Tiles
 
 _MIN_LABELED = 0.6  # of a block's pixels; with fewer, comparing the labeled ones one by one is faster
 _MAX_CELLS = 1024  # of a block: small enough that unlabeled regions fill whole blocks, which are left out
@@ -46,8 +47,10 @@ class ExactCrossEntropyOfMaps(torch.autograd.Function):
         ctx: Any,
         pixel_embeddings: Tensor,
         class_embeddings: Tensor,
+        bias: Tensor | None,
         target: Tensor,
         pixels: Tensor | None,
+        class_weights: Tensor | None,
         options: LossOptions,
         with_gradients: bool,
     ) -> Tensor:
@@ -57,48 +60,60 @@ class ExactCrossEntropyOfMaps(torch.autograd.Function):
             ctx: what autograd hands to `backward`.
             pixel_embeddings: (N, D, h, w).
             class_embeddings: (C, D).
+            bias: (C,) added to the logits; or None.
             target: (N, H, W) int64, 0..C-1 or the options' `ignore_index`.
             pixels: (B,) int64 in 0..N * H * W - 1, the only ones that take part, all labeled; or None.
+            class_weights: (C,), of the pixels in the mean by their target; None for all one.
             options: of the loss.
             with_gradients: False where nothing will be differentiated.
         """
-        need_pixel, need_class = (with_gradients and need for need in ctx.needs_input_grad[:2])
-        classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
-        count = int((target != options.ignore_index).sum()) if pixels is None else len(pixels)
-        workers, size = plan_tiles(count, classes, options)
+        need_pixel, need_class, need_bias = (with_gradients and need for need in ctx.needs_input_grad[:3])
+        classes = Classes.of(pixel_embeddings, class_embeddings, bias, class_weights)
+        dtype, num_classes = classes.embeddings.dtype, len(classes.embeddings)
+        labeled = _labeled_targets(target, pixels, options.ignore_index)
+        count, weight = len(labeled), pixel_weight(labeled, classes, options)
+        del labeled
+        workers, size = plan_tiles(count, classes.embeddings, options)
         with full_precision(pixel_embeddings):
-            scaled = pixel_embeddings.to(classes.dtype) / options.temperature
-            maps = _Maps(scaled, target, options.ignore_index)
+            scaled = pixel_embeddings.to(dtype) / options.temperature
+            maps = _Maps(scaled, target, options)
             del scaled
             blocks: list[_Block] = []
             if pixels is None:
-                blocks, pixels = maps.parts(size.rows if size.columns == len(classes) else 0)
-            tiles = make_tiles(classes, None, options, size, need_class, workers)
+                blocks, pixels = maps.parts(size.rows if size.columns == num_classes else 0)
+            tiles = make_tiles(classes, options, size, (need_class, need_bias), workers)
             gradients = [torch.zeros_like(maps.padded) for _ in (tiles if need_pixel else ())]
-            totals = classes.new_zeros(workers, dtype=torch.float64)
+            totals = torch.zeros(workers, dtype=torch.float64, device=target.device)
 
             def work(worker: int, part: list[_Block] | Tensor) -> None:
                 own, gradient = tiles[worker], gradients[worker] if need_pixel else None
                 if isinstance(part, Tensor):
-                    losses = maps.compare_pixels(own, part, size, 1 / count, gradient)
+                    losses = maps.compare_pixels(own, part, size, weight, gradient)
                 else:
-                    losses = maps.compare_blocks(own, part, 1 / count, gradient)
+                    losses = maps.compare_blocks(own, part, weight, gradient)
                 totals[worker] += losses.sum(dtype=torch.float64)
 
             single = pixels.split(size.chunk_rows) if len(pixels) else ()
             for_each([*_groups(blocks, maps.factor, size.chunk_rows), *single], work, workers)
-            class_gradient = summed_class_gradients(tiles).to(class_embeddings.dtype) if need_class else None
+            of_classes = class_side_gradients(
+                tiles, class_embeddings if need_class else None, bias if need_bias else None
+            )
             pixel_gradient = None
             if need_pixel:
                 whole = maps.unpadded(torch.stack(gradients).sum(dim=0)).div_(options.temperature)
                 pixel_gradient = whole.to(pixel_embeddings.dtype)
-        ctx.save_for_backward(pixel_gradient, class_gradient)
-        return (totals.sum() / max(count, 1)).to(classes.dtype)
+        ctx.save_for_backward(pixel_gradient, *of_classes)
+        return (totals.sum() * weight).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: Tensor) -> Any:
         """Scale the saved gradients."""
-        return *scaled_gradients(ctx, loss_gradient), None, None, None, None
+        return *scaled_gradients(ctx, loss_gradient), None, None, None, None, None
+
+
+def _labeled_targets(target: Tensor, pixels: Tensor | None, ignore_index: int) -> Tensor:
+    """Return the targets (B,) of the pixels that take part."""
+    return target.flatten()[pixels] if pixels is not None else target[target != ignore_index]
 
 
 @dataclass(frozen=True)
@@ -133,19 +148,22 @@ class _Maps:
     Args:
         scaled: (N, D, h, w), e'.
         target: (N, H, W).
-        ignore_index: target of pixels without label.
+        options: `ignore_index` and `align_corners` count.
 
     Attributes:
         padded: (N, h+2, w+2, D) e', with the edge pixels repeated once.
-        factor: s, of the upsampling; 1 where it is no whole number.
+        factor: s, of the upsampling; 1 where pixels are interpolated one by one: it is no whole number, or
+            corners are aligned.
     """
 
-    def __init__(self, scaled: Tensor, target: Tensor, ignore_index: int) -> None:
+    def __init__(self, scaled: Tensor, target: Tensor, options: LossOptions) -> None:
         self._low_res, self._full_res = scaled.shape[2:], target.shape[1:]
         mode = "replicate" if scaled.numel() > 0 else "constant"
         self.padded = F.pad(scaled, (1, 1, 1, 1), mode=mode).permute(0, 2, 3, 1).contiguous()
-        self._target, self._ignore_index = target, ignore_index
-        self.factor = whole_factor(self._low_res, self._full_res) or 1
+        self._target, self._ignore_index = target, options.ignore_index
+        self._align_corners = options.align_corners
+        whole = None if options.align_corners else whole_factor(self._low_res, self._full_res)
+        self.factor = whole or 1
         self._before = self.factor - self.factor // 2  # pixels of the first cell that lie outside the image
         self._cells: Tensor | None = None
         self._upsamplings: dict[tuple[int, int], CellUpsampling] = {}
@@ -237,7 +255,9 @@ class _Maps:
             Their (B, 1) losses.
         """
         height, width = self._low_res
-        corners, weights = corners_of_pixels(pixels, self._low_res, self._full_res, self.padded.dtype)
+        corners, weights = corners_of_pixels(
+            pixels, self._low_res, self._full_res, self.padded.dtype, align_corners=self._align_corners
+        )
         lines = corners // width  # of all images
         corners = (lines + 2 * (lines // height) + 1) * (width + 2) + corners % width + 1
         rows = self.padded.flatten(0, 2)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..embeddings import LossOptions
 from ..upsampling import CellUpsampling
-from .tiles import ClassBlock, PixelChunk, Tiles, part_of
+from .tiles import ClassBlock, Classes, PixelChunk, Tiles, part_of
 
 _NEAR = 2.0**-12  # fraction of the squared norms below which a squared distance is formed from differences
 
@@ -20,21 +21,21 @@ class DistanceTiles(Tiles):
 
     def __init__(
         self,
-        classes: Tensor,
-        offsets: Tensor | None,
-        temperature: float,
+        classes: Classes,
+        options: LossOptions,
         tile_elements: int,
         need_class_gradient: bool,
+        need_bias_gradient: bool,
     ) -> None:
-        super().__init__(classes, offsets, temperature, tile_elements, need_class_gradient)
-        self._classes = classes / temperature  # w'
+        super().__init__(classes, options, tile_elements, need_class_gradient, need_bias_gradient)
+        self._classes = classes.embeddings / options.temperature  # w'
         self._norms = self._classes.square().sum(dim=1)  # (C,)
         self._keys = torch.cat([-2 * self._classes, torch.ones_like(self._norms)[:, None]], dim=1)  # (C, D+1)
         self._largest_norm = float(self._norms.max())
-        self._max_pairs = max(1, tile_elements // (16 * classes.shape[1]))
+        self._max_pairs = max(1, tile_elements // (16 * self._classes.shape[1]))
         self._inverses = torch.empty_like(self._logits)  # 1 / |e' - w'|, zero where the distance is zero
         # Class gradient = sums - w' * weight_sums, with weight = p / distance.
-        self._weight_sums = classes.new_zeros(len(classes)) if need_class_gradient else None
+        self._weight_sums = torch.zeros_like(self._norms) if need_class_gradient else None
 
     def _own_buffers(self) -> None:
         super()._own_buffers()
@@ -54,9 +55,11 @@ class DistanceTiles(Tiles):
         differences = scaled - self._classes[target]
         distances = torch.linalg.vector_norm(differences, dim=1, keepdim=True)
         directions = differences.div_(distances.clamp_min(torch.finfo(distances.dtype).tiny))
+        targets = target[:, None]
+        logits = self._bias_of(distances.neg_(), targets)
         return PixelChunk(
-            scaled, embeddings, target[:, None], len(self._classes), distances.neg_(),
-            upsampling, unlabeled, norms, directions,
+            scaled, embeddings, targets, len(self._classes), logits,
+            upsampling, unlabeled, self._weights_of(targets), norms, directions,
         )  # fmt: skip
 
     def _fill(self, logits: Tensor, chunk: PixelChunk, block: ClassBlock) -> None:
@@ -80,6 +83,8 @@ class DistanceTiles(Tiles):
         # 4. Pairs so near that the product lost digits.
         if smallest.amin().item() < _NEAR * norm:
             self._refine(logits, inverses, chunk, block, norm, (smallest < _NEAR * norm).nonzero()[:, 0])
+        if self._bias is not None:
+            logits += block.of(self._bias)
         # 5. The targets: exact logits, and no weight, since their directions are in the chunk.
         chunk.set_targets(logits, block, chunk.target_logits)
         chunk.set_targets(inverses, block, 0.0)
@@ -115,11 +120,18 @@ class DistanceTiles(Tiles):
 
     def _logits_of(self, chunk: PixelChunk, classes: Tensor) -> Tensor:
         differences = chunk.scaled - self._classes[classes[:, 0]]
-        return torch.linalg.vector_norm(differences, dim=1, keepdim=True).neg_()
+        distances = torch.linalg.vector_norm(differences, dim=1, keepdim=True)
+        return self._bias_of(distances.neg_(), classes)
+
+    def _accumulate_probs(self, probs: Tensor, chunk: PixelChunk, weight: float) -> None:
+        if self.bias_sums is not None:
+            of_pixels = chunk.weighted(torch.ones_like(chunk.target_logits))[:, 0]
+            self.bias_sums.addmv_(probs.t(), of_pixels, alpha=weight)
 
     def _weights(self, probs: Tensor, chunk: PixelChunk, target_probs: Tensor) -> Tensor:
-        """Compute p / |e' - w'|, zero for the targets."""
-        return probs.mul_(part_of(self._inverses, *probs.shape))
+        """Compute p / |e' - w'|, zero for the targets, times the class weights."""
+        weights = probs.mul_(part_of(self._inverses, *probs.shape))
+        return weights if chunk.class_weights is None else weights.mul_(chunk.class_weights)
 
     def _accumulate_tile(
         self, weights: Tensor, low_res_weights: Tensor, weight_row_sums: Tensor, weight: float
@@ -138,9 +150,7 @@ class DistanceTiles(Tiles):
     ) -> None:
         # Targets are the nearest classes, for which a matrix product would lose the direction.
         assert chunk.target_directions is not None
-        one_minus_p_target = (1 - target_probs).mul_(weight)
-        if chunk.unlabeled is not None:
-            one_minus_p_target.masked_fill_(chunk.unlabeled, 0)
+        one_minus_p_target = chunk.weighted((1 - target_probs).mul_(weight))
         grads = one_minus_p_target * chunk.target_directions
         if gradient is not None:
             gradient += chunk.upsample_transpose(
@@ -148,6 +158,12 @@ class DistanceTiles(Tiles):
             )
         if self.sums is not None:
             self.sums.index_add_(0, chunk.targets[:, 0], grads, alpha=-1)
+
+    def finish(self, chunk: PixelChunk, losses: Tensor, gradient: Tensor | None, weight: float) -> None:
+        """Complete the gradient of the bias: p, minus one for the targets."""
+        if self.bias_sums is not None:
+            of_pixels = chunk.weighted(torch.full_like(chunk.target_logits, weight))[:, 0]
+            self.bias_sums.index_add_(0, chunk.targets[:, 0], of_pixels, alpha=-1)
 
     def add_gradients(
         self,
@@ -157,8 +173,11 @@ class DistanceTiles(Tiles):
         scale: Tensor,
         one_minus_p_target: Tensor,
         need_gradient: bool,
+        weight: float,
     ) -> Tensor | None:
         """Add a tile's gradients, see `Tiles.add_gradients`."""
+        if self.bias_sums is not None:
+            block.of(self.bias_sums).addmv_(probs.t(), scale[:, 0])
         weights = probs.mul_(part_of(self._inverses, *probs.shape)).mul_(scale)
         assert chunk.target_directions is not None
         grads = one_minus_p_target * chunk.target_directions * chunk.has_target_in(block)

@@ -21,6 +21,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..embeddings import LossOptions, compute_dtype
 from ..upsampling import CellUpsampling
 
 _MIN_TARGET_PROB = 1e-30  # well above what underflows
@@ -43,6 +44,28 @@ class ClassBlock:
         return table if self.size == len(table) else table[self.start : self.stop]
 
 
+@dataclass(frozen=True)
+class Classes:
+    """Hold what pixels are compared with, in the dtype to compute in.
+
+    Attributes:
+        embeddings: (C, D).
+        bias: (C,) added to the logits; or None.
+        weights: (C,) of the classes in the mean, as `class_weights`; None for all one.
+    """
+
+    embeddings: Tensor
+    bias: Tensor | None = None
+    weights: Tensor | None = None
+
+    @classmethod
+    def of(cls, like: Tensor, embeddings: Tensor, bias: Tensor | None, weights: Tensor | None) -> Classes:
+        """Convert to the dtype in which pixels `like` these are compared."""
+        dtype = compute_dtype(like, embeddings)
+        rest = (None if vector is None else vector.detach().to(dtype) for vector in (bias, weights))
+        return cls(embeddings.to(dtype), *rest)
+
+
 @dataclass
 class PixelChunk:
     """Hold some pixels, ready to be compared with the classes.
@@ -55,6 +78,7 @@ class PixelChunk:
         target_logits: (p, 1), from the embeddings directly: a matrix product blurs small distances.
         upsampling: from the q to the p, of one or several blocks of a size; None where they are the same.
         unlabeled: (p, 1) bool, true for pixels that take no part; or None.
+        class_weights: (p, 1), those of the pixels' targets; None for all one.
         norms: (p, 1) |e'|^2; None for cosine.
         target_directions: (p, D), derivative of the target's logit for its embedding; None for cosine.
     """
@@ -66,6 +90,7 @@ class PixelChunk:
     target_logits: Tensor
     upsampling: CellUpsampling | None = None
     unlabeled: Tensor | None = None
+    class_weights: Tensor | None = None
     norms: Tensor | None = None
     target_directions: Tensor | None = None
 
@@ -80,13 +105,12 @@ class PixelChunk:
         ]
         nothing = repeat(None)
         unlabeled = nothing if self.unlabeled is None else self.unlabeled.split(rows)
+        class_weights = nothing if self.class_weights is None else self.class_weights.split(rows)
         norms = nothing if self.norms is None else self.norms.split(rows)
-        for scaled, low_res, targets, logits, without_label, norm in zip(
-            *columns, unlabeled, norms, strict=False
+        for scaled, low_res, targets, logits, *optional in zip(
+            *columns, unlabeled, class_weights, norms, strict=False
         ):
-            yield PixelChunk(
-                scaled, low_res, targets, self.num_classes, logits, self.upsampling, without_label, norm
-            )
+            yield PixelChunk(scaled, low_res, targets, self.num_classes, logits, self.upsampling, *optional)
 
     def has_target_in(self, block: ClassBlock) -> Tensor:
         """Tell whether each pixel's target is in the block: (p, 1) bool."""
@@ -101,6 +125,12 @@ class PixelChunk:
         row_values = values[rows, 0] if isinstance(values, Tensor) else tile.new_tensor(values)
         tile[rows, self.targets[rows, 0] - block.start] = row_values
 
+    def weighted(self, values: Tensor) -> Tensor:
+        """Multiply (p, 1) values by the class weights, in place, and set those without label to zero."""
+        if self.class_weights is not None:
+            values.mul_(self.class_weights)
+        return values if self.unlabeled is None else values.masked_fill_(self.unlabeled, 0)
+
     def upsample_transpose(self, values: Tensor) -> Tensor:
         """Bring (p, K) to (q, K) by the transpose of the interpolation; unchanged without one."""
         return values if self.upsampling is None else self.upsampling.upsample_transpose(values)
@@ -111,29 +141,31 @@ class Tiles:
 
     Attributes:
         sums: (C, D) from which the gradient of the classes is formed, or None.
+        bias_sums: (C,) the gradient of the bias, or None.
 
     Args:
-        classes: (C, D), in the dtype to compute in.
-        offsets: (C,) added to the logits, zero for every class that is somebody's target; or None.
-        temperature: divides the similarities.
+        classes: what the pixels are compared with.
+        options: temperature and label smoothing count.
         tile_elements: most logits in a tile.
-        need_class_gradient: whether the gradient of the classes is wanted.
+        need_class_gradient: whether the gradient of the class embeddings is wanted.
+        need_bias_gradient: whether that of the bias is wanted.
     """
 
     _classes: Tensor  # (C, D), what is multiplied with weights
 
     def __init__(
         self,
-        classes: Tensor,
-        offsets: Tensor | None,
-        temperature: float,
+        classes: Classes,
+        options: LossOptions,
         tile_elements: int,
         need_class_gradient: bool,
+        need_bias_gradient: bool,
     ) -> None:
-        self.offsets, self.temperature = offsets, temperature
-        self._classes = classes
-        self._logits = classes.new_empty(tile_elements)
-        self.sums = torch.zeros_like(classes) if need_class_gradient else None
+        self.temperature = options.temperature
+        self._classes, self._bias, self._class_weights = classes.embeddings, classes.bias, classes.weights
+        self._logits = self._classes.new_empty(tile_elements)
+        self.sums = torch.zeros_like(self._classes) if need_class_gradient else None
+        self.bias_sums = self._classes.new_zeros(len(self._classes)) if need_bias_gradient else None
 
     def clone_for_worker(self) -> Self:
         """Copy for another thread: the same classes, with buffers and sums of its own."""
@@ -144,12 +176,18 @@ class Tiles:
     def _own_buffers(self) -> None:
         self._logits = torch.empty_like(self._logits)
         self.sums = None if self.sums is None else torch.zeros_like(self.sums)
+        self.bias_sums = None if self.bias_sums is None else torch.zeros_like(self.bias_sums)
+
+    @property
+    def need_gradient(self) -> bool:
+        """Tell whether any gradient on the side of the classes is wanted."""
+        return self.sums is not None or self.bias_sums is not None
 
     def softmax(self, chunk: PixelChunk, block: ClassBlock) -> tuple[Tensor, Tensor]:
         """Compare a chunk with a block of classes.
 
         Returns:
-            probs (p, c): the softmax of the logits within the tile, offsets included, in the buffer; and
+            probs (p, c): the softmax of the logits within the tile, in the buffer; and
             lse (p, 1): the log-sum-exp of the tile's logits.
         """
         probs = self._probs(chunk, block)
@@ -158,8 +196,6 @@ class Tiles:
     def _probs(self, chunk: PixelChunk, block: ClassBlock) -> Tensor:
         tile = part_of(self._logits, len(chunk.targets), block.size)
         self._fill(tile, chunk, block)
-        if self.offsets is not None:
-            tile += block.of(self.offsets)
         return torch.softmax(tile, dim=1, out=tile)
 
     def add_whole(
@@ -173,11 +209,12 @@ class Tiles:
         Args:
             chunk: p pixels.
             rows: pixels in a tile of all classes; with an upsampling, those of a block.
-            weight: of each pixel in the mean.
+            weight: one divided by what the sum of the losses is divided by.
             need_gradient: whether the gradient of the pixels is wanted.
 
         Returns:
-            The (p, 1) losses, zero where unlabeled, and the (q, D) gradient of the low-resolution e' or None.
+            The (p, 1) losses, zero where unlabeled and times the class weights, and the (q, D) gradient of
+            the low-resolution e' or None.
         """
         target_probs = torch.empty_like(chunk.target_logits)
         weight_row_sums = torch.empty_like(chunk.target_logits)
@@ -189,9 +226,10 @@ class Tiles:
             # 1. Probabilities of all classes, and those of the targets.
             probs = self._probs(part, all_classes)
             torch.gather(probs, 1, part.targets, out=part_target_probs)
-            if gradient is None and self.sums is None:
+            if gradient is None and not self.need_gradient:
                 continue
             # 2. The gradients' weights (p, C), in place of the probabilities, and at low resolution (q, C).
+            self._accumulate_probs(probs, part, weight)
             weights = self._weights(probs, part, part_target_probs)
             if part.unlabeled is not None:
                 weights.index_fill_(0, part.unlabeled.nonzero()[:, 0], 0)
@@ -206,12 +244,12 @@ class Tiles:
         # 4. Losses of the whole chunk; those whose probability underflows are computed again.
         losses = target_probs.log().neg_()
         self._recompute_underflowed(losses, target_probs, chunk, rows)
-        if chunk.unlabeled is not None:
-            losses.masked_fill_(chunk.unlabeled, 0)
+        chunk.weighted(losses)
         # 5. What the gradients need once per chunk.
         if gradient is not None:
             gradient *= weight
         self._finish_chunk(chunk, target_probs, weight_row_sums, gradient, weight)
+        self.finish(chunk, losses, gradient, weight)
         return losses, gradient
 
     def _recompute_underflowed(
@@ -229,10 +267,7 @@ class Tiles:
     def _lse(self, probs: Tensor, chunk: PixelChunk, block: ClassBlock) -> Tensor:
         """Recover the log-sum-exp from prob = exp(logit - lse) at the largest, which cannot underflow."""
         largest, columns = probs.max(dim=1, keepdim=True)
-        logits = self._logits_of(chunk, block.start + columns)
-        if self.offsets is not None:
-            logits += self.offsets[block.start + columns]
-        return logits - largest.log_()
+        return self._logits_of(chunk, block.start + columns) - largest.log_()
 
     def chunk(
         self,
@@ -252,6 +287,7 @@ class Tiles:
         scale: Tensor,
         one_minus_p_target: Tensor,
         need_gradient: bool,
+        weight: float,
     ) -> Tensor | None:
         """Add a tile's contribution to the gradient of the classes, and overwrite the tile.
 
@@ -259,10 +295,11 @@ class Tiles:
             probs: (p, c) from `softmax`.
             chunk: the pixels, without an upsampling and all labeled.
             block: the classes of the tile.
-            scale: (p, 1) from probabilities within the tile to those of all classes, times the weight of the
-                pixel in the mean.
+            scale: (p, 1) from probabilities within the tile to those of all classes, times the pixel's
+                weight.
             one_minus_p_target: (p, 1) one minus the target's probability, times the pixel's weight.
             need_gradient: whether the gradient of the pixels is wanted.
+            weight: one divided by what the sum of the losses is divided by.
 
         Returns:
             The (p, D) contribution to the gradient of e', or None.
@@ -281,9 +318,35 @@ class Tiles:
         """Compute the (p, 1) logits of the pixels for (p, 1) classes, one each."""
         raise NotImplementedError
 
+    def _bias_of(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Add the bias of (p, 1) classes to (p, 1) logits, in place."""
+        return logits if self._bias is None else logits.add_(self._bias[classes])
+
+    def _weights_of(self, targets: Tensor) -> Tensor | None:
+        """Look up the class weights (p, 1) of (p, 1) targets."""
+        return None if self._class_weights is None else self._class_weights[targets]
+
     def _weights(self, probs: Tensor, chunk: PixelChunk, target_probs: Tensor) -> Tensor:
         """Turn the (p, C) probabilities of a tile into the weights of the gradients, in place."""
         raise NotImplementedError
+
+    def _accumulate_probs(self, probs: Tensor, chunk: PixelChunk, weight: float) -> None:
+        """Accumulate the gradient of the bias from a tile of all classes (a hook, for distances only)."""
+
+    def finish(self, chunk: PixelChunk, losses: Tensor, gradient: Tensor | None, weight: float) -> None:
+        """Add what is the same whether tiles span all classes or some, once per chunk.
+
+        Args:
+            chunk: p pixels.
+            losses: (p, 1), times the class weights.
+            gradient: (q, D) of the low-resolution e', or None.
+            weight: one divided by what the sum of the losses is divided by.
+        """
+
+    def bias_gradient(self) -> Tensor:
+        """Return the (C,) gradient of the bias."""
+        assert self.bias_sums is not None
+        return self.bias_sums
 
     def _accumulate_tile(
         self, weights: Tensor, low_res_weights: Tensor, weight_row_sums: Tensor, weight: float

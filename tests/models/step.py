@@ -7,7 +7,7 @@ from {name} import knn_cross_entropy, sampled_cross_entropy, separation_loss
 
 torch.manual_seed(0)
 head = EmbeddingHead(8, 6, 40)
-features, target = torch.randn(2, 8, 8, 8), torch.randint(-1, 40, (2, 32, 32))
+features, target = torch.randn(2, 8, 8, 8), torch.randint(0, 40, (2, 32, 32))
 optimizer = torch.optim.SGD(head.parameters(), lr=1.0)
 losses = []
 for _ in range(3):

@@ -24,6 +24,7 @@ NAMES = [
     "exact_cross_entropy",
     "knn_cross_entropy",
     "nearest_classes",
+    "predict_classes",
     "sampled_cross_entropy",
     "separation_loss",
 ]

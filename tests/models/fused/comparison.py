@@ -30,7 +30,7 @@ def unit_rows(count: int, dim: int, seed: int = 0) -> torch.Tensor:
     return F.normalize(rows, dim=1).to(DEVICE)
 
 
-def labels(count: int, num_classes: int, seed: int = 0, ignored: int = -1) -> torch.Tensor:
+def labels(count: int, num_classes: int, seed: int = 0, ignored: int = -100) -> torch.Tensor:
     """Random classes; every fifth pixel is unlabeled."""
     target = torch.randint(0, num_classes, (count,), generator=torch.Generator().manual_seed(seed))
     target[::5] = ignored
@@ -53,7 +53,7 @@ def plain_loss(
     *,
     similarity: str = "distance",
     temperature: float = 0.05,
-    ignore_index: int = -1,
+    ignore_index: int = -100,
 ) -> torch.Tensor:
     """The definition, in float64, with all pixels x classes logits."""
     logits = plain_logits(pixels.double(), classes.double(), similarity, temperature)
@@ -72,7 +72,10 @@ def tiled_loss(
 ) -> torch.Tensor:
     """The implementation in plain torch, of rows or maps, even where the kernels apply."""
     function = ExactCrossEntropyOfMaps if pixels.dim() == 4 else ExactCrossEntropy
-    return function.apply(pixels, classes, target, None, LossOptions(**options), True)
+    rest = (None, LossOptions(**options), True)  # no class weights
+    if pixels.dim() == 2:
+        return function.apply(pixels, classes, None, target, *rest)
+    return function.apply(pixels, classes, None, target, None, *rest)
 
 
 def with_gradients(function: Any, *inputs: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:

@@ -136,7 +136,7 @@ class TestTheLoss:
 
     @pytest.mark.parametrize("num_pixels", [0, 70])
     def test_without_a_labeled_pixel_it_is_a_finite_zero_with_zero_gradients(self, num_pixels: int) -> None:
-        target = torch.full((num_pixels,), -1, device=DEVICE)
+        target = torch.full((num_pixels,), -100, device=DEVICE)
         found = with_gradients(fused_loss, unit_rows(num_pixels, 6), unit_rows(9, 6), target)
         assert all(torch.equal(tensor, torch.zeros_like(tensor)) for tensor in found)
 

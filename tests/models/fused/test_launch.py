@@ -43,7 +43,7 @@ class TestTheRule:
         maps = unit_rows(2 * 3 * 4, 6, 1).reshape(2, 3, 4, 6).permute(0, 3, 1, 2)
         classes, target = unit_rows(37, 6, 2), labels(2 * 9 * 13, 37).reshape(2, 9, 13)
         pixels = (target.flatten() >= 0).nonzero()[::7, 0]
-        alone = torch.full_like(target, -1)
+        alone = torch.full_like(target, -100)
         alone.view(-1)[pixels] = target.flatten()[pixels]
         calls = count_calls(monkeypatch)
         found = with_gradients(exact.exact_cross_entropy, maps, classes, target, pixels=pixels)
@@ -118,7 +118,11 @@ class TestWhatIsRefused:
                 "pixel_embeddings is torch.float64",
             ),
             ((unit_rows(5, 6), unit_rows(4, 6), labels(5, 4)), {"temperature": 0.0}, "temperature is 0.0"),
-            ((unit_rows(5, 6), unit_rows(4, 6), labels(5, 4)), {"similarity": "dot"}, "similarity is 'dot'"),
+            (
+                (unit_rows(5, 6), unit_rows(4, 6), labels(5, 4)),
+                {"similarity": "sine"},
+                "similarity is 'sine'",
+            ),
         ],
     )
     def test_a_wrong_call_names_what_is_allowed(

@@ -29,7 +29,7 @@ ALL_CLASSES = {
 }
 
 
-def problem(num_pixels, num_classes, dim, dtype=torch.float32, ignored=0.0, ignore_index=-1):
+def problem(num_pixels, num_classes, dim, dtype=torch.float32, ignored=0.0, ignore_index=-100):
     pixels = F.normalize(torch.randn(num_pixels, dim, dtype=dtype), dim=1).requires_grad_()
     classes = F.normalize(torch.randn(num_classes, dim, dtype=dtype), dim=1).requires_grad_()
     target = torch.randint(0, num_classes, (num_pixels,))
@@ -43,7 +43,7 @@ def dense_logits(pixels: Tensor, classes: Tensor, similarity: str, temperature: 
     return -torch.linalg.vector_norm(pixels[:, None] - classes[None], dim=2) / temperature
 
 
-def dense(pixels, classes, target, similarity="distance", temperature=0.05, ignore_index=-1):
+def dense(pixels, classes, target, similarity="distance", temperature=0.05, ignore_index=-100):
     logits = dense_logits(pixels, classes, similarity, temperature)
     return F.cross_entropy(logits, target, ignore_index=ignore_index)
 

@@ -141,22 +141,25 @@ def test_embeddings_that_are_not_numbers_give_a_loss_that_is_none(loss, work_byt
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target": torch.tensor([0, 5, -1])}, "target contains 5; allowed are 0 to 4 and ignore_index -1"),
+        (
+            {"target": torch.tensor([0, 5, -100])},
+            "target contains 5; allowed are 0 to 4 and ignore_index -100",
+        ),
         ({"target": torch.tensor([0, -2, 1])}, "target contains -2; allowed are 0 to 4"),
         ({"target": torch.tensor([0, 1])}, r"target has shape \(2,\).*\(3,\) int64"),
         ({"target": torch.tensor([0.0, 1.0, 2.0])}, "dtype torch.float32"),
         ({"class_embeddings": torch.zeros(5, 7)}, "4 channels and class_embeddings 7"),
-        ({"pixel_embeddings": torch.zeros(1, 4, 3)}, "pixel_embeddings has shape"),
+        ({"embeddings": torch.zeros(1, 4, 3)}, "pixel_embeddings has shape"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"temperature": math.nan}, "temperature is nan"),
-        ({"similarity": "dot"}, "similarity is 'dot'; allowed are 'distance', 'cosine'"),
+        ({"similarity": "sine"}, "similarity is 'sine'; allowed are 'distance', 'dot', 'cosine'"),
     ],
 )
 def test_wrong_arguments_are_named_with_what_is_allowed(loss, change, message):
     arguments = {
-        "pixel_embeddings": torch.zeros(3, 4),
+        "embeddings": torch.zeros(3, 4),
         "class_embeddings": torch.zeros(5, 4),
-        "target": torch.tensor([0, 4, -1]),
+        "target": torch.tensor([0, 4, -100]),
     }
     with pytest.raises(ValueError, match=message):
         loss(**arguments | change)

@@ -44,7 +44,7 @@ def test_forward_and_backward_hold_inputs_worth_of_memory_and_the_buffer(loss, s
     dtype, autocast = way
     pixels, classes = unit_rows(num_pixels, dim, dtype), unit_rows(num_classes, dim, dtype)
     target = torch.randint(0, num_classes, (num_pixels,))
-    target[::10] = -1
+    target[::10] = -100
 
     def call():
         with autocast():

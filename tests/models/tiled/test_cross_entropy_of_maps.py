@@ -31,7 +31,7 @@ def problem(shape, factor, num_classes, dtype=torch.float64, unlabeled=0.0):
     classes = F.normalize(torch.randn(num_classes, shape[1], dtype=dtype), dim=1).requires_grad_()
     size = shape[0], round(factor * shape[2]), round(factor * shape[3])
     target = torch.randint(0, num_classes, size)
-    target[torch.rand(size) < unlabeled] = -1
+    target[torch.rand(size) < unlabeled] = -100
     return maps, classes, target
 
 
@@ -42,7 +42,7 @@ def dense(maps: Tensor, classes: Tensor, target: Tensor, similarity: str, temper
         logits = pixels @ classes.T / temperature
     else:
         logits = -torch.linalg.vector_norm(pixels[:, None] - classes, dim=2) / temperature
-    return F.cross_entropy(logits, target.flatten(), ignore_index=-1)
+    return F.cross_entropy(logits, target.flatten(), ignore_index=-100)
 
 
 def assert_same(loss: Tensor, expected: Tensor, inputs: tuple[Tensor, ...], tolerance: float = 1e-9) -> None:
@@ -80,7 +80,7 @@ def test_blocks_are_really_used_and_pixels_outside_of_them_too(similarity, monke
     """Half of the image is labeled in every pixel, of the other half every fifth."""
     maps, classes, target = problem((1, 4, 16, 16), 4, 50)
     sparse = torch.rand(1, 64, 32) < 0.8
-    target[:, :, 32:][sparse] = -1
+    target[:, :, 32:][sparse] = -100
     seen = {"compare_blocks": 0, "compare_pixels": 0}
     for name in seen:
         method = getattr(tiled_maps._Maps, name)
@@ -106,7 +106,7 @@ def test_of_some_pixels_it_is_that_of_all_others_unlabeled(similarity, factor):
     maps, classes, target = problem((2, 4, 6, 6), factor, 50, unlabeled=0.3)
     labeled = (target.flatten() >= 0).nonzero()[:, 0]
     pixels = labeled[torch.randperm(len(labeled))[:40]]
-    alone = torch.full_like(target, -1)
+    alone = torch.full_like(target, -100)
     alone.view(-1)[pixels] = target.flatten()[pixels]
     options = {"similarity": similarity, "temperature": 0.1, "work_bytes": 20_000}
     loss = exact_cross_entropy(maps, classes, target, pixels=pixels, **options)
@@ -152,7 +152,7 @@ def test_maps_that_sit_on_classes_have_exact_losses_and_finite_gradients():
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_without_labels_it_is_zero_with_zero_gradients(similarity):
     maps, classes, target = problem((1, 4, 3, 3), 4, 7)
-    loss = exact_cross_entropy(maps, classes, torch.full_like(target, -1), similarity=similarity)
+    loss = exact_cross_entropy(maps, classes, torch.full_like(target, -100), similarity=similarity)
     assert loss.item() == 0
     for gradient in torch.autograd.grad(loss, (maps, classes)):
         assert gradient.count_nonzero() == 0
