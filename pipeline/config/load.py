@@ -16,7 +16,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.renamed import current_key, current_tree
-from pipeline.config.schema import NOT_IN_THE_FILE, SECTIONS, Section, Settings
+from pipeline.config.schema import NOT_IN_THE_FILE, SECTIONS, Settings
+from pipeline.config.section import Section
 from pipeline.runtime.errors import UsageError
 
 

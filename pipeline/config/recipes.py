@@ -13,7 +13,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from pipeline.config.schema import Section, Settings
+from pipeline.config.schema import Settings
+from pipeline.config.section import Section
 from pipeline.runtime.errors import UsageError
 
 PAPER, USUAL = "paper", "not stated by the paper"

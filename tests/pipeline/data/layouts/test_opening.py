@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pipeline.cli.data import app
-from pipeline.config.schema import DataSettings
+from pipeline.config.data_section import DataSettings
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.layouts.layout import LAYOUTS
 from pipeline.runtime.errors import UsageError
