@@ -8,6 +8,7 @@ from pipeline.config.load import load_settings
 from pipeline.config.paths import bootstrapped_folder
 from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.bootstrap.options import BootstrapOptions
+from pipeline.data.layouts.layout import LayoutOptions
 from pipeline.runtime.device import resolve_num_workers
 from pipeline.runtime.signals import run_command
 from pipeline.runtime.workers import worker_pool
@@ -23,6 +24,7 @@ def main() -> None:
         holdout_seed=data.holdout_seed,
         overlap=data.overlap,
         keep_classes=data.keep_classes,
+        of_layout=LayoutOptions(data.voc.augmented, data.cocostuff.classes),
     )
     # the loaders' number is of processes beside the one that trains
     num_workers = resolve_num_workers(settings.runtime.num_workers) + 1

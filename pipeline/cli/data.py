@@ -15,7 +15,7 @@ Out = Annotated[Path, typer.Argument(help="The bootstrapped folder.")]
 
 @app.command()
 def fetch(
-    dataset: Annotated[str, typer.Argument(help="coco_lvis: COCO 2017, COCO-Stuff and LVIS v1.")],
+    dataset: Annotated[str, typer.Argument(help="coco_lvis, voc, sbd, ade20k or cocostuff10k.")],
     root: Annotated[Path, typer.Argument(help="Folder to put it in.")],
     only: Annotated[list[str] | None, typer.Option(help="Name of an archive; repeat it for more.")] = None,
     mirror: Annotated[
@@ -25,10 +25,19 @@ def fetch(
 ) -> None:
     """Download, verify and unpack a dataset into ROOT; run it again to go on after an interruption."""
     from pipeline.data.download import fetch as library
-    from pipeline.data.download.archives import DATASETS
+    from pipeline.data.download.archives import BROUGHT, DATASETS
     from pipeline.runtime.device import GIB
     from pipeline.runtime.errors import UsageError
 
+    if dataset == "cityscapes":
+        raise UsageError(
+            "Cityscapes cannot be fetched: its licence asks for a login",
+            found=", ".join(archive.file for archive in BROUGHT[dataset]),
+            allowed=", ".join(DATASETS),
+            hint="get both at https://www.cityscapes-dataset.com/downloads/ (or with csDownload of "
+            f"cityscapesscripts), put them in {root}, unpack them there, and verify: "
+            f"pipeline data check {root} --layout cityscapes",
+        )
     if dataset not in DATASETS:
         raise UsageError("no such dataset", found=dataset, allowed=", ".join(DATASETS))
     archives = library.choose(DATASETS[dataset], only)
@@ -36,8 +45,10 @@ def fetch(
     arrived = {archive.name: size for archive, size in work.todo}
     for archive in archives:
         have = f"{arrived[archive.name] / GIB:.2f} GiB here" if archive.name in arrived else "done"
-        checked = "size and SHA-256" if archive.sha256 else "size and the check sums inside"
-        size = f"{(archive.bytes or 0) / GIB:.2f} GiB"
+        checked = "SHA-256" if archive.sha256 else "MD5" if archive.md5 else "the check sums inside"
+        checked = f"size and {checked}" if archive.bytes else checked
+        about = "" if archive.bytes else "~"
+        size = f"{about}{(archive.bytes or archive.about or 0) / GIB:.2f} GiB"
         typer.echo(f"{archive.name:11}{size:>10}  {have:14}{checked:32}{archive.url}")
     typer.echo(f"space needed: about {work.needed / GIB:.1f} GiB; free: {work.free / GIB:.1f} GiB")
     if not dry_run:
@@ -48,6 +59,11 @@ def fetch(
 @app.command()
 def check(
     root: Root,
+    layout: Annotated[
+        str, typer.Option(help="How the dataset lies on disk, see docs/data.md.")
+    ] = "coco_lvis",
+    voc_augmented: Annotated[bool, typer.Option(help="voc: SBD's masks too.")] = False,
+    cocostuff_classes: Annotated[int, typer.Option(help="cocostuff10k: 171 or 182 classes.")] = 171,
     quarantine: Annotated[
         bool, typer.Option("--quarantine", help="Record what bootstrapping is to leave out.")
     ] = False,
@@ -57,9 +73,18 @@ def check(
     workers: Annotated[int, typer.Option(help="Processes that decode and draw.", min=0)] = 0,
 ) -> None:
     """Read everything under ROOT once and name what is wrong with it; exit code 3 where something is."""
-    from pipeline.data.check.check import check as examine
+    from pipeline.data.check.layouts import check_layout
+    from pipeline.data.download.verify import archive_problems
+    from pipeline.data.layouts.layout import LayoutOptions
+    from pipeline.runtime.errors import UsageError
 
-    result = examine(root, num_workers=workers)
+    if quarantine and layout != "coco_lvis":
+        raise UsageError(
+            "no quarantine for this layout", where="--quarantine", found=layout, allowed="coco_lvis"
+        )
+    options = LayoutOptions(voc_augmented, cocostuff_classes)
+    result = check_layout(root, layout, options=options, num_workers=workers)
+    result.add(archive_problems(root, layout))
     if quarantine:
         typer.echo(f"quarantine: {result.put_into_quarantine()}")
     result.save(table)
@@ -67,6 +92,10 @@ def check(
         first = next(fault for fault in result.found if fault.kind == kind)
         typer.echo(f"{weight:12}{number:7}  {kind}; first: {first.file}, {first.detail}")
     for split, counts in result.splits.items():
+        if layout != "coco_lvis":
+            share = counts["labeled"] / max(counts["pixels"], 1)
+            typer.echo(f"{split}: {counts['images']} images; {share:.1%} of the pixels are labeled")
+            continue
         lvis, stuff = (
             counts[f"pixels of {key}"] / max(counts["pixels"], 1) for key in ("LVIS", "stuff alone")
         )
@@ -94,13 +123,16 @@ def bootstrap(
         list[str] | None, typer.Option(help="Name or class id of a class to keep; repeat it for more.")
     ] = None,
     layout: Annotated[
-        str, typer.Option(help="How the dataset lies on disk: coco_lvis, coco or masks.")
+        str, typer.Option(help="How the dataset lies on disk, see docs/data.md: coco_lvis, voc, masks, ...")
     ] = "coco_lvis",
+    voc_augmented: Annotated[bool, typer.Option(help="voc: train on SBD's masks too.")] = False,
+    cocostuff_classes: Annotated[int, typer.Option(help="cocostuff10k: 171 or 182 classes.")] = 171,
     workers: Annotated[int, typer.Option(help="Processes that read and draw.", min=0)] = 0,
     check_images: Annotated[bool, typer.Option(help="Open every image and compare its size.")] = True,
 ) -> None:
     """Turn the annotations under ROOT into class-id masks, splits and a label space in OUT."""
     from pipeline.data.bootstrap.options import BootstrapOptions
+    from pipeline.data.layouts.layout import LayoutOptions
     from pipeline.runtime.workers import worker_pool
 
     options = BootstrapOptions(
@@ -110,6 +142,7 @@ def bootstrap(
         overlap=overlap,
         keep_classes=[int(key) if key.isdigit() else key for key in keep] if keep else None,
         check_images=check_images,
+        of_layout=LayoutOptions(voc_augmented, cocostuff_classes),
     )
     with worker_pool(workers, "pipeline.data.bootstrap.build") as pool:
         from pipeline.data.bootstrap.build import bootstrap as make  # while the workers start

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.data import app as data_app
+from pipeline.cli.init import init
 from pipeline.cli.memory import memory
 from pipeline.cli.tune import app as tune_app
 from pipeline.runtime.errors import KilosegError
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(tune_app, name="tune")
 app.command()(memory)
+app.command()(init)
 
 Params = Annotated[Path, typer.Option("--params", help="The settings file.", show_default=True)]
 PARAMS = Path("params.yaml")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ValidationError
 
 from pipeline.config.renamed import current_key, current_tree
-from pipeline.config.schema import NOT_IN_THE_FILE, SECTIONS, Section, Settings
+from pipeline.config.schema import NOT_IN_THE_FILE, SECTIONS, Settings
+from pipeline.config.section import Section
 from pipeline.runtime.errors import UsageError
 
 
@@ -128,9 +128,11 @@ def _override(tree: dict[str, Any], key: str, value: object, where: str) -> None
             found=key,
             allowed="SECTION.KEY with a section of data, model, loss, train, evaluate, tracking, runtime",
         )
-    if not isinstance(tree.get(section), dict):
-        tree[section] = {}
-    tree[section][name] = value
+    for part in (section, *name.split(".")[:-1]):
+        if not isinstance(tree.get(part), dict):
+            tree[part] = {}
+        tree = tree[part]
+    tree[name.rpartition(".")[2]] = value
 
 
 def _check(path: Path, tree: dict[str, Any], variant: str | None, project: Path) -> Settings:
@@ -165,9 +167,8 @@ def _explain(path: Path, error: ValidationError) -> UsageError:
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
-        section = Settings.model_fields.get(location[0]) if len(location) > 1 else None
-        fields = section.annotation.model_fields if _is_section(section) else dict.fromkeys(SECTIONS)  # type: ignore[union-attr]
-        return _unknown_key(path, key, list(fields))
+        section = _section(location[:-1])
+        return _unknown_key(path, key, list(section.model_fields if section else SECTIONS))
     if first["type"] == "missing":
         return UsageError("a setting is missing", where=f"{path}: {key}", hint="add it to the file")
     return UsageError(
@@ -179,8 +180,16 @@ def _explain(path: Path, error: ValidationError) -> UsageError:
     )
 
 
-def _is_section(field: FieldInfo | None) -> bool:
-    return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+def _section(location: list[str]) -> type[Section] | None:
+    """The section at a place in the tree, such as data or data.voc."""
+    section: type[BaseModel] = Settings
+    for name in location:
+        field = section.model_fields.get(name)
+        kind = None if field is None else field.annotation
+        if not isinstance(kind, type) or not issubclass(kind, Section):
+            return None
+        section = kind
+    return section if location and issubclass(section, Section) else None
 
 
 def _allowed(error: Any) -> str:
@@ -191,11 +200,12 @@ def _allowed(error: Any) -> str:
 
 
 def _field_help(location: list[str]) -> str | None:
-    section = Settings.model_fields.get(location[0]) if location else None
-    if len(location) < 2 or not _is_section(section):
-        return None
-    field = section.annotation.model_fields.get(location[1])  # type: ignore[union-attr]
-    return None if field is None or field.description is None else f"{location[1]} is: {field.description}"
+    for depth in range(len(location), 1, -1):  # an entry of a list has a place of its own below its key
+        section = _section(location[: depth - 1])
+        field = section.model_fields.get(location[depth - 1]) if section else None
+        if field is not None:
+            return None if field.description is None else f"{location[depth - 1]} is: {field.description}"
+    return None
 
 
 def _unknown_key(path: Path, key: str, allowed: list[str]) -> UsageError:

@@ -6,13 +6,11 @@ computed where it is needed and never configured.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -21,41 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.paths import SWEEPS, TINY
-
-
-def _as_path(value: object) -> object:
-    if isinstance(value, str) and "://" in value:
-        raise ValueError("must be a path, not a URL: mount the storage and give its path here")
-    return Path(value).expanduser() if isinstance(value, str) and value else value
-
-
-FilePath = Annotated[Path, BeforeValidator(_as_path)]
-
-
-class Section(BaseModel):
-    """A frozen group of settings that refuses unknown keys and values of another type."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class DataSettings(Section):
-    """Where the dataset lies and how its annotations become class-id masks."""
-
-    root: FilePath = Field(description=f"folder of the dataset; {TINY} is the embedded one")
-    layout: Literal["coco_lvis", "coco", "masks"] = Field(
-        "coco_lvis", description="how the dataset lies on disk, see docs/data.md"
-    )
-    holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="share of the train images kept back for choosing checkpoints"
-    )
-    holdout_seed: NonNegativeInt = Field(0, description="which images are kept back")
-    overlap: Literal["first", "smallest"] = Field(
-        "first", description="which annotation keeps a pixel claimed by several"
-    )
-    keep_classes: list[int | str] | None = Field(
-        None, description="names or class ids to keep (null: all); the other pixels become unlabeled"
-    )
+from pipeline.config.data_section import DataSettings
+from pipeline.config.paths import SWEEPS
+from pipeline.config.section import FilePath, Section
 
 
 class ModelSettings(Section):
@@ -213,6 +179,9 @@ class EvaluateSettings(Section):
     """How a checkpoint is evaluated on the val split."""
 
     max_images: PositiveInt | None = Field(None, description="evaluate only the first images (null: all)")
+    warp: PositiveInt | None = Field(
+        None, description="evaluate a second time on images warped to this square, in pixels (null: no)"
+    )
     examples: NonNegativeInt = Field(
         6, description="images shown as image, truth and prediction in the report"
     )
@@ -311,9 +280,21 @@ class Settings(Section):
     def flat(self) -> dict[str, object]:
         """Return the settings that can change a result, by dotted key: what is compared and tracked."""
         sections = self.model_dump(mode="json", include={"data", "model", "loss", "train", "evaluate"})
-        return {
-            f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()
-        }
+        del sections["data"]["annotations"]  # says only what DVC watches
+        if self.evaluate.warp is None:  # trainings of before this setting existed can be resumed
+            del sections["evaluate"]["warp"]
+        for name, layout in (("voc", "voc"), ("cocostuff", "cocostuff10k")):
+            if self.data.layout != layout:
+                del sections["data"][name]
+        return dict(_dotted(sections))
+
+
+def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 NOT_IN_THE_FILE = ("project", "file", "variant")

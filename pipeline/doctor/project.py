@@ -175,7 +175,7 @@ def _sqlite(path: Path) -> Finding:
 
 def _data(settings: Settings) -> list[Finding]:
     root, embedded = settings.data.root, tiny_folder(settings)
-    wanted = LAYOUT if settings.data.layout == "coco_lvis" else ("annotations",)
+    wanted = LAYOUT if settings.data.layout == "coco_lvis" else (settings.data.annotations,)
     absent = [name for name in wanted if not _present(root / name)]
     if root == embedded.resolve() and not root.exists():
         yet = Finding("data", "warning", f"{root} is not generated yet", "make repro, or dvc repro prepare")

@@ -32,18 +32,16 @@ class ClassCounts:
         """Count one batch.
 
         Args:
-            prediction: train ids in 0..C-1, any shape, int64.
+            prediction: train ids in 0..C-1, any shape, int64; -1 for a class that is not evaluated, which is
+                wrong on a labeled pixel and nobody's false positive, as in the Cityscapes tool.
             target: train ids or `ignore_index`, same shape. Ignored pixels count nowhere, whatever was
                 predicted on them.
         """
         labeled = target != ignore_index
         prediction, target = prediction[labeled], target[labeled]
-        for counts, ids in (
-            (self.true_positives, target[prediction == target]),
-            (self.predicted, prediction),
-            (self.actual, target),
-        ):
+        for counts, ids in ((self.true_positives, target[prediction == target]), (self.actual, target)):
             counts += torch.bincount(ids, minlength=self.num_classes)
+        self.predicted += torch.bincount(prediction + 1, minlength=self.num_classes + 1)[1:]
 
     @property
     def false_positives(self) -> Tensor:

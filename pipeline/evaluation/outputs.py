@@ -25,8 +25,10 @@ from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.loading.batch import IGNORE_INDEX, Batch
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import evaluation_loader
+from pipeline.data.loading.transforms import Warp
 from pipeline.data.loading.visualize import class_color, colorize
 from pipeline.evaluation.evaluate import Evaluation, evaluate
+from pipeline.evaluation.protocols import official_metrics
 from pipeline.runtime.device import PeakMemory, choose_device, set_threads
 from pipeline.runtime.errors import DataError
 from pipeline.runtime.files import csv_text, read_csv, write_json, write_text
@@ -48,6 +50,7 @@ def evaluate_checkpoint(
     split: str,
     *,
     pictures: bool = False,
+    warp: int | None = None,
 ) -> tuple[Evaluation, list[Mapping[str, object]]]:
     """Evaluate a checkpoint's segmenter on a split.
 
@@ -57,6 +60,7 @@ def evaluate_checkpoint(
         segmenter: the checkpoint's, on the device to use.
         split: train, holdout or val.
         pictures: save some images with truth and prediction for the report.
+        warp: side of the square that images and truth are resized to; None for whole images.
 
     Returns:
         The evaluation, and what was pictured.
@@ -64,7 +68,8 @@ def evaluate_checkpoint(
     Raises:
         DataError: no data, or of other classes.
     """
-    data = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, split)
+    transform = None if warp is None else Warp(warp)
+    data = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, split, transform)
     if data.label_space != checkpoint.label_space:
         raise DataError(
             "the checkpoint was trained on other classes",
@@ -105,6 +110,8 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     result, examples = evaluate_checkpoint(settings, checkpoint, segmenter, "val", pictures=True)
     metrics: dict[str, Number] = {
         **result.metrics.flat(),
+        **official_metrics(settings.data.layout, result.counts),
+        **_warped(settings, checkpoint, segmenter),
         "images": result.images,
         "images_per_second": result.images_per_second,
         "peak_memory_gib": memory.gib(),
@@ -134,6 +141,14 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     write_json(evaluation_folder(settings) / "record.json", record)
     write_json(results_folder(settings) / "metrics.json", metrics)
     return metrics, checkpoint
+
+
+def _warped(settings: Settings, checkpoint: Checkpoint, segmenter: Segmenter) -> dict[str, float]:
+    """The metrics on warped images, where `evaluate.warp` asks for them."""
+    if settings.evaluate.warp is None:
+        return {}
+    result, _ = evaluate_checkpoint(settings, checkpoint, segmenter, "val", warp=settings.evaluate.warp)
+    return {f"warped_{name}": getattr(result.metrics, name) for name in ("miou", "pixel_accuracy")}
 
 
 def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:

@@ -63,10 +63,10 @@ def read_csv(path: Path) -> list[list[float]]:
         return [[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, as hex."""
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Return the digest of a file, as hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 @contextlib.contextmanager

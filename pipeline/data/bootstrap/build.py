@@ -73,7 +73,7 @@ def bootstrap(
     options = options or BootstrapOptions()
     root, out = Path(root), Path(out)
     with atomic_folder(out, is_bootstrapped) as folder:
-        dataset = open_layout(options.layout, root, options.keep_classes, pool)
+        dataset = open_layout(options.layout, root, options.keep_classes, pool, options.of_layout)
         splits = dataset.splits(options.holdout_fraction, options.holdout_seed)
         _check_presence(root, splits.images)
         left_out = list(splits.left_out)
@@ -132,6 +132,7 @@ def _choices(options: BootstrapOptions, dataset: Layout) -> dict[str, object]:
     """Return the options that shaped the result, for the manifest."""
     choices: dict[str, object] = {
         "layout": options.layout,
+        **options.of_layout.of(options.layout),
         "overlap": options.overlap,
         "keep_classes": None if options.keep_classes is None else list(options.keep_classes),
         "holdout": {"fraction": options.holdout_fraction, "seed": options.holdout_seed},
@@ -270,7 +271,7 @@ def _check_presence(root: Path, images: Mapping[str, list[ImageEntry]]) -> None:
             "missing image" if path.parent.is_dir() else "missing folder of images",
             where=path if path.parent.is_dir() else path.parent,
             found=f"{len(missing)} listed images do not exist, first image {missing[0].image_id}",
-            hint="unpack COCO's train2017.zip and val2017.zip in the dataset's root",
+            hint="unpack the archive of the images in the dataset's root: pipeline data fetch",
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from pipeline.data.layouts.layout import DEFAULT_OPTIONS, LayoutOptions
 from pipeline.runtime.errors import UsageError
 
 OverlapRule = Literal["first", "smallest"]
@@ -25,6 +26,7 @@ class BootstrapOptions:
         keep_classes: names or class ids of the whole label space to keep; None for all.
         check_images: open each image for its size. Without it only its presence is checked.
         images_per_shard: the most images in one file of masks.
+        of_layout: choices that concern a single layout.
 
     Raises:
         UsageError: an option out of range.
@@ -37,6 +39,7 @@ class BootstrapOptions:
     keep_classes: Sequence[str | int] | None = None
     check_images: bool = True
     images_per_shard: int = 5_000
+    of_layout: LayoutOptions = DEFAULT_OPTIONS
 
     def __post_init__(self) -> None:
         check_overlap_rule(self.overlap)

@@ -8,7 +8,7 @@ gray images, images nobody annotated, outlines that cover no pixel.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,6 +78,12 @@ class CheckResult:
         """The faults that are not in quarantine."""
         return [fault for fault in self.found if not fault.note and not self.is_quarantined(fault)]
 
+    def add(self, problems: Iterable[DataError]) -> None:
+        """Take in faults that were found elsewhere, such as damaged archives."""
+        report = Report(self)
+        for problem in problems:
+            report.problem(Path(problem.where or ".").name, problem)
+
     def is_quarantined(self, fault: Fault) -> bool:
         """Whether bootstrapping passes the fault over already."""
         name = Path(fault.file).name
@@ -137,7 +143,7 @@ def check(root: Path, *, num_workers: int = 0) -> CheckResult:
             "no such dataset folder", where=root, hint="fetch it: pipeline data fetch coco_lvis ROOT"
         )
     result = CheckResult(root)
-    report = _Report(result)
+    report = Report(result)
     with worker_pool(num_workers, "pipeline.data.check.image") as pool:
         files = _read_files(root, report, pool)
         _check_categories(files, report)
@@ -152,7 +158,7 @@ def check(root: Path, *, num_workers: int = 0) -> CheckResult:
     return result
 
 
-class _Report:
+class Report:
     """Collects faults and notes into a result."""
 
     def __init__(self, result: CheckResult) -> None:
@@ -175,6 +181,7 @@ class _Report:
         row: tuple[str, int] | None = None,
         image_id: int | None = None,
     ) -> None:
+        """Take in a fault; `row` or `image_id` is what leaving out would mend it."""
         where = (problem.where or "").replace(f"{self.result.root}/", "")
         parts = [where if where != file else "", problem.found or ""]
         if problem.allowed:
@@ -185,10 +192,11 @@ class _Report:
         )
 
     def note(self, file: str, kind: str, detail: str, remedy: str = "none needed") -> None:
+        """Take in what is odd and harmless."""
         self.result.found.append(Fault(file, kind, detail, remedy, note=True))
 
 
-def _read_files(root: Path, report: _Report, pool: WorkerPool | None) -> dict[str, AnnotationFile]:
+def _read_files(root: Path, report: Report, pool: WorkerPool | None) -> dict[str, AnnotationFile]:
     """Read the official files and report what is wrong with them; return those that can be read, by name."""
     files = {}
     names = (*LVIS_FILES.values(), *STUFF_FILES)
@@ -208,7 +216,7 @@ def _read_files(root: Path, report: _Report, pool: WorkerPool | None) -> dict[st
     return files
 
 
-def _check_categories(files: dict[str, AnnotationFile], report: _Report) -> None:
+def _check_categories(files: dict[str, AnnotationFile], report: Report) -> None:
     """Compare the categories with the official lists."""
     official = official_categories()
     for name, file in files.items():
@@ -235,7 +243,7 @@ def _check_categories(files: dict[str, AnnotationFile], report: _Report) -> None
             report.problem(f"annotations/{name}", DataError("official categories are absent", found=found))
 
 
-def _compare_files(files: dict[str, AnnotationFile], report: _Report) -> None:
+def _compare_files(files: dict[str, AnnotationFile], report: Report) -> None:
     """Compare the two LVIS files, and the two stuff files."""
     for names in (tuple(LVIS_FILES.values()), STUFF_FILES):
         if all(name in files for name in names):
@@ -246,7 +254,7 @@ def _compare_files(files: dict[str, AnnotationFile], report: _Report) -> None:
                 report.problem(f"annotations/{names[1]}", problem, image_id=image_id)
 
 
-def _tasks(root: Path, files: dict[str, AnnotationFile], report: _Report) -> Iterator[tuple[str, Task]]:
+def _tasks(root: Path, files: dict[str, AnnotationFile], report: Report) -> Iterator[tuple[str, Task]]:
     """Yield the images of LVIS by split and id, each with all that is drawn on it."""
     missing, owners = set(), dict[str, int]()
     for split, name in LVIS_FILES.items():
@@ -282,7 +290,7 @@ def _tasks(root: Path, files: dict[str, AnnotationFile], report: _Report) -> Ite
             yield split, Task(image, path if path.parent.is_dir() else None, outlines)
 
 
-def _report_examined(task: Task, examined: Examined, counts: Counter[str], report: _Report) -> None:
+def _report_examined(task: Task, examined: Examined, counts: Counter[str], report: Report) -> None:
     file, image_id = task.image.file or "", task.image.image_id
     if examined.image is not None:
         report.problem(file, examined.image, image_id=image_id)

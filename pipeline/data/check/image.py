@@ -60,7 +60,7 @@ def examine(task: Task) -> Examined:
     """Decode the image to its last pixel and every annotation."""
     found = Examined()
     if task.path is not None:
-        found.image = _examine_image(task.path, task.image, found.notes)
+        found.image = examine_image(task.path, task.image, found.notes)
     height, width = task.image.height, task.image.width
     columns = np.zeros(height * width, np.uint8)
     with RowReader() as reader:
@@ -81,7 +81,8 @@ def examine(task: Task) -> Examined:
     return found
 
 
-def _examine_image(path: Path, image: ImageEntry, notes: list[tuple[str, str]]) -> DataError | None:
+def examine_image(path: Path, image: ImageEntry, notes: list[tuple[str, str]]) -> DataError | None:
+    """Decode an image to its last pixel; return what is wrong with it, and add to `notes` what is odd."""
     from PIL import ImageFile
 
     def problem(what: str, found: object, allowed: object = None) -> DataError:

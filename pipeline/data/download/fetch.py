@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import stat
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from typing import Any
 
 from pipeline.data.download.archives import Archive
 from pipeline.data.download.http import CHUNK, Wanted, download
+from pipeline.data.download.tree import listed, unpack_tree
 from pipeline.runtime.device import GIB, MIB
 from pipeline.runtime.errors import DataError, KilosegError, UsageError
 from pipeline.runtime.files import naming_full_disk, write_json
@@ -71,7 +73,7 @@ def plan(root: Path, archives: Sequence[Archive]) -> Plan:
     todo = [(archive, _wanted(root, archive, None).arrived) for archive in archives if archive not in done]
     used = needed = 0
     for archive, arrived in todo:
-        size = archive.bytes or arrived
+        size = archive.bytes or archive.about or arrived
         unpacked = int(size * archive.growth)
         needed = max(needed, used + max(size - arrived, 0) + unpacked)
         used += unpacked - arrived  # the archive goes when it is unpacked
@@ -129,7 +131,7 @@ class _InMib:
 
 def _wanted(root: Path, archive: Archive, mirror: str | None) -> Wanted:
     url = archive.url if mirror is None else f"{mirror.rstrip('/')}/{archive.file}"
-    return Wanted(url, root / "archives" / archive.file, archive.bytes, archive.sha256)
+    return Wanted(url, root / "archives" / archive.file, archive.bytes, archive.sha256, archive.md5)
 
 
 def _being_fetched(root: Path) -> UsageError:
@@ -163,6 +165,8 @@ def _is_there(root: Path, archive: Archive, row: Any) -> bool:
     """Whether the archive was unpacked and its files are still there, by number and names."""
     try:
         target, number = root / archive.target, int(row["files"])
+        if archive.tree:
+            return sum(1 for path in target.rglob("*") if path.is_file()) >= number
         if archive.members[0].endswith("/"):
             return sum(1 for _ in target.iterdir()) >= number
         return all((target / member).is_file() for member in archive.members)
@@ -172,20 +176,13 @@ def _is_there(root: Path, archive: Archive, row: Any) -> bool:
 
 def _unpack(root: Path, archive: Archive, path: Path) -> None:
     """Move the wanted files to their places, record it, and remove the archive."""
-    staging, target = root / "archives" / ".unpacking", root / archive.target
+    staging = root / "archives" / ".unpacking"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     size = path.stat().st_size
     try:
-        with zipfile.ZipFile(path) as opened:
-            members = _members(opened, archive, path)
-            _require_space(root, sum(one.file_size for one in members) + SPARE, shutil.disk_usage(root).free)
-            with Progress(f"unpack {archive.file}, files", len(members)) as progress:
-                for member in members:
-                    with opened.open(member) as source, (staging / _name(member)).open("xb") as sink:
-                        shutil.copyfileobj(source, sink, CHUNK)
-                    progress.advance()
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError) as error:
+        names = (_stage_tree if archive.tree else _stage_members)(root, archive, path, staging)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, RuntimeError, ValueError, EOFError) as error:
         path.unlink()
         shutil.rmtree(staging, ignore_errors=True)
         raise DataError(
@@ -194,14 +191,51 @@ def _unpack(root: Path, archive: Archive, path: Path) -> None:
             found=error,
             hint="it was removed; run the command again, or with another source: --mirror URL",
         ) from error
-    target.mkdir(exist_ok=True)
-    for member in members:
-        (staging / _name(member)).replace(target / _name(member))
-    staging.rmdir()
+    target = root if archive.tree else root / archive.target
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (staging / name).replace(target / name)
+    shutil.rmtree(staging)
     os.sync()
-    record = _read_record(root) | {archive.name: {"bytes": size, "files": len(members)}}
+    counted = [name for name in names if not archive.tree or name.startswith(f"{archive.target}/")]
+    record = _read_record(root) | {archive.name: {"bytes": size, "files": len(counted)}}
     write_json(root / "archives" / "fetched.json", record, sort_keys=True)
     path.unlink()
+
+
+def _stage_tree(root: Path, archive: Archive, path: Path, staging: Path) -> list[str]:
+    """Unpack everything with its folders; return the files."""
+    needed = int(path.stat().st_size * archive.growth) + SPARE
+    _require_space(root, needed, shutil.disk_usage(root).free)
+    try:
+        names = listed(path)
+        lacking = [one for one in archive.members if not any(name.startswith(one) for name in names)]
+        if lacking:
+            raise DataError(
+                "an archive without the files wanted from it",
+                where=path,
+                found=f"{len(names)} others",
+                allowed=", ".join(archive.members),
+                hint="it was removed; try another source: --mirror URL",
+            )
+        with Progress(f"unpack {archive.file}, files", len(names)) as progress:
+            return unpack_tree(path, staging, progress.advance)
+    except DataError:
+        path.unlink()
+        raise
+
+
+def _stage_members(root: Path, archive: Archive, path: Path, staging: Path) -> list[str]:
+    """Unpack the wanted files without their folders; return their names."""
+    with zipfile.ZipFile(path) as opened:
+        members = _members(opened, archive, path)
+        _require_space(root, sum(one.file_size for one in members) + SPARE, shutil.disk_usage(root).free)
+        with Progress(f"unpack {archive.file}, files", len(members)) as progress:
+            for member in members:
+                with opened.open(member) as source, (staging / _name(member)).open("xb") as sink:
+                    shutil.copyfileobj(source, sink, CHUNK)
+                progress.advance()
+    return [_name(member) for member in members]
 
 
 def _members(opened: zipfile.ZipFile, archive: Archive, path: Path) -> list[zipfile.ZipInfo]:

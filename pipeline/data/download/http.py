@@ -40,12 +40,22 @@ class Wanted:
         path: where to put it.
         bytes: its size where known beforehand; a server that announces another is refused at once.
         sha256: its digest where known.
+        md5: the same, asked for where no SHA-256 is known.
     """
 
     url: str
     path: Path
     bytes: int | None = None
     sha256: str | None = None
+    md5: str | None = None
+
+    @property
+    def digest(self) -> tuple[str, str] | None:
+        """Algorithm and digest, of those that are known the better."""
+        for algorithm, digest in (("sha256", self.sha256), ("md5", self.md5)):
+            if digest is not None:
+                return algorithm, digest
+        return None
 
     @property
     def part(self) -> Path:
@@ -113,7 +123,7 @@ def _fetch_rest(session: requests.Session, wanted: Wanted, advance: Callable[[in
         return True
     headers = {"Accept-Encoding": "identity"}
     known = _remembered(wanted)
-    if have and (known or wanted.sha256) and have < (wanted.bytes or have + 1):
+    if have and (known or wanted.digest) and have < (wanted.bytes or have + 1):
         headers["Range"] = f"bytes={have}-"
         if known:
             headers["If-Range"] = known
@@ -207,17 +217,19 @@ def _verify(wanted: Wanted) -> None:
     path = wanted.path if wanted.path.is_file() else wanted.part
     size = path.stat().st_size
     digest = None
-    if wanted.sha256 is not None and size == (wanted.bytes or size):
-        digest = file_digest(path)
-    if size == (wanted.bytes or size) and digest == wanted.sha256:
+    algorithm, published = wanted.digest or ("sha256", None)
+    if published is not None and size == (wanted.bytes or size):
+        digest = file_digest(path, algorithm)
+    if size == (wanted.bytes or size) and digest == published:
         return
+    name = {"sha256": "SHA-256", "md5": "MD5"}[algorithm]
     path.unlink()
     wanted.memory.unlink(missing_ok=True)
     raise DataError(
         "the downloaded file is not the one published",
         where=wanted.url,
-        found=f"{size:,} bytes" if digest is None else f"SHA-256 {digest}",
-        allowed=f"{wanted.bytes or size:,} bytes" + (f", SHA-256 {wanted.sha256}" if wanted.sha256 else ""),
+        found=f"{size:,} bytes" if digest is None else f"{name} {digest}",
+        allowed=f"{wanted.bytes or size:,} bytes" + (f", {name} {published}" if published else ""),
         hint="it was removed; run the command again, or with another source: --mirror URL",
     )
 

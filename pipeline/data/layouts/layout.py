@@ -3,12 +3,19 @@
     coco_lvis   COCO 2017 with LVIS v1 and COCO-Stuff as published: `pipeline.data.layouts.coco_lvis`
     coco        any COCO-format annotations, one file for train and one for val: `pipeline.data.layouts.coco`
     masks       images beside 8- or 16-bit PNG masks and a list of classes: `pipeline.data.layouts.png_masks`
+    cityscapes  gtFine and leftImg8bit as unpacked: `pipeline.data.layouts.cityscapes`
+    voc         Pascal VOC 2012, with SBD where wanted: `pipeline.data.layouts.voc`
+    ade20k      SceneParse150: `pipeline.data.layouts.ade20k`
+    cocostuff10k  COCO-Stuff 10k v1.1: `pipeline.data.layouts.cocostuff10k`
+    parquet     a Hugging Face dataset with columns of images and masks: `pipeline.data.layouts.parquet`
 
-docs/data.md shows them to users.
+The last six list one mask file per image and return a `pipeline.data.layouts.paired.PairedLayout`, as a new
+dataset would. docs/data.md shows all layouts to users.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
@@ -22,8 +29,29 @@ from pipeline.data.layouts.splits import Splits
 from pipeline.data.store.images import open_image
 from pipeline.runtime.errors import DataError
 
-LayoutName = Literal["coco_lvis", "coco", "masks"]
+LayoutName = Literal["coco_lvis", "coco", "masks", "cityscapes", "voc", "ade20k", "cocostuff10k", "parquet"]
 LAYOUTS = get_args(LayoutName)
+
+
+@dataclass(frozen=True)
+class LayoutOptions:
+    """Choices that concern a single layout.
+
+    Args:
+        voc_augmented: train on SBD's masks too, as the field's 10,582 images.
+        cocostuff_classes: 171 classes that occur, or 182 with the eleven that never do.
+    """
+
+    voc_augmented: bool = False
+    cocostuff_classes: int = 171
+
+    def of(self, layout: str) -> dict[str, object]:
+        """Return the choices that concern this layout, for the manifest."""
+        prefix = {"voc": "voc_", "cocostuff10k": "cocostuff_"}.get(layout)
+        return {} if prefix is None else {k: v for k, v in vars(self).items() if k.startswith(prefix)}
+
+
+DEFAULT_OPTIONS = LayoutOptions()
 
 
 class Layout(Protocol):
@@ -87,17 +115,44 @@ LARGEST = 65_535
 """The largest pixel value of a 16-bit mask."""
 
 
+def png_values(path: Path) -> np.ndarray:
+    """Read the values of a gray or palette PNG: (H, W) int32.
+
+    Raises:
+        DataError: missing, unreadable, or in colors.
+    """
+    hint = "every image needs a mask under its own name; make it again"
+    with open_image(path, kind="mask", hint=hint) as opened:
+        mode, pixels = opened.mode, np.asarray(opened)
+    if mode not in ("L", "P", "I", "1") and not mode.startswith("I;16"):
+        raise DataError(
+            "a mask in colors",
+            where=path,
+            found=f"mode {mode}",
+            allowed="8- or 16-bit gray, or a palette",
+            hint="write class numbers instead of colors; the layout masks also takes a list of colors",
+        )
+    return pixels.astype(np.int32)  # at once: 16-bit arithmetic wraps
+
+
 @dataclass(frozen=True)
 class StoredMask:
     """A mask that lies on disk as an image.
 
     Args:
-        path: a PNG.
+        path: the file, a PNG unless `values` reads another form.
         class_ids: pixel value -> class id, 0 for unlabeled.
+        values: reads the pixel values of the file, (H, W) int32. A function of a module, as workers get it by
+            name.
+        listed: names the allowed values in errors.
+        hint: says in errors what to do about a value that is not allowed.
     """
 
     path: Path
     class_ids: dict[int, int]
+    values: Callable[[Path], np.ndarray] = png_values
+    listed: str = "annotations/classes.csv"
+    hint: str = "add it to the list, without a name if it means unlabeled"
 
     def read(self, height: int, width: int) -> ClassMask:
         """Read the mask and replace pixel values by class ids.
@@ -105,7 +160,11 @@ class StoredMask:
         Raises:
             DataError: unreadable, of another size than its image, in colors, or with an unlisted value.
         """
-        values = self._values()
+        values = self.values(self.path)
+        if values.size and not 0 <= values.min() <= values.max() <= LARGEST:
+            raise DataError(
+                "a pixel value out of range", where=self.path, found=f"{values.min()} to {values.max()}"
+            )
         if values.shape != (height, width):
             raise DataError(
                 "a mask of another size than its image",
@@ -122,30 +181,10 @@ class StoredMask:
                     "a pixel value that is not in the list of classes",
                     where=self.path,
                     found=f"{value}, on {counts[value]} pixels",
-                    allowed=f"the {len(self.class_ids)} values of annotations/classes.csv",
-                    hint="add it to the list, without a name if it means unlabeled",
+                    allowed=f"the {len(self.class_ids)} values of {self.listed}",
+                    hint=self.hint,
                 )
             table[value] = self.class_ids[value]
         pixels = np.bincount(table, counts)[1:].astype(np.int64)
         ids = np.flatnonzero(pixels)
         return ClassMask(table[values], (ids + 1).tolist(), pixels[ids].tolist(), 0)
-
-    def _values(self) -> np.ndarray:
-        """Return the (H, W) int32 pixel values."""
-        hint = "every image needs a mask under its own name; make it again"
-        with open_image(self.path, kind="mask", hint=hint) as opened:
-            mode, pixels = opened.mode, np.asarray(opened)
-        if mode not in ("L", "P", "I", "1") and not mode.startswith("I;16"):
-            raise DataError(
-                "a mask in colors",
-                where=self.path,
-                found=f"mode {mode}",
-                allowed="8- or 16-bit gray, or a palette",
-                hint="write class numbers instead of colors",
-            )
-        values: np.ndarray = pixels.astype(np.int32)  # at once: 16-bit arithmetic wraps
-        if values.size and not 0 <= values.min() <= values.max() <= LARGEST:
-            raise DataError(
-                "a pixel value out of range", where=self.path, found=f"{values.min()} to {values.max()}"
-            )
-        return values

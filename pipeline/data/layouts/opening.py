@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.data.layouts.ade20k import open_ade20k
+from pipeline.data.layouts.cityscapes import open_cityscapes
 from pipeline.data.layouts.coco import CocoLayout
 from pipeline.data.layouts.coco_lvis import OfficialLayout
-from pipeline.data.layouts.layout import LAYOUTS, Layout
-from pipeline.data.layouts.png_masks import MasksLayout
+from pipeline.data.layouts.cocostuff10k import open_cocostuff10k
+from pipeline.data.layouts.layout import DEFAULT_OPTIONS, LAYOUTS, Layout, LayoutOptions
+from pipeline.data.layouts.parquet import open_parquet
+from pipeline.data.layouts.png_masks import open_masks
+from pipeline.data.layouts.voc import open_voc
 from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.workers import WorkerPool
 
@@ -18,14 +23,16 @@ def open_layout(
     root: Path,
     keep_classes: Sequence[str | int] | None = None,
     pool: WorkerPool | None = None,
+    options: LayoutOptions = DEFAULT_OPTIONS,
 ) -> Layout:
     """Read a dataset's annotations.
 
     Args:
-        name: coco_lvis, coco or masks.
+        name: one of `LAYOUTS`.
         root: the dataset's folder.
         keep_classes: names or class ids of the whole label space to keep; None for all.
         pool: processes that share the reading, see `pipeline.runtime.workers`.
+        options: choices that concern a single layout.
 
     Raises:
         DataError: missing or damaged files, or files that contradict each other.
@@ -43,5 +50,15 @@ def open_layout(
     if name == "coco":
         return CocoLayout(root, keep_classes, pool)
     if name == "masks":
-        return MasksLayout(root, keep_classes)
+        return open_masks(root, keep_classes)
+    if name == "cityscapes":
+        return open_cityscapes(root, keep_classes)
+    if name == "voc":
+        return open_voc(root, keep_classes, augmented=options.voc_augmented)
+    if name == "ade20k":
+        return open_ade20k(root, keep_classes)
+    if name == "parquet":
+        return open_parquet(root, keep_classes)
+    if name == "cocostuff10k":
+        return open_cocostuff10k(root, keep_classes, classes=options.cocostuff_classes)
     return OfficialLayout(root, keep_classes, pool)

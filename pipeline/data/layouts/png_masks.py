@@ -1,34 +1,37 @@
-"""Read images beside ready masks: 8- or 16-bit gray or palette PNGs, and a list of classes.
+"""Open images beside masks that are there already, and a list of what the masks' values or colors mean.
 
     train*/ val*/                          the images, in subfolders as you like
-    annotations/train*/ annotations/val*/  a mask for each, under the same name but .png
-    annotations/classes.csv                value,name: what a pixel value means; no name: unlabeled
+    annotations/train*/ annotations/val*/  a PNG for each, same name: 8- or 16-bit gray, palette or RGB
+    annotations/classes.csv                value,name or color,name (#rrggbb); no name: unlabeled
+    annotations/labelmap.txt               in place of it: CVAT's list of labels and colors
 
-Class ids follow the order of the list. A pixel value that is not listed is an error: it may be a mask of
-another dataset. Images have no ids here: they are numbered by name, train first.
+With `value` the masks hold class numbers, with `color` RGB colors. Class ids follow the order of the list. A
+value or color that is not listed is an error: silence about it would hide a mask of another dataset. Images
+have no ids here: they are numbered by name, train first.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from pipeline.data.annotations.quarantine import Quarantine
-from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.labels.label_space import ClassEntry, LabelSpace
 from pipeline.data.layouts.coco import one_folder
+from pipeline.data.layouts.colors import color_values
 from pipeline.data.layouts.layout import LARGEST, StoredMask
-from pipeline.data.layouts.splits import Splits, divide
-from pipeline.data.store.images import open_image
+from pipeline.data.layouts.paired import Pair, PairedLayout
 from pipeline.runtime.errors import DataError
 
 SOURCE = "masks"
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+COLOR = re.compile(r"#?([0-9a-fA-F]{6})")
 
 
-class MasksLayout:
-    """A root in this layout, listed.
+def open_masks(root: Path, keep_classes: Sequence[str | int] | None = None) -> PairedLayout:
+    """List the images and masks of a root.
 
     Args:
         root: the dataset's folder.
@@ -38,67 +41,92 @@ class MasksLayout:
         DataError: a missing folder or list, a list that is damaged.
         UsageError: an unknown class to keep.
     """
-
-    counts_frequencies = True
-
-    def __init__(self, root: Path, keep_classes: Sequence[str | int] | None = None) -> None:
-        self.root, self.quarantine = root, Quarantine()
-        self.paths = [root / "annotations" / "classes.csv"]
-        self.label_space = _read_classes(self.paths[0]).subset(keep_classes)
-        self._class_ids = self.label_space.lookup(SOURCE)
-        self._images: dict[str, list[ImageEntry]] = {}
-        self._masks: dict[int, Path] = {}
-        for split in ("train", "val"):
-            self._images[split] = self._list(one_folder(root, split), one_folder(root / "annotations", split))
-
-    def _list(self, folder: str, masks: str) -> list[ImageEntry]:
-        """List the images of a folder by name; their sizes are read from their headers."""
-        entries, seen = [], set[Path]()
-        for path in sorted(p for p in (self.root / folder).rglob("*") if p.suffix.lower() in ENDINGS):
-            name = path.relative_to(self.root / folder)
-            mask = self.root / "annotations" / masks / name.with_suffix(".png")
-            if mask in seen:
-                raise DataError("two images share a mask", where=mask, found=f"{name} is the second")
-            seen.add(mask)
-            with open_image(path, hint="take the file from its source again, or remove it") as opened:
-                width, height = opened.size
-            image_id = len(self._masks) + 1
-            self._masks[image_id] = mask
-            entries.append(ImageEntry(image_id, height, width, f"{folder}/{name.as_posix()}"))
-        if not entries:
-            raise DataError("a folder without images", where=self.root / folder, allowed=", ".join(ENDINGS))
-        return entries
-
-    def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
-        """Divide the images; those without a labeled pixel are known only when their masks are read."""
-        return divide(self._images, lambda entry: None, holdout_fraction, holdout_seed)
-
-    def content(self, image: ImageEntry) -> StoredMask:
-        """Return the mask of an image."""
-        return StoredMask(self._masks[image.image_id], self._class_ids)
+    path = root / "annotations" / "classes.csv"
+    if not path.exists() and path.with_name("labelmap.txt").exists():
+        path = path.with_name("labelmap.txt")
+        rows, colors = _read_labelmap(path), True
+    else:
+        rows, colors = read_classes(path)
+    label_space = label_space_of(rows).subset(keep_classes)
+    class_ids = label_space.lookup(SOURCE)
+    mask = partial(StoredMask, class_ids=class_ids, listed=f"annotations/{path.name}")
+    if colors:
+        mask = partial(mask, values=partial(color_values, colors=tuple(value for value, _ in rows)))
+        mask = partial(mask, class_ids={place: class_ids[value] for place, (value, _) in enumerate(rows)})
+    pairs: dict[str, list[Pair]] = {}
+    number = 0
+    for split in ("train", "val"):
+        folder, masks = one_folder(root, split), one_folder(root / "annotations", split)
+        pairs[split] = []
+        for image, of_image in _images(root / folder, root / "annotations" / masks):
+            number += 1
+            pairs[split].append(Pair(number, image.relative_to(root).as_posix(), mask(of_image)))
+    return PairedLayout(root, label_space, pairs, [path])
 
 
-def _read_classes(path: Path) -> LabelSpace:
-    """Read the list of classes."""
+def _images(folder: Path, masks: Path) -> list[tuple[Path, Path]]:
+    """The images of a folder by name, each with the place of its mask."""
+    found: dict[Path, Path] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS):
+        name = path.relative_to(folder)
+        mask = masks / name.with_suffix(".png")
+        if mask in found:
+            raise DataError("two images share a mask", where=mask, found=f"{name} is the second")
+        found[mask] = path
+    if not found:
+        raise DataError("a folder without images", where=folder, allowed=", ".join(ENDINGS))
+    return [(image, mask) for mask, image in found.items()]
 
-    def problem(what: str, found: object) -> DataError:
-        return DataError(
-            what, where=path, found=found, allowed="a header value,name and one line a value, 0 to 65,535"
-        )
 
+def read_classes(path: Path) -> tuple[list[tuple[int, str]], bool]:
+    """Return values or colors (0xrrggbb) with their names, and whether they are colors.
+
+    Raises:
+        DataError: missing or damaged.
+    """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
-        raise problem("no readable list of classes", error) from error
-    entries: list[ClassEntry] = []
-    unlabeled: list[int] = []
+        raise _problem(path, "no readable list of classes", error) from error
+    colors = bool(rows) and "color" in rows[0]
+    found = []
     for line, row in enumerate(rows, start=2):
-        value, name = (row.get("value") or "").strip(), (row.get("name") or "").strip()
-        if not value.isascii() or not value.isdigit() or int(value) > LARGEST:
-            raise problem("a damaged list of classes", f"line {line}: {row}")
-        if name:
-            entries.append(ClassEntry(len(entries) + 1, name, SOURCE, "f", {SOURCE: (int(value),)}))
+        text, name = (row.get("color" if colors else "value") or "").strip(), (row.get("name") or "").strip()
+        if colors and (match := COLOR.fullmatch(text)):
+            found.append((int(match[1], 16), name))
+        elif not colors and text.isascii() and text.isdigit() and int(text) <= LARGEST:
+            found.append((int(text), name))
         else:
-            unlabeled.append(int(value))
-    return LabelSpace(tuple(entries), {SOURCE: tuple(unlabeled)})
+            raise _problem(path, "a damaged list of classes", f"line {line}: {row}")
+    return found, colors
+
+
+def _read_labelmap(path: Path) -> list[tuple[int, str]]:
+    """Colors and names of CVAT's `label:r,g,b:parts:actions`; its background is unlabeled."""
+    found = []
+    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not text.strip() or text.startswith("#"):
+            continue
+        name, _, rest = text.rpartition(":")[0].rpartition(":")[0].rpartition(":")
+        numbers = rest.split(",")
+        if len(numbers) != 3 or not all(number.isdigit() and int(number) < 256 for number in numbers):
+            raise _problem(path, "a damaged list of classes", f"line {line}: {text}")
+        red, green, blue = map(int, numbers)
+        found.append((red << 16 | green << 8 | blue, "" if name == "background" else name))
+    return found
+
+
+def label_space_of(rows: Sequence[tuple[int, str]]) -> LabelSpace:
+    """Return the classes of values and names in their order; a value without a name is unlabeled."""
+    named = [(value, name) for value, name in rows if name]
+    entries = [
+        ClassEntry(class_id, name, SOURCE, "f", {SOURCE: (value,)})
+        for class_id, (value, name) in enumerate(named, start=1)
+    ]
+    return LabelSpace(tuple(entries), {SOURCE: tuple(value for value, name in rows if not name)})
+
+
+def _problem(path: Path, what: str, found: object) -> DataError:
+    allowed = "a header value,name or color,name and one line a value (0 to 65,535) or color (#rrggbb)"
+    return DataError(what, where=path, found=found, allowed=allowed)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.data.loading.batch import IGNORE_INDEX
+from pipeline.data.loading.batch import IGNORE_INDEX, Sample
 
 PADDING_COLOR = (124, 116, 104)
 """ImageNet's mean in 8 bits, which the backbones normalize to about zero."""
@@ -85,6 +85,23 @@ class TrainTransform:
         image[:, :tall, :wide] = pixels
         target[:tall, :wide] = labels
         return image, target
+
+
+@dataclass(frozen=True)
+class Warp:
+    """Resize a sample to a square whatever its shape, as the paper's code does with COCO-Stuff 10k.
+
+    Args:
+        size: side of the square in pixels.
+    """
+
+    size: int
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Return the image resized bilinearly with antialiasing, and the target to the nearest pixel."""
+        size = (self.size, self.size)
+        image = functional.interpolate(sample.image[None], size, mode="bilinear", antialias=True)[0]
+        return Sample(image, _nearest(sample.target, size), sample.image_id)
 
 
 def _nearest(target: Tensor, size: tuple[int, int]) -> Tensor:

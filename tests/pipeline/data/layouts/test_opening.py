@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pipeline.cli.data import app
-from pipeline.config.schema import DataSettings
+from pipeline.config.data_section import DataSettings
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.layouts.layout import LAYOUTS
 from pipeline.runtime.errors import UsageError
@@ -30,7 +30,9 @@ def test_the_settings_and_the_command_know_the_layouts(stored: Masks, tmp_path: 
     )
     assert made.exit_code == 0, made.output
     assert "3 classes" in made.output
-    refused = CliRunner().invoke(app, ["bootstrap", str(stored.root), str(tmp_path / "o"), "--layout", "voc"])
+    refused = CliRunner().invoke(
+        app, ["bootstrap", str(stored.root), str(tmp_path / "o"), "--layout", "coco2"]
+    )
     assert isinstance(refused.exception, UsageError)
 
 
