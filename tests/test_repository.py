@@ -54,6 +54,8 @@ WINGS = {
     "pipeline.checkpoint": "models pipeline.runtime pipeline.config pipeline.data.labels",
     "pipeline.evaluation": "models pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
     "pipeline.data.loading pipeline.checkpoint",
+    "pipeline.inference": "models pipeline.runtime pipeline.config pipeline.data.labels pipeline.data.loading "
+    "pipeline.checkpoint",
     "pipeline.memory": "models pipeline.runtime pipeline.config pipeline.data.labels pipeline.train_step",
     "pipeline.training": "models pipeline.runtime pipeline.config pipeline.tracking pipeline.data.loading "
     "pipeline.train_step pipeline.checkpoint pipeline.evaluation pipeline.memory",
@@ -120,6 +122,7 @@ def test_source_files_stay_small_enough_to_read(path: Path) -> None:
         ("pipeline.tracking.tracker", {"mlflow", "ray"}),
         ("pipeline.tuning.runner, pipeline.tuning.mlflow_sync, pipeline.tuning.callbacks", {"torch", "timm"}),
         ("models.segmenter", {"mlflow", "ray", "pydantic"}),
+        ("pipeline.inference.predict_files", {"mlflow", "ray", "dvc", "lvis"}),
     ],
 )
 def test_importing_a_module_does_not_pull_in(module: str, forbidden: set[str]) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from pipeline.cli.data import app as data_app
 from pipeline.cli.memory import memory
+from pipeline.cli.predict import predict
 from pipeline.cli.tune import app as tune_app
 from pipeline.runtime.errors import KilosegError
 from pipeline.runtime.signals import run
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(tune_app, name="tune")
 app.command()(memory)
+app.command()(predict)
 
 Params = Annotated[Path, typer.Option("--params", help="The settings file.", show_default=True)]
 PARAMS = Path("params.yaml")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import overload
@@ -20,6 +22,7 @@ from pipeline.inference.search import ClassSearch
 from pipeline.inference.windows import SMALLEST_WINDOW, Views, averaged_output
 from pipeline.runtime.device import choose_device, is_out_of_memory
 from pipeline.runtime.errors import MemoryLimitError, UsageError
+from pipeline.runtime.files import file_digest
 
 
 class Predictor:
@@ -58,6 +61,7 @@ class Predictor:
         self.segmenter, self.label_space = segmenter.eval(), label_space
         self.min_confidence, self.views = min_confidence, views or Views()
         train_ids = None if classes is None else [i - 1 for i in find_classes(label_space, classes)]
+        self.about: dict[str, object] = {}  # which checkpoint this is; set by `load`
         self.search = ClassSearch(segmenter.head, train_ids, temperature=temperature, similarity=similarity)
 
     @classmethod
@@ -84,9 +88,12 @@ class Predictor:
         """
         with located(source) as path:
             checkpoint = load_checkpoint(path)
-        return cls.from_checkpoint(
+            digest = file_digest(path)
+        predictor = cls.from_checkpoint(
             checkpoint, device=device, classes=classes, min_confidence=min_confidence, views=views
         )
+        predictor.about = {"checkpoint": str(source), "sha256": digest, "step": checkpoint.step}
+        return predictor
 
     @classmethod
     def from_checkpoint(
@@ -99,6 +106,8 @@ class Predictor:
         views: Views | None = None,
     ) -> Predictor:
         """As `load`, from a checkpoint that was read before."""
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise UsageError("no such device", found=device, allowed="auto, cpu, cuda, cuda:N")
         chosen = choose_device(device)
         settings = checkpoint.settings
         return cls(
@@ -110,6 +119,15 @@ class Predictor:
             min_confidence=min_confidence,
             views=views,
         )
+
+    def record(self) -> dict[str, object]:
+        """The checkpoint and the options that can change a result, as plain types for JSON."""
+        views = dataclasses.asdict(self.views)
+        del views["batch_size"]
+        searched = (self.search.train_ids + 1).tolist()
+        chosen = None if len(searched) == self.label_space.num_classes else searched
+        options = {"classes": chosen, "min_confidence": self.min_confidence, **views}
+        return {**self.about, "options": {**options, "scales": list(self.views.scales)}}
 
     @property
     def device(self) -> torch.device:

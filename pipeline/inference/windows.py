@@ -197,15 +197,19 @@ def _resized(picture: Tensor, factor: float, device: torch.device) -> Tensor:
 
 
 def _batches(pieces: Iterator[_Piece], size: int) -> Iterator[list[_Piece]]:
-    """Group neighbors of one shape, in order: sums are formed in the same order for every batch size."""
+    """Group neighbors of one shape and type, in order: sums are formed alike for every batch size."""
     batch: list[_Piece] = []
     for piece in pieces:
-        if batch and (len(batch) == size or piece.pixels.shape != batch[0].pixels.shape):
+        if batch and (len(batch) == size or not _alike(piece.pixels, batch[0].pixels)):
             yield batch
             batch = []
         batch.append(piece)
     if batch:
         yield batch
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype
 
 
 def _average(sums: dict[float, Tensor]) -> Tensor:
