@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from pipeline.inference.inputs import Input
+    from pipeline.inference.predict_files import Job, Outcome
 
 
 def predict(
@@ -61,19 +65,42 @@ def predict(
         os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'mlflow.db'}")
     views = Views(window=window, overlap=overlap, scales=_numbers(scales), flip=flip, batch_size=batch_size)
     source = checkpoint or str(best_variant(project))
+    options: dict[str, Any] = {
+        "device": device,
+        "classes": None if classes is None else classes.split(","),
+        "min_confidence": min_confidence,
+        "views": views,
+    }
     set_threads("auto")
-    predictor = Predictor.load(
-        source,
-        device=device if address is None else "cpu",
-        classes=None if classes is None else classes.split(","),
-        min_confidence=min_confidence,
-        views=views,
-    )
+    # on a cluster too, so that a mistake is told before anything starts; its machines may have GPUs
+    predictor = Predictor.load(source, **{**options, "device": "cpu" if address else device})
     job = Job(out, rle=rle, about=predictor.record(), skip_existing=skip_existing)
-    outcome = predict_files(predictor, pictures, job)
+    if address is None:
+        outcome = predict_files(predictor, pictures, job)
+    else:
+        outcome = _on_cluster(address, source, options, pictures, job)
     left_out = f", {outcome.skipped} were there" if outcome.skipped else ""
     typer.echo(f"{out}: {outcome.written} predicted with {source}{left_out}")
     outcome.check()
+
+
+def _on_cluster(
+    address: str, source: str, options: dict[str, Any], pictures: list[Input], job: Job
+) -> Outcome:
+    from pipeline.inference.cluster import predict_on_cluster
+    from pipeline.tuning.cluster import join
+
+    machines = join(address)
+    gpus = int(sum(machine.gpus for machine in machines))
+    if options["device"] == "auto":
+        options = {**options, "device": "cuda" if gpus else "cpu"}
+    workers = gpus if options["device"].startswith("cuda") else sum(machine.cpus for machine in machines)
+    try:
+        return predict_on_cluster(source, options, pictures, job, workers=max(1, workers))
+    finally:
+        import ray
+
+        ray.shutdown()
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -110,16 +110,20 @@ class ClassSearch:
             for first in range(0, len(pixels), rows):
                 queries = self._queries(pixels[first : first + rows])
                 best = (queries * keys[found[first : first + rows]]).sum(dim=1, keepdim=True)
-                best = self._logits(best)
+                best = self._scores(best)
                 for start in range(0, len(keys), columns):
-                    logits = self._logits(queries @ keys[start : start + columns].T)
-                    total[first : first + rows] += logits.sub_(best).exp_().sum(dim=1)
+                    scores = self._scores(queries @ keys[start : start + columns].T)
+                    total[first : first + rows] += torch.sub(best, scores, out=scores).exp_().sum(dim=1)
         return total.clamp_(min=1).reciprocal_()
 
     def _keys(self, classes: Tensor) -> Tensor:
-        """Rows whose product with `_queries` is a similarity, or a squared distance |e|^2 + |w|^2 - 2 e.w."""
+        """Rows whose product with `_queries` is a negative inner product, or a squared distance.
+
+        |e - w|^2 = |e|^2 + |w|^2 - 2 e.w is one product of (e, 1, |e|^2) and (-2 w, |w|^2, 1). The
+        temperature is divided out here, where it costs nothing.
+        """
         if self.similarity == "cosine":
-            return classes / self.temperature
+            return classes / -self.temperature
         ones = classes.new_ones(len(classes), 1)
         keys = torch.cat([-2 * classes, classes.square().sum(dim=1, keepdim=True), ones], dim=1)
         return keys / self.temperature**2
@@ -130,9 +134,9 @@ class ClassSearch:
         ones = pixels.new_ones(len(pixels), 1)
         return torch.cat([pixels, ones, pixels.square().sum(dim=1, keepdim=True)], dim=1)
 
-    def _logits(self, products: Tensor) -> Tensor:
-        """In place."""
-        return products if self.similarity == "cosine" else products.clamp_(min=0).sqrt_().neg_()
+    def _scores(self, products: Tensor) -> Tensor:
+        """Negative logits from products, in place."""
+        return products if self.similarity == "cosine" else products.clamp_(min=0).sqrt_()
 
     def _largest(self, low_res: Tensor, upsample: Upsample, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The place and the probability of each pixel's largest logit: (P,) each.
