@@ -1,14 +1,14 @@
-"""What approximating the softmax costs and saves: quality and time a step, at equal steps and at equal time.
+"""Measure what approximating the softmax costs and saves: quality and time, at equal steps and equal time.
 
     python -m benchmarks.approximation --steps 150 --save
     python -m benchmarks.approximation --root PATH --weights FILE --backbone tf_efficientnet_lite0 --save
 
-Each variant is trained as `pipeline.training.trainer` trains, with the settings of params.yaml, and judged by its
-last weights (validated once, at the end: nothing is chosen) on val and on the images it learnt from. Seeds
+Each variant is trained by `pipeline.training.trainer` with the settings of params.yaml. Its last weights are
+evaluated on val and on the images it learned from (validated once, at the end: nothing is chosen). Seeds
 are the same for all variants, so data order and initial weights are too.
 
 Time a step comes first, from short trainings in turns: the median gap between two steps, data loading
-included. What is trained after that is judged by quality alone, so other work beside it changes no figure.
+included. What is trained after that is compared by quality alone, so other work beside it changes no figure.
 `--times-only` stops there.
 
 Equal time: the learning rate falls to zero over the steps, so a curve read half-way would be unfair to
@@ -37,8 +37,10 @@ import yaml
 from benchmarks.record import describe_machine, save
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings
+from pipeline.config.paths import bootstrapped_folder
 from pipeline.config.schema import Settings
 from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import evaluation_loader
 from pipeline.data.tiny.generate import generate_tiny
@@ -46,7 +48,7 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.metrics import Metrics
 from pipeline.runtime.device import choose_device
 from pipeline.runtime.errors import UsageError
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
 
@@ -76,18 +78,18 @@ class Cell:
 
 
 class StepClock(NoTracker):
-    """Notes when each step was logged (trainings of fewer than 400 steps log every one)."""
+    """Note when each step was logged (trainings of fewer than 400 steps log every one)."""
 
     def __init__(self) -> None:
         self.moments: list[float] = []
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Keeps the moment, not the numbers."""
+        """Keep the moment, not the numbers."""
         if "train/loss" in metrics:
             self.moments.append(time.perf_counter())
 
     def seconds_per_step(self) -> float:
-        """Median gap between two steps, the first few left out."""
+        """Return the median gap between two steps, the first few left out."""
         moments = self.moments[UNTIMED_STEPS:]
         return statistics.median(later - earlier for earlier, later in pairwise(moments))
 
@@ -101,26 +103,25 @@ class Bench:
     folder: Path
 
     def settings(self, variant: str, seed: int, steps: int) -> Settings:
-        """params.yaml, the overrides, the variant's, and one validation, at the end."""
+        """Return params.yaml with the overrides, the variant's, and one validation, at the end."""
         every = {"train.steps": steps, "train.seed": seed, "train.validate_every": steps}
         overrides = {**self.overrides, **VARIANTS[variant], **every}
         return load_settings(self.params, overrides=overrides).model_copy(update={"project": self.folder})
 
     def prepare(self) -> None:
-        """Draws the embedded dataset where no other is named, and bootstraps."""
+        """Draw the embedded dataset where no other is named, and bootstrap."""
         settings = self.settings(REFERENCE, 0, 1)
         if "data.root" not in self.overrides:
             generate_tiny(settings.data.root)
-        if not (settings.bootstrapped / "manifest.json").is_file():
+        if not (bootstrapped_folder(settings) / "manifest.json").is_file():
             data = settings.data
-            bootstrap(
-                data.root,
-                settings.bootstrapped,
+            options = BootstrapOptions(
                 holdout_fraction=data.holdout_fraction,
                 holdout_seed=data.holdout_seed,
                 overlap=data.overlap,
                 keep_classes=data.keep_classes,
             )
+            bootstrap(data.root, bootstrapped_folder(settings), options)
 
     def times(self, variants: list[str]) -> dict[str, list[float]]:
         """Seconds a step of each variant, once a round; the variants take turns."""
@@ -142,7 +143,7 @@ class Bench:
         return times
 
     def cell(self, variant: str, seed: int, steps: int) -> Cell:
-        """The cell from the file, or trained now."""
+        """Return the cell from the file, or train it now."""
         settings = self.settings(variant, seed, steps)
         key = json.dumps(settings.flat(), sort_keys=True)
         for line in self._lines("cells"):
@@ -178,7 +179,7 @@ class Bench:
 
 def _judge(settings: Settings, checkpoint: Path, split: str) -> Metrics:
     device = choose_device(settings.runtime.device)
-    data = SegmentationDataset(settings.bootstrapped, settings.data.root, split)
+    data = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, split)
     limit = settings.evaluate.max_images
     return evaluate(
         load_checkpoint(checkpoint).segmenter().to(device),
@@ -215,7 +216,7 @@ def _spread(values: list[float]) -> str:
 
 
 def equal_time_steps(steps: int, reference: list[float], seconds: list[float]) -> int:
-    """Steps that take the variant as long as `steps` take the reference, by the medians over the rounds."""
+    """Return the steps that take the variant as long as `steps` take the reference, by medians."""
     ratio = statistics.median(reference) / statistics.median(seconds)
     return steps if abs(ratio - 1) <= SAME_TIME else max(1, round(steps * ratio))
 
@@ -283,4 +284,4 @@ def main(
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    sys.exit(run(app))
+    sys.exit(run_command(app))

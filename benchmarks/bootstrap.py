@@ -33,14 +33,15 @@ from benchmarks.repeated_dataset import full_size, repeat
 from pipeline.data.annotations.index import RowReader
 from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.bootstrap.build import _draw_batch
+from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.data.labels.label_space import STUFF
 from pipeline.data.layouts.coco_lvis import OfficialLayout
-from pipeline.data.layouts.layout import Shape
+from pipeline.data.layouts.layout import Region
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.visualize import export_masks
 from pipeline.data.store.shards import ROWS_PER_BATCH, write_shard
 from pipeline.runtime.device import GIB
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 
 ROUNDS = 5
 
@@ -100,15 +101,15 @@ def beside_the_reference(root: Path) -> str:
     return "\n".join(lines)
 
 
-def _ours(work: list[tuple[ImageEntry, list[Shape]]], root: Path, num_classes: int, path: Path) -> None:
-    drawn = _draw_batch(list(work), root=root, overlap="first", check_image=True, num_classes=num_classes)
+def _ours(work: list[tuple[ImageEntry, list[Region]]], root: Path, num_classes: int, path: Path) -> None:
+    drawn = _draw_batch(list(work), root=root, options=BootstrapOptions(), num_classes=num_classes)
     write_shard(path, [drawn.rows])
 
 
 def _content(layout: OfficialLayout, entry: ImageEntry, reader: RowReader) -> Content:
     def rows(files: list[object]) -> list[tuple[int, object]]:
         return [
-            (row["category_id"], reader.read(row["segmentation"], file.name))  # type: ignore[attr-defined]
+            (row.category_id, reader.read(row.segmentation, file.name))  # type: ignore[attr-defined]
             for file in files
             for row in file.by_image.get(entry.image_id, ())  # type: ignore[attr-defined]
         ]
@@ -268,4 +269,4 @@ def _memory_of(pid: int) -> int:
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    sys.exit(run(app))
+    sys.exit(run_command(app))

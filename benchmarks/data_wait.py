@@ -1,4 +1,4 @@
-"""How long a training would wait for its data: a loop whose step takes a given time, fed by the real loader.
+"""Measure how long a training waits for its data: a loop whose step takes a given time, and the real loader.
 
     python -m benchmarks.data_wait ROOT --step-seconds 0.4 --batch 10 --crop 512 --save
 
@@ -20,7 +20,7 @@ from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import train_loader
 from pipeline.data.loading.transforms import TrainTransform
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 from pipeline.training.state import DataWait, TrainState
 
 
@@ -36,7 +36,7 @@ def main(
     """Measure the share of the time that the loop spends waiting."""
     state = TrainState()
     with tempfile.TemporaryDirectory() as folder:
-        bootstrap(root, Path(folder) / "bootstrapped", holdout_fraction=0.1)
+        bootstrap(root, Path(folder) / "bootstrapped")
         data = SegmentationDataset(Path(folder) / "bootstrapped", root, "train")
         batches = train_loader(
             data,
@@ -61,4 +61,4 @@ def main(
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    sys.exit(run(app))
+    sys.exit(run_command(app))

@@ -1,4 +1,4 @@
-"""How well the predicted memory of a training step agrees with what torch's CPU allocator hands out for one.
+"""Compare the predicted memory of a training step with what torch's CPU allocator hands out for one.
 
     python -m benchmarks.memory --crop 224 --batch 4 --save
 
@@ -18,9 +18,9 @@ import typer
 from benchmarks.record import describe_machine, save
 from pipeline.config.load import load_settings
 from pipeline.memory.predict import HEADS, count_cpu_bytes, predict_bytes, with_changes
-from pipeline.runtime.signals import run
+from pipeline.runtime.device import MIB
+from pipeline.runtime.signals import run_command
 
-MIB = 2**20
 BACKBONES = {"resnet50": 16, "convnext_tiny": 32, "vit_small_patch16_224": 16}  # with their output strides
 
 
@@ -59,4 +59,4 @@ def main(
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    sys.exit(run(app))
+    sys.exit(run_command(app))

@@ -1,10 +1,10 @@
-"""What a sweep costs beyond its trainings: `pipeline tune` beside the same trainings one after the other.
+"""Measure what a sweep costs beyond its trainings: `pipeline tune` against the same trainings in sequence.
 
     python -m benchmarks.sweep --trials 4 --save
 
-The trials differ in `train.seed` alone, so that all take equally long, and run one at a time on one thread.
+The trials differ in `train.seed` alone, so that all take equally long. They run one at a time on one thread.
 The bare trainings are the same trainings and evaluations in one process that has imported everything. Both
-use the embedded dataset in a folder of their own; the sweep may add 5 % and 15 seconds.
+use the embedded dataset in a folder of their own. The sweep may add 5 % and 15 seconds.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import yaml
 from benchmarks.record import describe_machine, save
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings
+from pipeline.config.paths import bootstrapped_folder
 from pipeline.config.schema import Settings
 from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.tiny.generate import generate_tiny
 from pipeline.evaluation.outputs import evaluate_checkpoint
 from pipeline.runtime.device import choose_device, set_threads
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
 
@@ -63,7 +64,7 @@ def main(
 
 
 def _project(folder: Path, params: Path, trials: int, steps: int) -> Settings:
-    """A project on the embedded dataset, and the settings of its trials."""
+    """Make a project on the embedded dataset and return the settings of its trials."""
     tree = yaml.safe_load(params.read_text(encoding="utf-8"))
     tree["data"]["root"] = "data/tiny"
     tree["train"] |= {"steps": steps, "validate_every": steps}
@@ -78,12 +79,12 @@ def _project(folder: Path, params: Path, trials: int, steps: int) -> Settings:
     (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     settings = load_settings(folder / "params.yaml")
     generate_tiny(settings.data.root)
-    bootstrap(settings.data.root, settings.bootstrapped)
+    bootstrap(settings.data.root, bootstrapped_folder(settings))
     return settings
 
 
 def _bare(settings: Settings, trials: int) -> float:
-    """Seconds of the trainings and evaluations themselves."""
+    """Measure the trainings and evaluations alone, in seconds."""
     device = choose_device("cpu")
     set_threads(1)
     began = time.perf_counter()
@@ -97,7 +98,7 @@ def _bare(settings: Settings, trials: int) -> float:
 
 
 def _sweep(folder: Path) -> float:
-    """Seconds of the command."""
+    """Measure the command, in seconds."""
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     code = "import sys; from pipeline.cli.main import main; sys.exit(main())"
     began = time.perf_counter()
@@ -108,4 +109,4 @@ def _sweep(folder: Path) -> float:
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    sys.exit(run(app))
+    sys.exit(run_command(app))

@@ -37,8 +37,8 @@ from pipeline.config.schema import DataSettings, Settings
 from pipeline.memory.batch_size import USABLE, capacity_bytes
 from pipeline.memory.predict import allocated_cpu_bytes, with_changes
 from pipeline.runtime.device import choose_device, is_out_of_memory, set_threads
-from pipeline.runtime.signals import run
-from pipeline.train_step.precision import arithmetic
+from pipeline.runtime.signals import run_command
+from pipeline.train_step.precision import numerics
 
 MIB = 2**20
 CLASSES = (19, 1_284, 10_000)
@@ -202,7 +202,7 @@ def main(
     settings = Settings.model_validate(settings.model_dump())
     set_threads(threads or "auto")
     groups: list[list[Row]] = []
-    with arithmetic(settings.train, used):
+    with numerics(settings.train, used):
         for number in classes or list(CLASSES):
             groups.append(measure(settings, pixel_budget or None, number, used, repeats))
             print(table(groups, batch), end="\n\n", flush=True)
@@ -217,4 +217,4 @@ def main(
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    sys.exit(run(app))
+    sys.exit(run_command(app))

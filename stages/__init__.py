@@ -1,1 +1,1 @@
-"""Thin DVC entry points: each reads params.yaml, calls one library function, writes its declared outputs."""
+"""Run the DVC stages: each reads params.yaml, calls one library function, writes its declared outputs."""

@@ -1,34 +1,34 @@
-"""Stage bootstrap: turns the annotations of `data.root` into class-id masks, splits and a label space."""
+"""Run the stage bootstrap: turn annotations into class-id masks, splits and a label space."""
 
 from __future__ import annotations
 
 import sys
 
 from pipeline.config.load import load_settings
+from pipeline.config.paths import bootstrapped_folder
 from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.runtime.device import resolve_num_workers
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 from pipeline.runtime.workers import worker_pool
 
 
 def main() -> None:
-    """Bootstraps with the settings of the data section."""
+    """Bootstrap with the settings of the data section."""
     settings = load_settings()
     data = settings.data
+    options = BootstrapOptions(
+        layout=data.layout,
+        holdout_fraction=data.holdout_fraction,
+        holdout_seed=data.holdout_seed,
+        overlap=data.overlap,
+        keep_classes=data.keep_classes,
+    )
     # the loaders' number is of processes beside the one that trains
     num_workers = resolve_num_workers(settings.runtime.num_workers) + 1
     with worker_pool(num_workers, "pipeline.data.bootstrap.build") as pool:
-        bootstrap(
-            data.root,
-            settings.bootstrapped,
-            holdout_fraction=data.holdout_fraction,
-            holdout_seed=data.holdout_seed,
-            overlap=data.overlap,
-            keep_classes=data.keep_classes,
-            layout=data.layout,
-            pool=pool,
-        )
+        bootstrap(data.root, bootstrapped_folder(settings), options, pool=pool)
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_command(main))

@@ -1,4 +1,4 @@
-"""Stage evaluate: evaluates one variant's best checkpoint on val.
+"""Run the stage evaluate: evaluate one variant's best checkpoint on val.
 
 Usage: python -m stages.evaluate VARIANT
 """
@@ -9,16 +9,16 @@ import sys
 
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings, variant_argument
-from pipeline.config.paths import checkpoint_folder, results_folder
+from pipeline.config.paths import best_checkpoint_file, results_folder
 from pipeline.evaluation.outputs import evaluate_variant
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 from pipeline.tracking.mlflow_tracker import open_run
 
 
 def main(variant: str) -> None:
-    """Evaluates, and adds the metrics to the MLflow run that training opened."""
+    """Evaluate, and add the metrics to the MLflow run that training opened."""
     settings = load_settings(variant=variant)
-    trained = load_checkpoint(checkpoint_folder(settings) / "best.safetensors", header_only=True)
+    trained = load_checkpoint(best_checkpoint_file(settings), header_only=True)
     with open_run(settings, run_id=trained.progress["run_id"]) as tracker:
         tracker.log_data(settings, "val", context="evaluation")
         metrics, checkpoint = evaluate_variant(settings)
@@ -27,4 +27,4 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(lambda: main(variant_argument(sys.argv))))
+    sys.exit(run_command(lambda: main(variant_argument(sys.argv))))

@@ -1,18 +1,18 @@
-"""Stage prepare: draws the embedded dataset into data/tiny."""
+"""Run the stage prepare: draw the embedded dataset into data/tiny."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
+from pipeline.config.paths import TINY
 from pipeline.data.tiny.generate import generate_tiny
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 
 
 def main() -> None:
-    """Draws the default embedded dataset; an intact one is left as it is."""
-    generate_tiny(Path("data/tiny"))
+    """Draw the default embedded dataset; an intact one is left as it is."""
+    generate_tiny(TINY)
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_command(main))

@@ -1,4 +1,4 @@
-"""Stage report: compares the evaluated variants in one page and one table."""
+"""Run the stage report: compare the evaluated variants in one page and one table."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import json
 import sys
 
 from pipeline.config.load import load_settings
+from pipeline.config.paths import all_evaluations, all_results, bootstrapped_folder
 from pipeline.report.build import write_comparison, write_report
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 from pipeline.tracking.mlflow_tracker import log_to_finished_run
 
 
 def main() -> None:
-    """Writes results/report.html and results/comparison.csv; the variants' MLflow runs get the page too."""
+    """Write results/report.html and results/comparison.csv; add the page to the variants' MLflow runs."""
     settings = load_settings()
-    evaluations, results = settings.project / "evaluations", settings.project / "results"
+    evaluations, results = all_evaluations(settings), all_results(settings)
     names, page = list(settings.variants), results / "report.html"
     write_comparison(evaluations, names, results / "comparison.csv")
-    write_report(evaluations, results, settings.bootstrapped, names, page)
+    write_report(evaluations, results, bootstrapped_folder(settings), names, page)
     for name in names:
         record = json.loads((evaluations / name / "record.json").read_text(encoding="utf-8"))
         log_to_finished_run(settings, record["run_id"], page)
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_command(main))

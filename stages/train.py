@@ -1,4 +1,4 @@
-"""Stage train: trains one variant and writes its best checkpoint and curves.
+"""Run the stage train: train one variant and write its best checkpoint and curves.
 
 Usage: python -m stages.train VARIANT
 """
@@ -9,16 +9,16 @@ import sys
 
 from pipeline.config.load import load_settings, variant_argument
 from pipeline.memory.out_of_memory import explained_memory
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 from pipeline.tracking.mlflow_tracker import open_run
 from pipeline.training.outputs import write_training
-from pipeline.training.trainer import interrupted_state, train
+from pipeline.training.trainer import resumable_state, train
 
 
 def main(variant: str) -> None:
-    """Trains in the MLflow run of an interrupted training under the same settings, or in a new one."""
+    """Train in the MLflow run of an interrupted training under the same settings, or in a new one."""
     settings = load_settings(variant=variant)
-    interrupted = interrupted_state(settings)
+    interrupted = resumable_state(settings)
     run_id = interrupted.run_id if interrupted else None
     with explained_memory(settings), open_run(settings, run_id=run_id) as tracker:
         tracker.log_data(settings, "train", context="training")
@@ -27,4 +27,4 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(lambda: main(variant_argument(sys.argv))))
+    sys.exit(run_command(lambda: main(variant_argument(sys.argv))))

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # where two threads are asked for, they wait without spinning
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DVC_NO_ANALYTICS"] = "true"
 
@@ -35,7 +36,7 @@ PARAMS = {
     "train": {
         "steps": 8,
         "batch_size": 2,
-        "crop_size": 48,
+        "crop_size": 32,
         "learning_rate": 0.02,
         "validate_every": 4,
         "checkpoint_every": 2,
@@ -55,12 +56,14 @@ PARAMS = {
 def bootstrapped_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with shrunken settings and bootstrapped data, for all tests: not to be changed."""
     from pipeline.data.bootstrap.build import bootstrap
+    from pipeline.data.bootstrap.options import BootstrapOptions
     from pipeline.data.tiny.generate import generate_tiny
 
     folder = tmp_path_factory.mktemp("project")
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     generate_tiny(folder / "data" / "tiny", num_train=12, num_val=4)
-    bootstrap(folder / "data" / "tiny", folder / "data" / "bootstrapped", holdout_fraction=0.2)
+    options = BootstrapOptions(holdout_fraction=0.2)
+    bootstrap(folder / "data" / "tiny", folder / "data" / "bootstrapped", options)
     return folder
 
 

@@ -57,12 +57,13 @@ WINGS = {
     "pipeline.inference": "models pipeline.runtime pipeline.config pipeline.data.labels pipeline.data.loading "
     "pipeline.checkpoint",
     "pipeline.memory": "models pipeline.runtime pipeline.config pipeline.data.labels pipeline.train_step",
-    "pipeline.training": "models pipeline.runtime pipeline.config pipeline.tracking pipeline.data.loading "
+    "pipeline.training": "models pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
+    "pipeline.data.loading "
     "pipeline.train_step pipeline.checkpoint pipeline.evaluation pipeline.memory",
     "pipeline.tuning": "pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
     "pipeline.checkpoint pipeline.evaluation pipeline.memory pipeline.training",
     "pipeline.report": "pipeline.runtime pipeline.config pipeline.data.store",
-    "pipeline.doctor": "pipeline.runtime pipeline.config pipeline.tracking",
+    "pipeline.doctor": "pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels",
     "pipeline.cli": "models pipeline",
 }
 NO_RESULT = ("pipeline.runtime", "pipeline.config", "pipeline.tracking")  # wings that change no result

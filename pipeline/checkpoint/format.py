@@ -1,9 +1,9 @@
-"""Checkpoints that describe themselves: one safetensors file, written atomically, read without pickle.
+"""Save and load checkpoints that describe themselves: one safetensors file, atomic, without pickle.
 
 The header holds everything needed to rebuild the model and to go on: the segmenter's arguments, the label
 space, the settings, the step, the progress made, and a checksum of the tensors, which is compared whenever
 they are read. Tensors are the model's ("model.NAME") and, in a checkpoint to resume from, the optimizer's
-("optimizer.INDEX.NAME") and, where there is one, the moving average's ("average.NAME").
+("optimizer.INDEX.NAME") and, with `train.ema`, the averaged model's ("average.NAME").
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.segmenter import Segmenter, SegmenterConfig, build_segmenter
+from pipeline.config.renamed import current_keys
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.runtime.errors import DataError
 from pipeline.runtime.files import atomic_path
@@ -32,7 +33,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model at a step of its training.
+    """Hold a model at a step of its training.
 
     Attributes:
         arguments: rebuild the segmenter.
@@ -55,7 +56,7 @@ class Checkpoint:
     average: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Writes the file so that `path` holds either the old or the new checkpoint, never a part of one.
+        """Write the file so that `path` holds either the old or the new checkpoint, never a part of one.
 
         Raises:
             OSError: it cannot be written, for example because the disk is full.
@@ -80,20 +81,20 @@ class Checkpoint:
                 raise _as_os_error(error, path) from error
 
     def segmenter(self) -> Segmenter:
-        """The model with these weights, on the CPU, in evaluation mode."""
+        """Build the model with these weights, on the CPU, in evaluation mode."""
         segmenter = build_segmenter(self.arguments)
         segmenter.load_state_dict(self.model)
         return segmenter.eval()
 
 
 def _as_os_error(error: SafetensorError, path: Path) -> OSError:
-    """safetensors tells of a full disk in words only: "... No space left on device (os error 28)"."""
+    """Find the error number, which safetensors has in words only: "... (os error 28)"."""
     code = re.search(r"\(os error (\d+)\)", str(error))
     return OSError(int(code[1]) if code else errno.EIO, str(error), str(path))
 
 
 def load_checkpoint(path: Path, *, header_only: bool = False) -> Checkpoint:
-    """Reads a checkpoint.
+    """Read a checkpoint.
 
     Args:
         path: the file.
@@ -135,7 +136,7 @@ def load_checkpoint(path: Path, *, header_only: bool = False) -> Checkpoint:
     return Checkpoint(
         arguments=SegmenterConfig.from_dict(header["arguments"]),
         label_space=LabelSpace.from_dict(header["label_space"]),
-        settings=header["settings"],
+        settings=current_keys(header["settings"]),
         step=header["step"],
         progress=header["progress"],
         model=_under("model.", tensors),
@@ -145,7 +146,7 @@ def load_checkpoint(path: Path, *, header_only: bool = False) -> Checkpoint:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 of the bytes of all tensors, in the order of their names."""
+    """Return the CRC-32 of the bytes of all tensors, in the order of their names."""
     value = 0
     for name in sorted(tensors):
         value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, value)
@@ -157,7 +158,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's per-parameter state, flattened to "INDEX.NAME"."""
+    """Return the optimizer's per-parameter state, flattened to "INDEX.NAME"."""
     state = optimizer.state_dict()["state"]
     return {
         f"{index}.{name}": torch.as_tensor(value)
@@ -168,15 +169,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Puts back what `optimizer_tensors` took; rates and groups stay as they were built."""
+    """Restore what `optimizer_tensors` returned; learning rates and groups stay as they were built."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         parameter = parameters[int(index)]
-        if (
-            value.shape == parameter.shape and value.dim() > 0
-        ):  # in the order that its parameter has in memory
+        if value.shape == parameter.shape and value.dim() > 0:  # in its parameter's memory format
             value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints: the best one, the last one to resume from, and the one before that."""
+"""Keep a run's checkpoints: the best one, the last one to resume from, and the one before that."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from pipeline.runtime.locks import locked
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Never more than three checkpoints, each whole; only one process may write to it."""
+    """Hold at most three checkpoints, each whole; only one process may write to the folder."""
 
     path: Path
 
     @property
     def best(self) -> Path:
-        """The checkpoint chosen on the held-out part."""
+        """Return the path of the checkpoint chosen on the held-out part."""
         return self.path / "best.safetensors"
 
     @property
     def trace(self) -> Path:
-        """What `train.debug: profile` leaves."""
+        """Return the path of the trace that `train.debug: profile` leaves."""
         return self.path / "trace.json"
 
-    def interrupted(self, settings: Settings, *, header_only: bool = False) -> Checkpoint | None:
-        """The last checkpoint of an unfinished run under these settings; the one before if it is damaged."""
-        for path in self._resumable():
+    def resumable(self, settings: Settings, *, header_only: bool = False) -> Checkpoint | None:
+        """Load the last checkpoint of an unfinished run under these settings; if damaged, the one before."""
+        for path in self._last_and_previous():
             if not path.exists():
                 continue
             try:
@@ -44,14 +44,14 @@ class RunFolder:
         return None
 
     def save_last(self, checkpoint: Checkpoint) -> None:
-        """Saves what to resume from; the one before is kept until the run is finished.
+        """Save what to resume from; the one before is kept until the run is finished.
 
         The last one makes room first, so that two of them and no third need fit onto the disk.
 
         Raises:
             OSError: the disk is full, say: the one before is still there.
         """
-        last, previous = self._resumable()
+        last, previous = self._last_and_previous()
         if last.exists():
             last.replace(previous)
         checkpoint.save(last)
@@ -77,10 +77,10 @@ class RunFolder:
         )
 
     def remove_leftovers(self) -> None:
-        """Removes what a killed process left half-written."""
+        """Remove what a killed process left half-written."""
         for pattern in (".*.part", ".tmp*"):  # ours, and safetensors' own
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
 
-    def _resumable(self) -> tuple[Path, Path]:
+    def _last_and_previous(self) -> tuple[Path, Path]:
         return self.path / "last.safetensors", self.path / "previous.safetensors"

@@ -100,22 +100,21 @@ def bootstrap(
     check_images: Annotated[bool, typer.Option(help="Open every image and compare its size.")] = True,
 ) -> None:
     """Turn the annotations under ROOT into class-id masks, splits and a label space in OUT."""
+    from pipeline.data.bootstrap.options import BootstrapOptions
     from pipeline.runtime.workers import worker_pool
 
+    options = BootstrapOptions(
+        layout=layout,
+        holdout_fraction=holdout_fraction,
+        holdout_seed=holdout_seed,
+        overlap=overlap,
+        keep_classes=[int(key) if key.isdigit() else key for key in keep] if keep else None,
+        check_images=check_images,
+    )
     with worker_pool(workers, "pipeline.data.bootstrap.build") as pool:
         from pipeline.data.bootstrap.build import bootstrap as make  # while the workers start
 
-        result = make(
-            root,
-            out,
-            holdout_fraction=holdout_fraction,
-            holdout_seed=holdout_seed,
-            overlap=overlap,
-            keep_classes=[int(key) if key.isdigit() else key for key in keep] if keep else None,
-            layout=layout,
-            pool=pool,
-            check_images=check_images,
-        )
+        result = make(root, out, options, pool=pool)
     typer.echo(f"{out}: {result.label_space.num_classes} classes")
     for split, counts in result.counts.items():
         share = counts.labeled_pixels / max(int(counts.pixels.sum()), 1)

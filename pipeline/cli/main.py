@@ -1,4 +1,4 @@
-"""The `pipeline` command: a thin shell over the library that imports what a command needs when it runs."""
+"""Define the `pipeline` command: a thin layer that imports what a command needs only when it runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.cli.memory import memory
 from pipeline.cli.predict import predict
 from pipeline.cli.tune import app as tune_app
 from pipeline.runtime.errors import KilosegError
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 
 app = typer.Typer(
     name="pipeline",
@@ -103,8 +103,8 @@ def ui(
 
 
 def main() -> None:
-    """Runs the command and exits with its code; typer answers wrong usage itself, with code 2."""
-    sys.exit(run(app))
+    """Run the command and exit with its code; typer itself exits with code 2 on wrong usage."""
+    sys.exit(run_command(app))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""`pipeline memory`: what a training step needs before a GPU is rented for it."""
+"""Run `pipeline memory`: predict what a training step needs before a GPU is rented for it."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import yaml
 
+from pipeline.config.paths import label_space_file
 from pipeline.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Settings
     from pipeline.memory.predict import MemoryRow
-
-UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "GB": 10**9, "MB": 10**6}
 
 
 def memory(
@@ -94,23 +94,23 @@ def _answer(settings: Settings, num_classes: int, budget_bytes: int) -> None:
     )
     images = settings.train.images_per_step
     if images > fit.batch_size:
-        division = min_accumulation(settings, num_classes, budget_bytes)
+        divided = min_accumulation(settings, num_classes, budget_bytes)
         typer.echo(
-            f"{images} images a step fit with train.accumulation_steps {division.parts}: {division.batch_size} at a "
-            f"time, {division.predicted_bytes / GIB:.2f} GiB predicted"
+            f"{images} images a step fit with train.accumulation_steps {divided.accumulation_steps}: "
+            f"{divided.micro_batch_size} at a time, {divided.predicted_bytes / GIB:.2f} GiB predicted"
         )
 
 
 def _bootstrapped_classes(settings: Settings) -> int:
-    """C of the bootstrapped label space, or of LVIS and COCO-Stuff merged where there is none yet."""
+    """Return C of the bootstrapped label space, or of LVIS and COCO-Stuff merged where there is none yet."""
     from pipeline.data.labels.label_space import LabelSpace
 
-    path = settings.bootstrapped / "label_space.json"
+    path = label_space_file(settings)
     return LabelSpace.load(path).num_classes if path.is_file() else 1_284
 
 
 def parse_changes(texts: list[str]) -> dict[str, object]:
-    """{KEY: value} of "KEY=VALUE", the values as in YAML.
+    """Return {KEY: value} of "KEY=VALUE", the values as in YAML.
 
     Raises:
         UsageError: no equals sign, or a value that is not YAML.
@@ -130,19 +130,23 @@ def parse_changes(texts: list[str]) -> dict[str, object]:
 
 
 def parse_budget(text: str) -> int:
-    """Bytes of "11GiB", "11.5 GB", "11264MiB".
+    """Return the bytes of "11GiB", "11.5 GB", "11264MiB".
 
     Raises:
         UsageError: no positive number, or another unit.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
-    value = round(float(match[1]) * UNITS.get(match[2], 0)) if match else 0
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    value = 0
+    if re.fullmatch(r"\s*\d+(\.\d+)?\s*[A-Za-z]+B\s*", text):  # a number alone would be bytes
+        with contextlib.suppress(ValidationError):
+            value = TypeAdapter(ByteSize).validate_python(text)
     if value <= 0:
         raise UsageError(
             "not an amount of memory",
             where="--budget",
             found=repr(text),
-            allowed=f"a number above 0 and a unit of {', '.join(UNITS)}",
+            allowed="a number above 0 and a unit as GiB, MiB, KiB, GB, MB",
             hint="for example 11GiB",
         )
     return value

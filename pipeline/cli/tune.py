@@ -1,4 +1,4 @@
-"""`pipeline tune`: sweep, look at the result, decide."""
+"""Run `pipeline tune`: sweep settings, show the result, keep the best values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.runtime.errors import KilosegError, UsageError
 if TYPE_CHECKING:
     from pipeline.config.schema import Settings
     from pipeline.tuning.space import Space
-    from pipeline.tuning.sweep import Plan, Sweep
+    from pipeline.tuning.sweep import Sweep, SweepPlan
 
 app = typer.Typer(
     help="Sweep settings with Ray Tune; then `best` shows the result and `apply` keeps it.",
@@ -23,69 +23,63 @@ app = typer.Typer(
     add_completion=False,
 )
 
+PARAMS = Path("params.yaml")
 Params = Annotated[Path, typer.Option("--params", help="The settings file.", show_default=True)]
 Name = Annotated[str | None, typer.Option("--name", help="A sweep's name; default: the latest.")]
-PARAMS = Path("params.yaml")
+Trials = Annotated[int | None, typer.Option(help="Instead of tune.trials.", min=1)]
+TimeBudget = Annotated[
+    str | None, typer.Option(help="Stop after this long, as 90s, 30m or 2h; what runs can be resumed.")
+]
+MaxConcurrent = Annotated[
+    int | None, typer.Option(help="Trials at once, instead of tune.max_concurrent.", min=1)
+]
+GpusPerTrial = Annotated[
+    float | None, typer.Option(help="Instead of tune.gpus_per_trial; 0.5 puts two on a GPU.", min=0)
+]
+Address = Annotated[
+    str | None, typer.Option(help="Join this Ray cluster (auto, or HOST:PORT); default: this machine.")
+]
+NewName = Annotated[str | None, typer.Option("--name", help="Of the sweep; default: date and time.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the sweep --name, or the latest.")]
+Extend = Annotated[int, typer.Option(help="Go on with it and add so many trials.", min=0)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run.")]
 
 
 @app.callback()
 def tune(
     context: typer.Context,
     params: Params = PARAMS,
-    trials: Annotated[int | None, typer.Option(help="Instead of tune.trials.", min=1)] = None,
-    time_budget: Annotated[
-        str | None, typer.Option(help="Stop after this long, as 90s, 30m or 2h; what runs can be resumed.")
-    ] = None,
-    max_concurrent: Annotated[
-        int | None, typer.Option(help="Trials at once, instead of tune.max_concurrent.", min=1)
-    ] = None,
-    gpus_per_trial: Annotated[
-        float | None, typer.Option(help="Instead of tune.gpus_per_trial; 0.5 puts two on a GPU.", min=0)
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Join this Ray cluster (auto, or HOST:PORT); default: this machine.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the sweep; default: date and time.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the sweep --name, or the latest.")
-    ] = False,
-    extend: Annotated[int, typer.Option(help="Go on with it and add so many trials.", min=0)] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run.")] = False,
+    trials: Trials = None,
+    time_budget: TimeBudget = None,
+    max_concurrent: MaxConcurrent = None,
+    gpus_per_trial: GpusPerTrial = None,
+    address: Address = None,
+    name: NewName = None,
+    resume: Resume = False,
+    extend: Extend = 0,
+    dry_run: DryRun = False,
 ) -> None:
     """Sweep the settings of the tune section over the bootstrapped data."""
     if context.invoked_subcommand is not None:
         return
-    from pipeline.config.load import load_settings, with_overrides
-
     seconds = None if time_budget is None else parse_seconds(time_budget)
     if (resume or extend) and trials is not None:
         raise UsageError("a sweep keeps its trials", where="--trials", hint="add to them with --extend N")
-    settings = load_settings(params)
-    settings = load_settings(params, variant=settings.tune.variant)
-    if gpus_per_trial is not None:
-        section = settings.tune.model_copy(update={"gpus_per_trial": gpus_per_trial})
-        settings = with_overrides(settings.model_copy(update={"tune": section}), {})
+    settings = _settings_of_variant(params, gpus_per_trial)
 
     from pipeline.tuning.plan import continue_plan, new_plan
-    from pipeline.tuning.runner import run_sweep
-    from pipeline.tuning.sweep import find_sweep
 
     if resume or extend:
-        plan, space = continue_plan(find_sweep(settings.tune.folder, name), extend=extend)
+        plan, space = continue_plan(_sweep(settings, name), extend=extend)
     else:
         plan, space = new_plan(settings, name=name, trials=trials)
     _describe(plan, space)
     if dry_run:
         return
-    given = {
-        "--name": plan.name,
-        "--params": params if params != PARAMS else None,
-        "--address": address,
-        "--max-concurrent": max_concurrent,
-        "--gpus-per-trial": gpus_per_trial,
-    }
-    options = [str(part) for option in given.items() if option[1] is not None for part in option]
-    go_on = f"to go on: {shlex.join(['pipeline', 'tune', '--resume', *options])}"
+
+    from pipeline.tuning.runner import run_sweep
+
+    resume_hint = "to go on: " + _resume_command(plan.name, params, address, max_concurrent, gpus_per_trial)
     try:
         sweep = run_sweep(
             plan,
@@ -96,12 +90,47 @@ def tune(
             time_budget=seconds,
         )
     except KeyboardInterrupt:
-        print(f"\nstopped; {go_on}", file=sys.stderr, flush=True)
+        print(f"\nstopped; {resume_hint}", file=sys.stderr, flush=True)
         raise
     _show(sweep)
+    _report_end(sweep, plan, resume_hint)
+
+
+def _settings_of_variant(params: Path, gpus_per_trial: float | None) -> Settings:
+    """Load the settings of the variant to sweep, with the option's GPUs in its tune section."""
+    from pipeline.config.load import load_settings, with_overrides
+
+    settings = load_settings(params, variant=load_settings(params).tune.variant)
+    if gpus_per_trial is None:
+        return settings
+    section = settings.tune.model_copy(update={"gpus_per_trial": gpus_per_trial})
+    return with_overrides(settings.model_copy(update={"tune": section}), {})
+
+
+def _resume_command(
+    name: str, params: Path, address: str | None, max_concurrent: int | None, gpus_per_trial: float | None
+) -> str:
+    """Return the command that resumes the sweep with the options given now."""
+    given = {
+        "--name": name,
+        "--params": params if params != PARAMS else None,
+        "--address": address,
+        "--max-concurrent": max_concurrent,
+        "--gpus-per-trial": gpus_per_trial,
+    }
+    options = [str(part) for option in given.items() if option[1] is not None for part in option]
+    return shlex.join(["pipeline", "tune", "--resume", *options])
+
+
+def _report_end(sweep: Sweep, plan: SweepPlan, resume_hint: str) -> None:
+    """Say whether time ran out.
+
+    Raises:
+        KilosegError: every trial failed.
+    """
     records = sweep.records()
     if sum(record.done for record in records) < plan.trials:
-        typer.echo(f"the time is up; {go_on}")
+        typer.echo(f"the time is up; {resume_hint}")
     if records and all(record.outcome == "failed" for record in records):
         raise KilosegError(
             "every trial failed",
@@ -124,10 +153,10 @@ def apply_(
     params: Params = PARAMS,
 ) -> None:
     """Write the best trial's values into the settings file; `dvc repro` then trains with them."""
-    from pipeline.tuning.results import apply_values, winner
+    from pipeline.tuning.results import apply_values, best_trial
 
     sweep = _sweep(_settings(params), name)
-    record = winner(sweep, trial)
+    record = best_trial(sweep, trial)
     changes = apply_values(params, sweep.plan, record)
     values = ", ".join(f"{key} {value}" for key, value in record.values.items())
     typer.echo(f"trial {record.number} of {sweep.plan.name}: {values}")
@@ -136,7 +165,7 @@ def apply_(
 
 
 def parse_seconds(text: str) -> float:
-    """Seconds of "90s", "30m", "1.5h" or "600".
+    """Parse "90s", "30m", "1.5h" or "600" as seconds.
 
     Raises:
         UsageError: anything else.
@@ -162,7 +191,7 @@ def _sweep(settings: Settings, name: str | None) -> Sweep:
     return find_sweep(settings.tune.folder, name)
 
 
-def _describe(plan: Plan, space: Space) -> None:
+def _describe(plan: SweepPlan, space: Space) -> None:
     variant = plan.settings["variant"]
     start = "the plain settings" if variant is None else f"variant {variant}"
     typer.echo(f"sweep {plan.name}: {plan.trials} trials from {start}, for {' and '.join(plan.objectives)}")
@@ -193,7 +222,7 @@ def _show(sweep: Sweep) -> None:
     for record in ranked(records):
         table.add_row(
             ("* " if record.number in front else "") + str(record.number),
-            *(_told(record.values[key]) for key in plan.space),
+            *(_short_number(record.values[key]) for key in plan.space),
             "" if record.score is None else f"{100 * record.score:.2f}",
             "" if record.memory_gib is None else f"{record.memory_gib:.3f}",
             record.outcome,
@@ -206,5 +235,5 @@ def _show(sweep: Sweep) -> None:
         typer.echo(f"keep the best: pipeline tune apply --name {plan.name}")
 
 
-def _told(value: object) -> str:
+def _short_number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

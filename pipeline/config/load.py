@@ -1,4 +1,4 @@
-"""From params.yaml to settings: overrides applied, every key and value checked, paths made absolute.
+"""Read params.yaml into settings: apply overrides, check every key and value, make paths absolute.
 
 Whatever is wrong ends in one error that names the file, the key, the value and what is allowed. Paths are
 absolute because Ray and DVC change the working directory.
@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from pipeline.config.renamed import current_key, current_tree
 from pipeline.config.schema import NOT_IN_THE_FILE, SECTIONS, Section, Settings
 from pipeline.runtime.errors import UsageError
 
@@ -26,7 +27,7 @@ def load_settings(
     variant: str | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> Settings:
-    """Reads params.yaml into checked settings.
+    """Read params.yaml into checked settings.
 
     Args:
         path: the file; relative paths in it are relative to its folder.
@@ -47,10 +48,8 @@ def load_settings(
                 allowed=", ".join(variants) or "none is defined",
                 hint="name one of these, or add it under variants",
             )
-        for name in variants:
-            _check(
-                path, _with_variant(path, tree, name), name, path.parent
-            )  # so that a mistake in any of them surfaces now
+        for name in variants:  # so that a mistake in any of them surfaces now
+            _check(path, _with_variant(path, tree, name), name, path.parent)
         tree = _with_variant(path, tree, variant)
     for key, value in (overrides or {}).items():
         _override(tree, key, value, where=f"override {key}")
@@ -60,7 +59,7 @@ def load_settings(
 def with_overrides(
     settings: Settings, overrides: Mapping[str, object], *, where: str = "override"
 ) -> Settings:
-    """The settings with some values replaced by dotted key, checked as if they stood in the file.
+    """Return the settings with some values replaced by dotted key, checked as if they stood in the file.
 
     Raises:
         UsageError: unknown key, wrong type, value out of range.
@@ -72,7 +71,7 @@ def with_overrides(
 
 
 def variant_argument(arguments: list[str]) -> str:
-    """The one argument of a stage that works on a variant.
+    """Return the one argument of a stage that works on a variant.
 
     Raises:
         UsageError: none, or more than one.
@@ -88,7 +87,7 @@ def variant_argument(arguments: list[str]) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree: object = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(
             "no settings file",
@@ -101,7 +100,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(tree, dict):
         raise UsageError("the settings file holds no sections", where=path, allowed=", ".join(SECTIONS))
-    return tree
+    return current_tree(tree, path)
 
 
 def _with_variant(path: Path, tree: dict[str, Any], variant: str) -> dict[str, Any]:
@@ -121,7 +120,7 @@ def _with_variant(path: Path, tree: dict[str, Any], variant: str) -> dict[str, A
 
 
 def _override(tree: dict[str, Any], key: str, value: object, where: str) -> None:
-    section, dot, name = key.partition(".")
+    section, dot, name = current_key(key, where).partition(".")
     if not dot or section not in ("data", "model", "loss", "train", "evaluate", "tracking", "runtime"):
         raise UsageError(
             "cannot override this key",

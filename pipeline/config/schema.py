@@ -1,4 +1,4 @@
-"""What can be configured: frozen, checked settings, section by section as in params.yaml.
+"""Define what can be configured: frozen, checked settings, section by section as in params.yaml.
 
 `pipeline.config.load` reads them. A value that follows from others, such as the number of classes, is
 computed where it is needed and never configured.
@@ -9,13 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from pipeline.config.paths import SWEEPS, TINY
 
 
 def _as_path(value: object) -> object:
@@ -30,20 +36,20 @@ FilePath = Annotated[Path, BeforeValidator(_as_path)]
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys and values of another type."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataSettings(Section):
     """Where the dataset lies and how its annotations become class-id masks."""
 
-    root: FilePath = Field(description="folder of the dataset; data/tiny is the embedded one")
+    root: FilePath = Field(description=f"folder of the dataset; {TINY} is the embedded one")
     layout: Literal["coco_lvis", "coco", "masks"] = Field(
         "coco_lvis", description="how the dataset lies on disk, see docs/data.md"
     )
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of the train images kept back for choosing checkpoints"
     )
-    holdout_seed: NonNegative = Field(0, description="which images are kept back")
+    holdout_seed: NonNegativeInt = Field(0, description="which images are kept back")
     overlap: Literal["first", "smallest"] = Field(
         "first", description="which annotation keeps a pixel claimed by several"
     )
@@ -63,7 +69,7 @@ class ModelSettings(Section):
         "deeplabv3plus",
         description="each takes every backbone; linear is meant for plain vision transformers",
     )
-    decoder_channels: Positive = 256
+    decoder_channels: PositiveInt = 256
     head: Literal["embedding", "softmax"] = "embedding"
     embedding_dim: Annotated[int, Field(ge=1, le=4096)] = 16
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -89,28 +95,28 @@ class LossSettings(Section):
     name: Literal["exact", "knn", "sampled"] = "exact"
     similarity: Literal["distance", "cosine"] = "distance"
     temperature: PositiveFloat = Field(0.05, description="divides the similarity; the paper multiplies by 20")
-    num_negatives: Positive = Field(7, description="classes besides the true one, for knn and sampled")
+    num_negatives: PositiveInt = Field(7, description="classes besides the true one, for knn and sampled")
     min_separation: NonNegativeFloat = Field(
         0.2, description="least wanted distance between two class embeddings"
     )
     separation_weight: NonNegativeFloat = 1.0
-    pixel_budget: Positive | None = Field(
+    pixel_budget: PositiveInt | None = Field(
         None, description="labeled pixels of a step that the loss takes, drawn at random (null: all)"
     )
-    work_memory_mib: Positive = Field(32, description="budget of the loss's work buffer")
+    work_memory_mib: PositiveInt = Field(32, description="budget of the loss's work buffer")
 
 
 class TrainSettings(Section):
     """One training run, as in the paper unless changed."""
 
-    steps: Positive = 200_000
-    batch_size: Positive | Literal["auto"] = Field(
+    steps: PositiveInt = 200_000
+    batch_size: PositiveInt | Literal["auto"] = Field(
         10, description="images of an optimization step; auto: effective_batch_size, divided as memory needs"
     )
-    accumulation_steps: Positive = Field(
-        1, description="parts into which a step's images are divided, one after another in memory"
+    accumulation_steps: PositiveInt = Field(
+        1, description="micro-batches into which a step's images are divided, one in memory at a time"
     )
-    effective_batch_size: Positive | None = Field(
+    effective_batch_size: PositiveInt | None = Field(
         None, description="images of a step with batch_size: auto (null: 10, the paper's)"
     )
     memory_budget_gib: PositiveFloat | None = Field(
@@ -121,7 +127,7 @@ class TrainSettings(Section):
     )
     scale_min: PositiveFloat = 0.5
     scale_max: PositiveFloat = 2.0
-    flip_probability: Share = 0.5
+    flip_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
     repeat_threshold: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="classes in a smaller share of the images are shown more often (null: no repeats)"
     )
@@ -138,7 +144,7 @@ class TrainSettings(Section):
         None, description="that of the class embeddings (null: weight_decay)"
     )
     poly_power: NonNegativeFloat = 0.9
-    warmup_steps: NonNegative = Field(
+    warmup_steps: NonNegativeInt = Field(
         0, description="steps over which the rate rises linearly to its full value"
     )
     gradient_clip: PositiveFloat | None = Field(
@@ -154,15 +160,16 @@ class TrainSettings(Section):
     )
     compile: bool = Field(False, description="compile the network with torch.compile; the first step is slow")
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="decay of the moving average of the weights, which is what is judged (null: off)"
+        None,
+        description="decay of the moving average of the weights, which is then validated (null: off)",
     )
     deterministic: bool = Field(False, description="only kernels that give the same bits every time")
     debug: Literal["one_batch", "few_batches", "profile"] | None = Field(
         None, description="train on one batch for ever; or end after a few; or write a trace of those"
     )
-    validate_every: Positive = Field(2_000, description="steps between evaluations on the held-out part")
-    checkpoint_every: Positive = Field(1_000, description="steps between checkpoints to resume from")
-    seed: NonNegative = 0
+    validate_every: PositiveInt = Field(2_000, description="steps between evaluations on the held-out part")
+    checkpoint_every: PositiveInt = Field(1_000, description="steps between checkpoints to resume from")
+    seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _scales_in_order(self) -> TrainSettings:
@@ -184,26 +191,29 @@ class TrainSettings(Section):
             )
         elif self.accumulation_steps > self.batch_size:
             raise ValueError(
-                f"accumulation_steps ({self.accumulation_steps}) must not exceed batch_size ({self.batch_size})"
+                f"accumulation_steps ({self.accumulation_steps}) must not exceed "
+                f"batch_size ({self.batch_size})"
             )
         return self
 
     @property
     def images_per_step(self) -> int:
-        """Images that one update of the weights sees: the effective batch size."""
+        """Return the images that one update of the weights sees: the effective batch size."""
         return (self.effective_batch_size or 10) if self.batch_size == "auto" else self.batch_size
 
     @property
     def micro_batch_size(self) -> int:
-        """Images in memory at a time: those of a step divided by `accumulation_steps`, rounded up."""
+        """Return the images in memory at a time: those of a step by `accumulation_steps`, rounded up."""
         return -(-self.images_per_step // self.accumulation_steps)
 
 
 class EvaluateSettings(Section):
-    """How a checkpoint is judged on the val split."""
+    """How a checkpoint is evaluated on the val split."""
 
-    max_images: Positive | None = Field(None, description="evaluate only the first images (null: all)")
-    examples: NonNegative = Field(6, description="images shown as image, truth and prediction in the report")
+    max_images: PositiveInt | None = Field(None, description="evaluate only the first images (null: all)")
+    examples: NonNegativeInt = Field(
+        6, description="images shown as image, truth and prediction in the report"
+    )
 
 
 class TuneSettings(Section):
@@ -219,8 +229,10 @@ class TuneSettings(Section):
     objectives: list[Literal["val/miou", "holdout/miou", "peak_memory_gib"]] = Field(
         ["val/miou"], description="one mIoU, or one and peak_memory_gib"
     )
-    trials: Positive = 8
-    max_concurrent: Positive | Literal["auto"] = Field("auto", description="trials at once (auto: what fits)")
+    trials: PositiveInt = 8
+    max_concurrent: PositiveInt | Literal["auto"] = Field(
+        "auto", description="trials at once (auto: what fits)"
+    )
     gpus_per_trial: NonNegativeFloat | Literal["auto"] = "auto"
     pruning: bool = Field(True, description="ASHA: stop trials early that are behind on the held-out part")
     reduction_factor: Annotated[int, Field(ge=2)] = Field(
@@ -229,8 +241,8 @@ class TuneSettings(Section):
     memory_budget_gib: PositiveFloat | None = Field(
         None, description="points predicted to need more are not trained (null: the GPU's memory)"
     )
-    folder: FilePath = Field(Path("sweeps"), description="where sweeps are kept; shared by all machines")
-    seed: NonNegative = 0
+    folder: FilePath = Field(SWEEPS, description="where sweeps are kept; shared by all machines")
+    seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _one_or_two_objectives(self) -> TuneSettings:
@@ -254,8 +266,8 @@ class RuntimeSettings(Section):
     """This machine. Nothing here changes what is computed, so no DVC stage depends on it."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    threads: Positive | Literal["auto"] = "auto"
-    num_workers: NonNegative | Literal["auto"] = "auto"
+    threads: PositiveInt | Literal["auto"] = "auto"
+    num_workers: NonNegativeInt | Literal["auto"] = "auto"
 
 
 class Settings(Section):
@@ -288,13 +300,8 @@ class Settings(Section):
             )
         return self
 
-    @property
-    def bootstrapped(self) -> Path:
-        """Folder of the masks, manifest and label space made from `data.root`."""
-        return self.project / "data" / "bootstrapped"
-
     def flat(self) -> dict[str, object]:
-        """The settings that can change a result, by dotted key: what is compared and tracked."""
+        """Return the settings that can change a result, by dotted key: what is compared and tracked."""
         sections = self.model_dump(mode="json", include={"data", "model", "loss", "train", "evaluate"})
         return {
             f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()

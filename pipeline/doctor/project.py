@@ -1,8 +1,7 @@
-"""`pipeline doctor`: what this machine and project have, what is missing and how to fix it.
+"""Check machine and project for `pipeline doctor`: what is there, what is missing, how to fix it.
 
-Nothing heavy is imported (torch alone takes seconds): versions come from the installed metadata, the GPU from
-nvidia-smi, the store from its file or a request with a deadline. A finding never raises: a doctor that
-falls ill is no help.
+Nothing heavy is imported (torch alone takes seconds). The store is checked by its file, or by a request with
+a deadline. A check never raises: whatever it meets becomes a finding.
 """
 
 from __future__ import annotations
@@ -19,41 +18,36 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pipeline.config.load import load_settings
+from pipeline.config.paths import bootstrapped_folder, tiny_folder
 from pipeline.config.schema import Settings
-from pipeline.doctor.software import DEADLINE, Finding, Status, look_at_gpu, look_at_opencv, look_at_versions
+from pipeline.data.labels.official import IMAGE_FOLDERS, LVIS_FILES, STUFF_FILES
+from pipeline.doctor.software import DEADLINE, Finding, Status, check_gpu, check_opencv, check_versions
 from pipeline.runtime.device import GIB
 from pipeline.runtime.errors import KilosegError
 from pipeline.tracking.tracker import tracking_uri
 
 __all__ = ["Finding", "examine", "show"]
 
-LAYOUT = (
-    "annotations/lvis_v1_train.json",
-    "annotations/lvis_v1_val.json",
-    "annotations/stuff_train2017.json",
-    "annotations/stuff_val2017.json",
-    "train2017",
-    "val2017",
-)
-_LITTLE_DISK, _NO_DISK = 5 * GIB, GIB // 2
+LAYOUT = (*(f"annotations/{name}" for name in (*LVIS_FILES.values(), *STUFF_FILES)), *IMAGE_FOLDERS)
+_LOW_DISK, _NO_DISK = 5 * GIB, GIB // 2
 
 
 def examine(params: Path) -> list[Finding]:
-    """Looks at the installation, the machine and the project that `params` belongs to.
+    """Check the installation, the machine and the project that `params` belongs to.
 
     Args:
         params: the settings file; its folder is the project.
 
     Returns:
-        Findings in reading order. A settings file that cannot be used is one of them, and what depends on
-        it (store, data, weights) is then left out.
+        Findings in reading order. If the settings file cannot be used, that is a finding, and what depends
+        on it (store, data, weights) is left out.
     """
     project = params.absolute().parent
     plain, settings, findings = _settings(params)
     cuda = any(one.runtime.device.startswith("cuda") for one in settings)
-    gpu = _Answer(lambda: look_at_gpu(wanted=cuda), "gpu")
-    store = _Answer(lambda: [] if plain is None else _store(plain), "store")
-    findings = [*look_at_versions(), *look_at_opencv(), *findings]
+    gpu = _Background(lambda: check_gpu(wanted=cuda), "gpu")
+    store = _Background(lambda: [] if plain is None else _store(plain), "store")
+    findings = [*check_versions(), *check_opencv(), *findings]
     if plain is not None:
         findings += [*_data(plain), *_weights(settings)]
     findings += [*_repository(project), *_disk(project)]
@@ -65,7 +59,7 @@ def examine(params: Path) -> list[Finding]:
 
 
 def show(findings: Iterable[Finding]) -> None:
-    """Prints the findings: a table on a terminal, else plain lines that other programs can read."""
+    """Print the findings: a table on a terminal, else plain lines that other programs can read."""
     findings = list(findings)
     if sys.stdout.isatty():
         _show_table(findings)
@@ -95,8 +89,8 @@ def _show_table(findings: list[Finding]) -> None:
     Console().print(table)
 
 
-class _Answer:
-    """The findings of something that may never answer, asked in a thread that does not hold up the exit."""
+class _Background:
+    """Run a check that may never return, in a daemon thread, which does not delay the exit."""
 
     def __init__(self, ask: Callable[[], list[Finding]], topic: str) -> None:
         self.findings = [
@@ -110,13 +104,13 @@ class _Answer:
         self.findings = ask()
 
     def wait(self) -> list[Finding]:
-        """What was found by the deadline."""
+        """Return what was found by the deadline."""
         self._thread.join(max(self._until - time.monotonic(), 0.0))
         return self.findings
 
 
 def _settings(params: Path) -> tuple[Settings | None, list[Settings], list[Finding]]:
-    """The plain settings, those of every variant, and what is to be said of them."""
+    """Load the plain settings and those of every variant, with the findings about them."""
     try:
         plain = load_settings(params)
         variants = [load_settings(params, variant=name) for name in plain.variants]
@@ -180,7 +174,7 @@ def _sqlite(path: Path) -> Finding:
 
 
 def _data(settings: Settings) -> list[Finding]:
-    root, embedded = settings.data.root, settings.project / "data" / "tiny"
+    root, embedded = settings.data.root, tiny_folder(settings)
     wanted = LAYOUT if settings.data.layout == "coco_lvis" else ("annotations",)
     absent = [name for name in wanted if not _present(root / name)]
     if root == embedded.resolve() and not root.exists():
@@ -192,14 +186,14 @@ def _data(settings: Settings) -> list[Finding]:
         yet = Finding("data", "missing", f"{root} lacks {', '.join(absent)}", hint)
     else:
         yet = Finding("data", "ok", f"{root}: annotations and images")
-    folder = settings.bootstrapped
+    folder = bootstrapped_folder(settings)
     if (folder / "manifest.json").is_file():
         return [yet, Finding("data", "ok", f"{folder}: bootstrapped")]
     return [yet, Finding("data", "warning", f"{folder} is not bootstrapped yet", "dvc repro bootstrap")]
 
 
 def _present(path: Path) -> bool:
-    """Whether a file, or a folder with something in it, is there."""
+    """Tell whether a file, or a folder with something in it, is there."""
     try:
         return next(path.iterdir(), None) is not None if path.is_dir() else path.stat().st_size > 0
     except OSError:
@@ -247,6 +241,6 @@ def _disk(project: Path) -> list[Finding]:
     free = shutil.disk_usage(folder).free
     text = f"{free / GIB:.1f} GiB free at {folder}"
     hint = "free some space; `dvc gc --workspace` drops old results from DVC's cache"
-    if free >= _LITTLE_DISK:
+    if free >= _LOW_DISK:
         return [Finding("disk", "ok", text)]
     return [Finding("disk", "missing" if free < _NO_DISK else "warning", text, hint)]

@@ -1,15 +1,16 @@
-"""What is installed on this machine, found without importing it: versions, OpenCV's libraries, the GPU.
+"""Check the installed software without importing it: versions, OpenCV's libraries, the GPU.
 
-Versions come from the installed metadata (importing torch alone takes seconds), the GPU from nvidia-smi.
+Versions come from the packages' metadata, so that a missing or broken package is a finding. The GPU comes
+from nvidia-smi, which also knows the driver and reports its faults; torch does neither.
 """
 
 from __future__ import annotations
 
-import ast
 import ctypes
 import importlib.metadata
 import importlib.util
 import platform
+import runpy
 import shutil
 import subprocess
 import sys
@@ -24,12 +25,12 @@ Status = Literal["ok", "warning", "missing"]
 DEADLINE = 1.5
 """Seconds that the driver and the tracking server may take to answer."""
 NAMED = ("torch", "torchvision", "timm", "ray", "mlflow", "dvc")
-"""The packages whose versions are told; of the others only what is wrong."""
+"""Packages whose versions are shown; of the others only faults are."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. `missing` stops the pipeline, `warning` may surprise, `ok` is as it should be."""
+    """Report one check. `missing` stops the pipeline, `warning` may surprise, `ok` needs nothing."""
 
     topic: str
     status: Status
@@ -37,8 +38,8 @@ class Finding:
     hint: str | None = None
 
 
-def look_at_versions() -> list[Finding]:
-    """Python, and kiloseg's dependencies against the bounds in its own metadata."""
+def check_versions() -> list[Finding]:
+    """Check Python, and kiloseg's dependencies against the bounds in its own metadata."""
     findings = [Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")]
     try:
         requirements = [Requirement(text) for text in importlib.metadata.requires("kiloseg") or []]
@@ -65,7 +66,7 @@ def look_at_versions() -> list[Finding]:
 
 
 def _torch_pair(found: dict[str, str]) -> list[Finding]:
-    """A CPU-only torch beside the package index's torchvision: timm then fails to import."""
+    """Find a CPU-only torch beside the package index's torchvision: timm then fails to import."""
     builds = [found.get(name, "").partition("+")[2] for name in ("torch", "torchvision")]
     if "cpu" not in builds or builds[0] == builds[1]:
         return []
@@ -74,8 +75,8 @@ def _torch_pair(found: dict[str, str]) -> list[Finding]:
     return [Finding("packages", "missing", text, hint)]
 
 
-def look_at_opencv() -> list[Finding]:
-    """lvis imports OpenCV, whose shared object wants graphics libraries that slim machines lack."""
+def check_opencv() -> list[Finding]:
+    """Check that OpenCV loads: lvis imports it, and it needs graphics libraries that slim machines lack."""
     spec = importlib.util.find_spec("cv2")
     if spec is None or spec.origin is None:
         return [Finding("opencv", "missing", "OpenCV, which lvis imports, is not installed", "make setup")]
@@ -88,8 +89,8 @@ def look_at_opencv() -> list[Finding]:
     return [Finding("opencv", "ok", "loads (lvis imports it)")]
 
 
-def look_at_gpu(*, wanted: bool) -> list[Finding]:
-    """Each GPU that nvidia-smi names; having none is `missing` only where the settings want one."""
+def check_gpu(*, wanted: bool) -> list[Finding]:
+    """List the GPUs that nvidia-smi names; none is `missing` only if the settings want one."""
     status: Status = "missing" if wanted else "warning"
     built_for = _torch_cuda()
     executable = shutil.which("nvidia-smi")
@@ -103,8 +104,8 @@ def look_at_gpu(*, wanted: bool) -> list[Finding]:
         return [Finding("gpu", status, f"nvidia-smi does not answer: {error}", "check the driver")]
     lines = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
     if answer.returncode != 0 or not lines:
-        said = (answer.stdout + answer.stderr).strip() or "it names no GPU"
-        return [Finding("gpu", status, f"nvidia-smi: {said.splitlines()[0]}", "check the driver")]
+        message = (answer.stdout + answer.stderr).strip() or "it names no GPU"
+        return [Finding("gpu", status, f"nvidia-smi: {message.splitlines()[0]}", "check the driver")]
     findings = []
     for line in lines:
         parts = [part.strip() for part in line.split(",")]
@@ -119,17 +120,11 @@ def look_at_gpu(*, wanted: bool) -> list[Finding]:
 
 
 def _torch_cuda() -> str | None:
-    """The CUDA version that the installed torch was built for, read from its source without importing it."""
+    """Return the CUDA version that torch was built for; running its version.py does not import torch."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
     try:
-        tree = ast.parse((Path(spec.origin).parent / "version.py").read_text(encoding="utf-8"))
+        return runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda")
     except (OSError, SyntaxError):
         return None
-    for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        named = any(isinstance(target, ast.Name) and target.id == "cuda" for target in targets)
-        if named and isinstance(value := getattr(node, "value", None), ast.Constant):
-            return value.value if isinstance(value.value, str) else None
-    return None

@@ -1,4 +1,4 @@
-"""Judging a model on a split: full images, one prediction a pixel, counts per class."""
+"""Evaluate a model on a split: full images, one prediction a pixel, counts per class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.runtime.progress import Progress
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a split says about a model."""
+    """Hold the metrics of a model on a split."""
 
     metrics: Metrics
     counts: ClassCounts
@@ -36,7 +36,7 @@ def evaluate(
     total: int,
     on_prediction: Callable[[Batch, Tensor], None] | None = None,
 ) -> Evaluation:
-    """Predicts every batch at full resolution and counts.
+    """Predict every batch at full resolution, and count.
 
     Args:
         segmenter: is put into evaluation mode, and back into the mode it was in.

@@ -1,7 +1,9 @@
-"""Segmentation metrics from per-class counts: three numbers a class, never a C x C confusion matrix.
+"""Compute segmentation metrics from per-class counts: three numbers a class, no C x C confusion matrix.
 
 The counts are summed over the whole dataset before any ratio is taken, as in ADE20K and COCO-Stuff practice:
 a class's IoU is that of all its pixels in all images, not a mean over images.
+
+Why not torchmetrics: its stat scores build a C x C matrix, and its MeanIoU one-hot encodes pixels x classes.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import Tensor
 
 
 class ClassCounts:
-    """True positives, false positives and false negatives of every class, in labeled pixels.
+    """Count true positives, false positives and false negatives of every class, in labeled pixels.
 
     Args:
         num_classes: C.
@@ -27,7 +29,7 @@ class ClassCounts:
         self.true_positives, self.predicted, self.actual = zeros
 
     def update(self, prediction: Tensor, target: Tensor, ignore_index: int = -1) -> None:
-        """Counts one batch.
+        """Count one batch.
 
         Args:
             prediction: train ids in 0..C-1, any shape, int64.
@@ -45,27 +47,27 @@ class ClassCounts:
 
     @property
     def false_positives(self) -> Tensor:
-        """(C,) labeled pixels given the class wrongly."""
+        """Return (C,) labeled pixels wrongly predicted as the class."""
         return self.predicted - self.true_positives
 
     @property
     def false_negatives(self) -> Tensor:
-        """(C,) pixels of the class given another."""
+        """Return (C,) pixels of the class predicted as another."""
         return self.actual - self.true_positives
 
     def iou(self) -> Tensor:
-        """(C,) float64 TP / (TP + FP + FN); NaN for a class that is neither in the truth nor predicted."""
+        """Return (C,) float64 TP / (TP + FP + FN); NaN for a class neither in the truth nor predicted."""
         union = self.predicted + self.actual - self.true_positives
         return self.true_positives.double() / union
 
     def accuracy(self) -> Tensor:
-        """(C,) float64 share of the class's pixels found; NaN for a class that is not in the truth."""
+        """Return (C,) float64 recall, TP / (TP + FN); NaN for a class that is not in the truth."""
         return self.true_positives.double() / self.actual
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """The summary of `ClassCounts`. Group means are None when none of the group's classes was met."""
+    """Summarize `ClassCounts`. Group means are None when none of the group's classes was met."""
 
     miou: float
     """mean IoU of the classes present in truth or prediction"""
@@ -81,12 +83,12 @@ class Metrics:
     classes_predicted: int
 
     def flat(self) -> dict[str, float]:
-        """What is known, by name."""
+        """Return the metrics that are defined, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def summarize(counts: ClassCounts, frequencies: Sequence[str] | None = None) -> Metrics:
-    """Reduces the counts to the metrics that are reported.
+    """Reduce the counts to the metrics that are reported.
 
     Args:
         counts: of the whole dataset.

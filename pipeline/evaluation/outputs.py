@@ -1,4 +1,4 @@
-"""The files an evaluated variant leaves: metrics, the per-class table, and the record that the report reads.
+"""Write the files of an evaluated variant: metrics, per-class table, and the record that the report reads.
 
 `results/VARIANT/` holds what people and `dvc metrics show` look at; `evaluations/VARIANT/` holds everything
 the report needs (record, table, pictures), in one place that DVC can depend on whatever the variants are.
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from models.segmenter import Segmenter
 from pipeline.checkpoint.format import Checkpoint, load_checkpoint
-from pipeline.config.paths import checkpoint_folder, evaluation_folder, results_folder
+from pipeline.config.paths import best_checkpoint_file, bootstrapped_folder, evaluation_folder, results_folder
+from pipeline.config.renamed import current_names
 from pipeline.config.schema import Settings
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.loading.batch import IGNORE_INDEX, Batch
@@ -29,15 +30,15 @@ from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.runtime.device import PeakMemory, choose_device, set_threads
 from pipeline.runtime.errors import DataError
 from pipeline.runtime.files import csv_text, read_csv, write_json, write_text
-from pipeline.tracking.environment import environment
+from pipeline.tracking.environment import collect_environment
 
 LEGEND_CLASSES = 8
 Number = float | int
 
 
 def best_checkpoint(settings: Settings) -> Checkpoint:
-    """The variant's checkpoint chosen on the held-out part."""
-    return load_checkpoint(checkpoint_folder(settings) / "best.safetensors")
+    """Load the variant's checkpoint chosen on the held-out part."""
+    return load_checkpoint(best_checkpoint_file(settings))
 
 
 def evaluate_checkpoint(
@@ -48,7 +49,7 @@ def evaluate_checkpoint(
     *,
     pictures: bool = False,
 ) -> tuple[Evaluation, list[Mapping[str, object]]]:
-    """Evaluates a checkpoint's segmenter on a split.
+    """Evaluate a checkpoint's segmenter on a split.
 
     Args:
         settings: the data, evaluate and runtime sections count.
@@ -63,11 +64,11 @@ def evaluate_checkpoint(
     Raises:
         DataError: no data, or of other classes.
     """
-    data = SegmentationDataset(settings.bootstrapped, settings.data.root, split)
+    data = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, split)
     if data.label_space != checkpoint.label_space:
         raise DataError(
             "the checkpoint was trained on other classes",
-            where=settings.bootstrapped,
+            where=bootstrapped_folder(settings),
             found=f"{data.label_space.num_classes} classes, other than the checkpoint's",
             allowed=f"the {checkpoint.label_space.num_classes} classes of the checkpoint",
             hint="train again on this data: dvc repro",
@@ -91,7 +92,7 @@ def evaluate_checkpoint(
 
 
 def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]:
-    """Judges the variant's best checkpoint on val and writes both folders.
+    """Evaluate the variant's best checkpoint on val, and write both folders.
 
     Returns:
         The flat metrics and the checkpoint that earned them.
@@ -109,7 +110,8 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
         "peak_memory_gib": memory.gib(),
         "train_peak_memory_gib": checkpoint.progress["peak_memory_gib"],
     }
-    training = json.loads((results_folder(settings) / "training.json").read_text(encoding="utf-8"))
+    path = results_folder(settings) / "training.json"
+    training = current_names("train", json.loads(path.read_text(encoding="utf-8")))
     curves = {
         "loss_curve": read_csv(results_folder(settings) / "loss.csv"),
         "validation_curve": read_csv(results_folder(settings) / "holdout.csv"),
@@ -120,7 +122,7 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
         "metrics": {**metrics, "train_seconds": training["seconds"]},
         "settings": settings.flat(),
         "training": {**training, **curves},
-        "environment": environment(settings, device, threads),
+        "environment": collect_environment(settings, device, threads),
         "num_classes": checkpoint.label_space.num_classes,
         "parameters": sum(parameter.numel() for parameter in segmenter.parameters()),
         "run_id": checkpoint.progress["run_id"],
@@ -135,7 +137,7 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
 
 
 def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:
-    """One CSV line a class; IoU and accuracy are empty where they are not defined."""
+    """Return CSV with one line a class; IoU and accuracy are empty where they are not defined."""
     counts = result.counts
     columns = (counts.actual, counts.predicted, counts.iou(), counts.accuracy())
     rows = []
@@ -147,7 +149,7 @@ def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:
 
 
 class _Pictures:
-    """Saves evenly spaced images with their truth and prediction in colors."""
+    """Save evenly spaced images with their truth and prediction in colors."""
 
     def __init__(self, folder: Path, label_space: LabelSpace, wanted: int, total: int) -> None:
         self.folder, self.label_space = folder, label_space
@@ -157,7 +159,7 @@ class _Pictures:
         shutil.rmtree(folder / "examples", ignore_errors=True)
 
     def add(self, batch: Batch, prediction: Tensor) -> None:
-        """Looks at each image of a batch (N, H, W) in turn."""
+        """Go through the images of a batch (N, H, W), and save the chosen ones."""
         for index, image_id in enumerate(batch.image_ids):
             if self.seen in self.chosen:
                 self._save(int(image_id), batch.images[index], batch.target[index], prediction[index])
@@ -181,7 +183,7 @@ class _Pictures:
         return [
             {
                 "name": self.label_space.classes[train_id].name,
-                "color": "#{:02x}{:02x}{:02x}".format(*class_color(train_id)),
+                "color": "#{:02x}{:02x}{:02x}".format(*class_color(train_id + 1)),
             }
             for train_id in commonest
         ]

@@ -1,8 +1,7 @@
-"""How many images fit: the largest batch for a budget, and the fewest parts to divide a step into.
+"""Find the batch size that fits: the largest for a memory budget, or the fewest accumulation steps.
 
 Both are found by prediction (`pipeline.memory.predict`), so nothing need run out of memory first. With
-`train.batch_size: auto` the images of a step stay those of `effective_batch_size`; only batch norm sees
-parts.
+`train.batch_size: auto` a step keeps its `effective_batch_size` images; only batch norm sees micro-batches.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ USABLE = 0.9
 
 
 def capacity_bytes(device: torch.device) -> int:
-    """Bytes of the GPU, or of the machine and the limit that this process was given."""
+    """Return the bytes of the GPU, or of the machine and the limit that this process was given."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     capacity = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -36,7 +35,7 @@ def capacity_bytes(device: torch.device) -> int:
 
 
 def budget_bytes(settings: Settings, device: torch.device) -> int:
-    """Bytes that a step may take: `train.memory_budget_gib`, or most of what the device has free."""
+    """Return the bytes a step may take: `train.memory_budget_gib`, or most of what the device has free."""
     budget = settings.train.memory_budget_gib
     if budget is not None:
         return int(budget * GIB)
@@ -45,7 +44,7 @@ def budget_bytes(settings: Settings, device: torch.device) -> int:
 
 
 def find_accumulation(settings: Settings, num_classes: int, device: torch.device) -> int:
-    """The fewest parts of a step whose predicted peak fits, told on stderr.
+    """Return the fewest accumulation steps whose predicted peak fits, and print them to stderr.
 
     Args:
         settings: with `batch_size: auto`.
@@ -58,26 +57,26 @@ def find_accumulation(settings: Settings, num_classes: int, device: torch.device
     fit = min_accumulation(settings, num_classes, budget_bytes(settings, device))
     images = settings.train.images_per_step
     print(
-        f"batch_size auto: {images} images a step, {fit.batch_size} at a time ({fit.parts} parts), "
+        f"batch_size auto: {images} images a step, {fit.micro_batch_size} at a time "
+        f"(accumulation_steps {fit.accumulation_steps}), "
         f"predicted {fit.predicted_bytes / GIB:.2f} GiB",
         file=sys.stderr,
         flush=True,
     )
-    return fit.parts
+    return fit.accumulation_steps
 
 
 @dataclass(frozen=True)
-class Division:
-    """The fewest parts of a step of which each fits."""
+class Accumulation:
+    """Hold the fewest accumulation steps of which each fits, and the peak predicted for them."""
 
-    parts: int
-    batch_size: int
-    """images at a time"""
+    accumulation_steps: int
+    micro_batch_size: int
     predicted_bytes: int
 
 
-def min_accumulation(settings: Settings, num_classes: int, budget_bytes: int) -> Division:
-    """Divides the images of a step into as few parts as `budget_bytes` allow, by halving the range.
+def min_accumulation(settings: Settings, num_classes: int, budget_bytes: int) -> Accumulation:
+    """Find the largest micro-batch that fits into `budget_bytes`, by bisection.
 
     Raises:
         MemoryLimitError: not even one image at a time fits; says which crop would.
@@ -85,9 +84,9 @@ def min_accumulation(settings: Settings, num_classes: int, budget_bytes: int) ->
     images = settings.train.images_per_step
 
     @functools.cache
-    def predicted(at_a_time: int) -> int:
-        parts = -(-images // at_a_time)
-        divided = with_changes(settings, train=_batch(images, parts))
+    def predicted(micro_batch_size: int) -> int:
+        accumulation_steps = -(-images // micro_batch_size)
+        divided = with_changes(settings, train=_batch(images, accumulation_steps))
         return predict_bytes(divided, num_classes)
 
     if predicted(1) > budget_bytes:
@@ -99,14 +98,14 @@ def min_accumulation(settings: Settings, num_classes: int, budget_bytes: int) ->
             fits = middle
         else:
             too_many = middle
-    parts = -(-images // fits)
-    at_a_time = -(-images // parts)
-    return Division(parts, at_a_time, predicted(at_a_time))
+    accumulation_steps = -(-images // fits)
+    micro_batch_size = -(-images // accumulation_steps)
+    return Accumulation(accumulation_steps, micro_batch_size, predicted(micro_batch_size))
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The largest batch whose predicted peak stays within a budget."""
+    """Hold the largest batch whose predicted peak stays within a budget."""
 
     batch_size: int
     predicted_bytes: int
@@ -115,7 +114,7 @@ class Fit:
 
 
 def largest_batch(settings: Settings, num_classes: int, budget_bytes: int) -> Fit:
-    """Finds the largest `train.batch_size` that fits: extrapolates until two predictions enclose the budget.
+    """Find the largest `train.batch_size` that fits: extrapolate until two predictions enclose the budget.
 
     Raises:
         MemoryLimitError: not even one image fits; says which crop would.
@@ -139,8 +138,12 @@ def largest_batch(settings: Settings, num_classes: int, budget_bytes: int) -> Fi
     return Fit(fits, predicted(fits), predicted(fits + 1))
 
 
-def _batch(images: int, parts: int = 1) -> dict[str, object]:
-    return {"batch_size": images, "effective_batch_size": None, "accumulation_steps": parts}
+def _batch(images: int, accumulation_steps: int = 1) -> dict[str, object]:
+    return {
+        "batch_size": images,
+        "effective_batch_size": None,
+        "accumulation_steps": accumulation_steps,
+    }
 
 
 def _nothing_fits(settings: Settings, num_classes: int, budget: int, needed: int) -> MemoryLimitError:

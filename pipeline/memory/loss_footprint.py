@@ -1,9 +1,9 @@
-"""What the embedding losses allocate, without computing them: for predictions under fake tensors.
+"""Stand in for the losses under FakeTensorMode: allocate the same memory, compute nothing.
 
-A fake tensor has a shape but no values, and the losses ask for values (which pixels are labeled, which class
-is nearest) and run thousands of chunks. So the prediction runs a stand-in that allocates what the loss
-does: a gradient for each input, and its work memory. How much work memory that is, is not guessed: the real
-loss runs on a small real input under the same tracker.
+A fake tensor has a shape but no values. The losses need values (which pixels are labeled, which class is
+nearest) and run thousands of chunks. So the prediction runs a stand-in that allocates what the loss does: a
+gradient for each input, and its work memory. The size of the work memory is measured: the real loss runs on a
+small real input under the same tracker.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FEW_PIXELS = 2**8
 
 
 class PeakTracker(MemTracker):
-    """torch's MemTracker without its snapshots of every module: the same peak, several times faster."""
+    """Track the peak as torch's MemTracker does, several times faster: without snapshots of every module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,26 +45,30 @@ class PeakTracker(MemTracker):
 
     @property
     def current(self) -> int:
-        """Bytes of all tensors alive."""
+        """Return the bytes of all tensors alive.
+
+        Private to torch: the public `get_tracker_snapshot` copies everything, and this is asked at every
+        operator.
+        """
         return sum(snapshot["Total"] for snapshot in self._curr_mem_snap.values())
 
 
 @dataclass(frozen=True)
 class WorkMemory:
-    """Bytes that a loss holds for a while, besides its inputs and their gradients."""
+    """Hold the bytes that a loss allocates for a while, besides its inputs and their gradients."""
 
     fixed: int
     per_pixel: float
     separation: int
 
     def of_cross_entropy(self, num_pixels: int) -> int:
-        """At `num_pixels` labeled pixels."""
+        """Return the bytes at `num_pixels` labeled pixels."""
         return self.fixed + math.ceil(self.per_pixel * num_pixels)
 
 
 @dataclass(frozen=True)
 class PixelSource:
-    """Where a loss has its pixels from: rows of their own, or maps at low resolution.
+    """Say where a loss has its pixels from: rows of their own, or maps at low resolution.
 
     Attributes:
         num_pixels: that are compared with the classes in a step.
@@ -82,7 +86,7 @@ class PixelSource:
     def of(
         cls, output_size: Sequence[int], target_shape: Sequence[int], settings: LossSettings
     ) -> PixelSource:
-        """That of `segmentation_losses` for (h, w) and (N, H, W)."""
+        """Return that of `segmentation_losses` for (h, w) and (N, H, W)."""
         in_step, budget = math.prod(target_shape), settings.pixel_budget
         compared = min(in_step, budget or in_step)
         if settings.name != "exact":
@@ -95,7 +99,7 @@ class PixelSource:
 def probe_work_memory(
     settings: LossSettings, num_classes: int, embedding_dim: int, source: PixelSource
 ) -> WorkMemory:
-    """Runs the loss on a small real input and counts.
+    """Run the loss on a small real input, and count its work memory.
 
     Few pixels by all classes show the tables of the classes and full tiles; many pixels by few classes show
     full chunks of pixels, and, by doubling them, what grows with the pixels. Neither takes more than the
@@ -124,7 +128,7 @@ def probe_work_memory(
 
 @functools.cache
 def _row_bytes(settings: LossSettings, num_pixels: int, num_classes: int, dim: int) -> int:
-    """Of `embedding_cross_entropy`, without the gradient of its rows."""
+    """Measure `embedding_cross_entropy`, without the gradient of its rows."""
     rows, classes = (_unit_vectors(count, dim).requires_grad_() for count in (num_pixels, num_classes))
     target = torch.arange(num_pixels) % num_classes
     inputs = rows, classes, target
@@ -135,7 +139,7 @@ def _row_bytes(settings: LossSettings, num_pixels: int, num_classes: int, dim: i
 def _map_bytes(
     settings: LossSettings, source: PixelSource, num_pixels: int, num_classes: int, dim: int
 ) -> int:
-    """Of `map_cross_entropy`, without the gradient of the maps."""
+    """Measure `map_cross_entropy`, without the gradient of the maps."""
     factor, beyond = (source.factor, 0) if source.factor else (4, 1)
     height = max(1, math.isqrt(num_pixels) // factor)
     width = max(1, num_pixels // (height * factor**2))
@@ -168,7 +172,7 @@ def _extra_bytes(call: Callable[[], object], *inputs: Tensor) -> int:
 def losses_without_values(
     segmenter: Segmenter, output: Tensor, target: Tensor, settings: LossSettings, work: WorkMemory | None
 ) -> Losses:
-    """`segmentation_losses` for fake tensors, all pixels labeled: the same allocations, no meaning.
+    """Allocate what `segmentation_losses` does, for fake tensors with all pixels labeled; compute nothing.
 
     Args:
         segmenter: its parameters are fake.
@@ -204,7 +208,7 @@ def losses_without_values(
 
 
 class _Allocate(torch.autograd.Function):
-    """A scalar of two inputs, with a gradient kept for each and work memory in between."""
+    """Return a scalar of two inputs, with a gradient kept for each and work memory in between."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, classes: Tensor, work_bytes: int) -> Tensor:

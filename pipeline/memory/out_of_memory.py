@@ -1,10 +1,11 @@
-"""A training step that did not fit: what was tried, what it is predicted to need, and what would fit."""
+"""Explain a training step that ran out of memory: what was tried, its predicted need, what would fit."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
+from pipeline.config.paths import label_space_file
 from pipeline.config.schema import Settings
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.memory.batch_size import USABLE, capacity_bytes, largest_batch, min_accumulation
@@ -15,7 +16,7 @@ from pipeline.runtime.errors import KilosegError, MemoryLimitError
 
 @contextlib.contextmanager
 def explained_memory(settings: Settings) -> Iterator[None]:
-    """Turns an allocation that failed in the block into a `MemoryLimitError` with the fix.
+    """Turn an allocation that failed in the block into a `MemoryLimitError` with the fix.
 
     Args:
         settings: of the training in the block.
@@ -32,13 +33,13 @@ def explained_memory(settings: Settings) -> Iterator[None]:
 
 
 def explanation(settings: Settings, found: str) -> MemoryLimitError:
-    """The problem of a training under `settings` that ended with torch's message `found`."""
-    options, device = settings.train, choose_device(settings.runtime.device)
-    num_classes = LabelSpace.load(settings.bootstrapped / "label_space.json").num_classes
+    """Return the error of a training under `settings` that ended with torch's message `found`."""
+    train, device = settings.train, choose_device(settings.runtime.device)
+    num_classes = LabelSpace.load(label_space_file(settings)).num_classes
     capacity = capacity_bytes(device)
     where = (
-        f"a step of batch_size {options.batch_size}, accumulation_steps {options.accumulation_steps}, crop_size "
-        f"{options.crop_size}, {num_classes} classes, head {settings.model.head}, on {device}"
+        f"a step of batch_size {train.batch_size}, accumulation_steps {train.accumulation_steps}, "
+        f"crop_size {train.crop_size}, {num_classes} classes, head {settings.model.head}, on {device}"
     )
     try:
         need = f"; predicted need {predict_bytes(settings, num_classes) / GIB:.2f} GiB"
@@ -50,16 +51,16 @@ def explanation(settings: Settings, found: str) -> MemoryLimitError:
 
 
 def _fix(settings: Settings, num_classes: int, budget_bytes: int) -> str:
-    """What fits: the same images a step in more parts, or fewer images."""
-    options = settings.train
+    """Name what fits: the same images a step in more micro-batches, or fewer images."""
+    train = settings.train
     fit = min_accumulation(settings, num_classes, budget_bytes)
-    if options.batch_size == "auto":
+    if train.batch_size == "auto":
         return "set train.memory_budget_gib lower, and free the memory that others use"
-    if fit.parts <= options.accumulation_steps:
+    if fit.accumulation_steps <= train.accumulation_steps:
         return "free the memory that others use: the step alone is predicted to fit"
     whole = largest_batch(settings, num_classes, budget_bytes)
     return (
-        f"set train.accumulation_steps to {fit.parts}: still {options.batch_size} images a step, {fit.batch_size} at "
-        f"a time (predicted {fit.predicted_bytes / GIB:.2f} GiB); or "
+        f"set train.accumulation_steps to {fit.accumulation_steps}: still {train.batch_size} images a step, "
+        f"{fit.micro_batch_size} at a time (predicted {fit.predicted_bytes / GIB:.2f} GiB); or "
         f"set train.batch_size to {whole.batch_size} (predicted {whole.predicted_bytes / GIB:.2f} GiB)"
     )

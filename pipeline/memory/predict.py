@@ -1,23 +1,23 @@
-"""Peak memory of one training step: predicted without a GPU, measured where there is one.
+"""Predict the peak memory of one training step without a GPU; measure it where there is one.
 
-Predicted: the real model, a stand-in for the loss, the backward pass and the optimizer run under fake
-tensors, which have shapes but no values, while torch's tracker counts the bytes of all tensors alive. That
-leaves out the CUDA context, cuDNN's workspaces and fragmentation, and takes the portable loss, not the fused
-GPU kernels.
+Predicted: the real model, backward pass and optimizer run under `FakeTensorMode` with a stand-in for the
+loss, while torch's memory tracker counts the bytes of all live tensors. That leaves out the CUDA context,
+cuDNN workspaces and fragmentation, and takes the portable loss, not the fused GPU kernels.
 Measured: the same step on the GPU, by its allocator. The two are kept apart.
 
-A step is that of the middle of a training: momentum buffers exist, and the gradients of the step before, or
-of the part before where a step is divided, live on in the forward pass. It is `pipeline.train_step.step`'s own
-code. All pixels count as labeled.
+The step is one from the middle of a training: momentum buffers exist, and the gradients of the step or
+micro-batch before live on in the forward pass. It runs the code of `pipeline.train_step.step`. All pixels
+count as labeled.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ NOTE = (
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """Peak memory of one step with one head and number of classes."""
+    """Hold the peak memory of one step with one head and number of classes."""
 
     head: str
     num_classes: int
@@ -58,7 +58,7 @@ def memory_rows(
     *,
     device: torch.device | None = None,
 ) -> list[MemoryRow]:
-    """Predicts, and where a CUDA device is given measures, every head with every number of classes."""
+    """Predict every head with every number of classes; where a CUDA device is given, measure too."""
     rows = []
     for head in HEADS:
         of_head = with_changes(settings, model={"head": head})
@@ -78,14 +78,14 @@ def memory_rows(
 
 
 def measuring_device(settings: Settings) -> torch.device | None:
-    """The GPU to measure on; None without one, or where the settings keep to the CPU."""
+    """Return the GPU to measure on; None without one, or where the settings keep to the CPU."""
     if settings.runtime.device == "cpu" or not torch.cuda.is_available():
         return None
     return choose_device(settings.runtime.device)
 
 
 def as_json(settings: Settings, rows: Sequence[MemoryRow]) -> dict[str, object]:
-    """The rows with what they hold for, ready to be written."""
+    """Return the rows with the settings they hold for, ready to be written."""
     matters = {
         "precision",
         "momentum",
@@ -116,7 +116,7 @@ def with_changes(
     model: dict[str, object] | None = None,
     train: dict[str, object] | None = None,
 ) -> Settings:
-    """The settings with some values of the model and train sections replaced."""
+    """Return the settings with some values of the model and train sections replaced."""
     return settings.model_copy(
         update={
             "model": settings.model.model_copy(update=model or {}),
@@ -126,7 +126,7 @@ def with_changes(
 
 
 def predict_bytes(settings: Settings, num_classes: int) -> int:
-    """Peak bytes of one training step, from shapes alone.
+    """Predict the peak bytes of one training step, from shapes alone.
 
     Args:
         settings: the model, loss and train sections count.
@@ -145,8 +145,8 @@ def predict_bytes(settings: Settings, num_classes: int) -> int:
     mode, tracker = FakeTensorMode(), PeakTracker()
     _replace_tensors(segmenter, mode)
 
-    def losses(output: Tensor, target: Tensor, of_part: LossSettings) -> Losses:
-        return losses_without_values(segmenter, output, target, of_part, work)
+    def losses(output: Tensor, target: Tensor, loss: LossSettings) -> Losses:
+        return losses_without_values(segmenter, output, target, loss, work)
 
     def forward(pixels: Tensor) -> Tensor:
         tracker.reset_mod_stats()  # it refuses to see a module a second time
@@ -169,7 +169,7 @@ def predict_bytes(settings: Settings, num_classes: int) -> int:
 
 
 def measure_bytes(settings: Settings, num_classes: int, device: torch.device) -> int | None:
-    """Peak bytes that the CUDA allocator handed out for one real training step; None if it does not fit."""
+    """Measure the CUDA allocator's peak bytes in one real training step; None if it does not fit."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -186,12 +186,12 @@ def measure_bytes(settings: Settings, num_classes: int, device: torch.device) ->
 
 
 def count_cpu_bytes(settings: Settings, num_classes: int) -> int:
-    """Peak bytes that torch's CPU allocator handed out for one real step: predictions are held to it."""
+    """Measure the CPU allocator's peak bytes in one real step: predictions are held to it."""
     return allocated_cpu_bytes(lambda: _real_step(settings, num_classes, torch.device("cpu")))
 
 
 def allocated_cpu_bytes(call: Callable[[], object]) -> int:
-    """Peak bytes that torch's CPU allocator held at a time for what `call` allocated, by torch's profiler.
+    """Measure the peak bytes that torch's CPU allocator held for what `call` allocated, by torch's profiler.
 
     It counts everything that torch allocates, also inside its operators. Slow, as it computes.
     """
@@ -200,13 +200,17 @@ def allocated_cpu_bytes(call: Callable[[], object]) -> int:
     gc.collect()  # what was left over from before must not be freed while counting
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
-    events = profiled.profiler.kineto_results.events()
-    held = peak = 0
-    for event in events:
+    return max(itertools.accumulate(_allocations(profiled), initial=0))
+
+
+def _allocations(profiled: Any) -> Iterator[int]:
+    """Yield the bytes of every allocation in order, negative when freed.
+
+    Private to torch: its public `events()` only has sums for each operator.
+    """
+    for event in profiled.profiler.kineto_results.events():
         if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
+            yield event.nbytes()
 
 
 def _real_step(settings: Settings, num_classes: int, device: torch.device) -> None:
@@ -216,17 +220,17 @@ def _real_step(settings: Settings, num_classes: int, device: torch.device) -> No
     images.random_(256, generator=generator)
     target.random_(num_classes, generator=generator)
 
-    def losses(output: Tensor, target: Tensor, of_part: LossSettings) -> Losses:
-        return segmentation_losses(segmenter, output, target, of_part, generator)
+    def losses(output: Tensor, target: Tensor, loss: LossSettings) -> Losses:
+        return segmentation_losses(segmenter, output, target, loss, generator)
 
     _StateInUse(segmenter, settings).step(images, target, losses)
 
 
 def _zeros(settings: Settings) -> tuple[Tensor, Tensor]:
-    """Images and target of a step. Two parts show the peak of any number."""
-    options = settings.train
-    images = options.images_per_step if options.accumulation_steps == 1 else 2 * options.micro_batch_size
-    size = (images, options.crop_size, options.crop_size)
+    """Return images and target of a step. Two micro-batches show the peak of any number."""
+    train = settings.train
+    images = train.images_per_step if train.accumulation_steps == 1 else 2 * train.micro_batch_size
+    size = (images, train.crop_size, train.crop_size)
     return torch.zeros(size[0], 3, *size[1:], dtype=torch.uint8), torch.zeros(size, dtype=torch.int64)
 
 
@@ -241,33 +245,33 @@ def _build(settings: Settings, num_classes: int) -> Segmenter:
 
 
 def _replace_tensors(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Replaces parameters and buffers by fake ones. Building under the mode fails for some models."""
-    for part in module.modules():
-        for name, parameter in list(part._parameters.items()):
+    """Replace parameters and buffers by fake ones. Building under the mode fails for some models."""
+    for submodule in module.modules():
+        for name, parameter in list(submodule._parameters.items()):
             if parameter is None:
                 continue
             fake = mode.from_tensor(parameter.detach())
             if parameter.requires_grad:
-                part._parameters[name] = nn.Parameter(fake)
+                submodule._parameters[name] = nn.Parameter(fake)
             else:  # the tracker hooks every parameter's gradient, and a frozen one has none
-                del part._parameters[name]
-                part.register_buffer(name, fake)
-        for name, buffer in part._buffers.items():
+                del submodule._parameters[name]
+                submodule.register_buffer(name, fake)
+        for name, buffer in submodule._buffers.items():
             if buffer is not None:
-                part._buffers[name] = mode.from_tensor(buffer)
+                submodule._buffers[name] = mode.from_tensor(buffer)
 
 
 class _StateInUse:
-    """A segmenter's optimizer, gradients and average as they are after a step of training."""
+    """Hold a segmenter's optimizer, gradients and average as they are after a step of training."""
 
     def __init__(self, segmenter: Segmenter, settings: Settings) -> None:
-        options = settings.train
+        train = settings.train
         self.segmenter, self.settings = segmenter, settings
-        self.parts = min(options.accumulation_steps, 2)
-        self.optimizer = build_optimizer(segmenter, options.model_copy(update={"fused_optimizer": False}))
-        averaged = [] if options.ema is None else segmenter.state_dict().values()
+        self.micro_batches = min(train.accumulation_steps, 2)
+        self.optimizer = build_optimizer(segmenter, train.model_copy(update={"fused_optimizer": False}))
+        averaged = [] if train.ema is None else segmenter.state_dict().values()
         self.averages: list[Tensor] = [torch.empty_like(tensor) for tensor in averaged]
-        adamw = options.optimizer == "adamw"
+        adamw = train.optimizer == "adamw"
         for parameter in (
             parameter for group in self.optimizer.param_groups for parameter in group["params"]
         ):
@@ -276,7 +280,7 @@ class _StateInUse:
             if adamw:
                 state["step"] = torch.zeros(())
             names = ("exp_avg", "exp_avg_sq") if adamw else ("momentum_buffer",)
-            for name in names if adamw or options.momentum > 0 else ():
+            for name in names if adamw or train.momentum > 0 else ():
                 state[name] = torch.zeros_like(parameter)
 
     def step(
@@ -286,9 +290,15 @@ class _StateInUse:
         losses: LossFunction,
         forward: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """One step on (N, 3, H, W) uint8 images, in the very order of training, on which the peak depends."""
+        """Take a step on (N, 3, H, W) uint8 images in the order of training, on which the peak depends."""
         accumulate_gradients(
-            forward or self.segmenter, self.optimizer, images, target, self.settings, self.parts, losses
+            forward or self.segmenter,
+            self.optimizer,
+            images,
+            target,
+            self.settings,
+            self.micro_batches,
+            losses,
         )
         if isinstance(self.optimizer, torch.optim.AdamW) and isinstance(images, FakeTensor):
             self._adamw_without_values()
@@ -296,7 +306,7 @@ class _StateInUse:
             self.optimizer.step()
 
     def _adamw_without_values(self) -> None:
-        """Allocates what AdamW's step does, which reads its count of steps: fake tensors have no values."""
+        """Allocate what AdamW's step does; the real one reads its step count, and fakes have no values."""
         for state in self.optimizer.state.values():
             root = state["exp_avg_sq"].sqrt()
             _ = root / 1.0

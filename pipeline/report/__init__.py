@@ -1,1 +1,1 @@
-"""The report page and the comparison of variants."""
+"""Write the report page and the comparison of variants."""

@@ -1,12 +1,10 @@
-"""The report: variants side by side on one page that needs nothing but itself.
+"""Build the report: variants side by side on one self-contained HTML page.
 
-Made from the files that evaluation left, never from MLflow, so that the page can be made again anywhere.
+It is made from the files that evaluation wrote, never from MLflow, so it can be made again anywhere.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from pipeline.report import labels
 from pipeline.report.charts import SERIES, curves_chart, dash_of, long_tail_chart, memory_chart, source_chart
 from pipeline.report.inputs import DataSummary, MemoryCurve, Variant, read_data, read_memory, read_variants
 from pipeline.report.tables import (
@@ -29,7 +28,7 @@ from pipeline.report.tables import (
     training_table,
     value_of,
 )
-from pipeline.runtime.files import write_text
+from pipeline.runtime.files import csv_text, write_text
 
 COMPARED = (
     "miou",
@@ -51,11 +50,11 @@ COMPARED = (
 def write_report(
     evaluations: Path, results: Path, bootstrapped: Path, variants: Sequence[str], out: Path
 ) -> None:
-    """Writes the report as one HTML file; the same inputs give the same bytes.
+    """Write the report as one HTML file; the same inputs give the same bytes.
 
     Args:
-        evaluations: one folder per variant, as the stage evaluate leaves it.
-        results: where `memory.json` may lie.
+        evaluations: one folder per variant, as the stage evaluate writes it.
+        results: the folder that may hold `memory.json`.
         bootstrapped: the data's folder, for the section on the data.
         variants: their names in the order of the page.
         out: the file to write, atomically.
@@ -84,8 +83,8 @@ def write_report(
         notes=reading_notes(evaluated),
         training=training_table(evaluated),
         has_softmax=any(one.record.settings.get("model.head") == "softmax" for one in evaluated),
-        settings=side_by_side([variant.record.settings for variant in evaluated]),
-        environments=side_by_side([variant.record.environment for variant in evaluated]),
+        settings=side_by_side([variant.record.settings for variant in evaluated], labels.SETTINGS),
+        environments=side_by_side([variant.record.environment for variant in evaluated], labels.ENVIRONMENT),
         groups=group_bars(evaluated),
         classes=[best_and_worst(variant) for variant in evaluated],
         examples=_example_rows(evaluated),
@@ -99,23 +98,21 @@ def write_report(
 
 
 def write_comparison(evaluations: Path, variants: Sequence[str], out: Path) -> None:
-    """Writes one CSV line a variant with its main metrics; empty where a metric does not exist.
+    """Write one CSV line per variant with its main metrics; empty if a metric does not exist.
 
     Raises:
         DataError: a variant is not evaluated, or a file is missing or damaged.
         UsageError: no variant is named.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["variant", *COMPARED])
+    rows = []
     for variant in read_variants(evaluations, variants):
         values = [value_of(variant, key) for key in COMPARED]
-        writer.writerow([variant.name, *("" if value is None else value for value in values)])
-    write_text(out, text.getvalue())
+        rows.append([variant.name, *("" if value is None else value for value in values)])
+    write_text(out, csv_text(["variant", *COMPARED], rows))
 
 
 def _example_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
-    """For each image: the picture, its truth, the prediction of each variant, the colors of the classes."""
+    """Return for each image: picture, truth, each variant's prediction, and the colors of the classes."""
     by_variant = [{example.image_id: example for example in one.record.examples} for one in variants]
     rows = []
     for image_id in dict.fromkeys(image_id for examples in by_variant for image_id in examples):
@@ -143,7 +140,7 @@ def _example_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
 
 
 def _heads(memory: MemoryCurve | None) -> list[str]:
-    """The heads of the memory curve, ours first."""
+    """List the heads of the memory curve, ours first."""
     found = {row.head for row in memory.rows} if memory else set()
     return sorted(found, key=lambda head: (head != "embedding", head))
 
@@ -161,4 +158,4 @@ def _charts(variants: Sequence[Variant], data: DataSummary, memory: MemoryCurve 
     }
     if memory is not None:
         charts["memory"] = memory_chart(memory.rows, _heads(memory), name="memory")
-    return {name: Markup(svg) for name, svg in charts.items()}  # our own SVG: no name of the user's is in it
+    return {name: Markup(svg) for name, svg in charts.items()}  # our own SVG, which holds no text of the user

@@ -1,7 +1,8 @@
-"""The report's charts: matplotlib SVG that takes its colors and letters from the page.
+"""Draw the report's charts as SVG that takes its colors and font from the page.
 
 The same numbers give the same bytes: fixed hash salts, no dates. Colors are drawn as placeholders and
-replaced by the page's variables, so that a chart follows the light or dark of the reader's screen.
+replaced by the page's variables. Fixed colors would not do: no gray has the 4.5 : 1 contrast that text needs
+on both the light and the dark page.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from pipeline.report.inputs import MemoryRow
+from pipeline.report.inputs import MemoryPoint
 
 SERIES = 6
-"""Colors of the page; variants beyond share them in other dashes."""
+"""Number of colors on the page; further variants share them, with other dashes."""
 DASHES = ("", "7 3", "2 2.5", "9 3 2 3")
 _INK, _FAINT = "#010101", "#010102"
 _SIZE = (4.7, 2.9)  # inches: at 96 dots 451 wide, readable on a telephone without shrinking
@@ -27,14 +28,14 @@ _BINS = 120
 
 
 def dash_of(position: int) -> str:
-    """SVG's dash pattern of the variant at `position`, empty for a solid line."""
+    """Return the SVG dash pattern of the variant at `position`, empty for a solid line."""
     return DASHES[position % len(DASHES)]
 
 
 def curves_chart(
     curves: Sequence[Sequence[tuple[float, float]]], *, name: str, ylabel: str, percent: bool = False
 ) -> str:
-    """One line per variant over the training steps.
+    """Draw one line per variant over the training steps.
 
     Args:
         curves: (step, value) points by variant, in the order of the page's colors; NaN are left out.
@@ -61,8 +62,8 @@ def curves_chart(
 
 
 def long_tail_chart(images: Sequence[int], *, name: str) -> str:
-    """Images that show each class, on a logarithmic scale, the commonest class first."""
-    figure, axes = _axes("classes, the commonest first", "train images that show the class")
+    """Draw the images that show each class, on a logarithmic scale, the most frequent class first."""
+    figure, axes = _axes("classes, the most frequent first", "train images that show the class")
     seen = [number for number in images if number > 0]
     if seen:
         axes.fill_between(range(1, len(seen) + 1), seen, 0.7, step="mid", color=_series(0), alpha=0.25, lw=0)
@@ -77,7 +78,7 @@ def long_tail_chart(images: Sequence[int], *, name: str) -> str:
 
 
 def source_chart(splits: Sequence[tuple[str, Sequence[float]]], *, name: str) -> str:
-    """One bar a split: the shares of its pixels from things, from stuff and from neither, in that order."""
+    """Draw one bar per split: the shares of its pixels from things, from stuff and from neither."""
     figure, axes = _axes("share of the pixels", "")
     places = range(len(splits))
     left = [0.0] * len(splits)
@@ -93,8 +94,8 @@ def source_chart(splits: Sequence[tuple[str, Sequence[float]]], *, name: str) ->
     return _svg(figure, name)
 
 
-def memory_chart(rows: Sequence[MemoryRow], heads: Sequence[str], *, name: str) -> str:
-    """Peak memory over the number of classes, logarithmic: predicted as lines, measured as rings."""
+def memory_chart(rows: Sequence[MemoryPoint], heads: Sequence[str], *, name: str) -> str:
+    """Draw peak memory over the number of classes, both logarithmic: lines predicted, rings measured."""
     figure, axes = _axes("classes", "peak memory of a training step, GiB")
     for position, head in enumerate(heads):
         color = _series(position)
@@ -133,7 +134,7 @@ def memory_chart(rows: Sequence[MemoryRow], heads: Sequence[str], *, name: str) 
 def _binned(
     points: Sequence[tuple[float, float]],
 ) -> tuple[list[float], list[float], list[float], list[float]]:
-    """At most `_BINS` points: steps, means, least and greatest values of neighboring ones."""
+    """Reduce to at most `_BINS` points: steps, means, minima and maxima of neighbors."""
     width = max(math.ceil(len(points) / _BINS), 1)
     groups = [points[start : start + width] for start in range(0, len(points), width)]
     return (
@@ -173,7 +174,7 @@ def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG element for inlining, without links, ids of no use, or colors of its own."""
+    """Return the figure as an SVG element to inline, without links, group ids or fixed colors."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.hashsalt": f"kiloseg {name}", "svg.fonttype": "none", "font.size": 8.5}):

@@ -1,4 +1,4 @@
-"""What the report is made of, read from files and checked: records, per-class tables, data, memory."""
+"""Read and check the files that the report is made of: records, per-class tables, data, memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from pipeline.config.renamed import current_keys
 from pipeline.data.store.manifest import read_manifest
 from pipeline.runtime.errors import DataError, UsageError
 
@@ -22,13 +23,13 @@ LARGEST_SIDE = 640
 
 
 class _Part(BaseModel):
-    """Known keys are checked, further ones are none of the report's business."""
+    """Check the known keys and ignore all others."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Training(_Part):
-    """How a variant was trained."""
+    """Describe how a variant was trained."""
 
     steps: int
     seconds: float
@@ -41,14 +42,14 @@ class Training(_Part):
 
 
 class LegendEntry(_Part):
-    """A class and its color in the pictures."""
+    """Pair a class with its color in the pictures."""
 
     name: str
     color: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 
 
 class Example(_Part):
-    """One image with its truth and prediction: paths relative to the variant's folder."""
+    """Name one image with its truth and prediction: paths relative to the variant's folder."""
 
     image_id: int
     image: str
@@ -58,7 +59,7 @@ class Example(_Part):
 
 
 class Record(_Part):
-    """What the stage evaluate wrote about a variant."""
+    """Hold what the stage evaluate wrote about a variant."""
 
     format: Literal[1]
     variant: str
@@ -71,10 +72,12 @@ class Record(_Part):
     run_id: str | None = None
     examples: list[Example] = []
 
+    _present_names = field_validator("settings")(current_keys)
+
 
 @dataclass(frozen=True)
 class ClassResult:
-    """How well one class is found; `iou` is None where it is neither in truth nor in prediction."""
+    """Hold the result of one class; `iou` is None if it is neither in truth nor in prediction."""
 
     name: str
     frequency: str
@@ -85,7 +88,7 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Variant:
-    """One evaluated variant."""
+    """Hold one evaluated variant."""
 
     name: str
     folder: Path
@@ -93,10 +96,10 @@ class Variant:
     classes: list[ClassResult]
 
     def picture(self, name: str) -> str:
-        """An example picture as a data URI.
+        """Return an example picture as a data URI.
 
         Raises:
-            DataError: missing or unreadable.
+            DataError: the file is missing or unreadable.
         """
         path = self.folder / name
         try:
@@ -105,8 +108,8 @@ class Variant:
             raise _damaged(path, self.name, error) from error
 
 
-class MemoryRow(_Part):
-    """Peak memory of one training step at a number of classes."""
+class MemoryPoint(_Part):
+    """Hold the peak memory of one training step at a number of classes."""
 
     head: str
     num_classes: Annotated[int, Field(gt=0)]
@@ -115,17 +118,17 @@ class MemoryRow(_Part):
 
 
 class MemoryCurve(_Part):
-    """What the stage measure_memory wrote."""
+    """Hold what the stage measure_memory wrote."""
 
     unit: Literal["GiB"]
-    rows: list[MemoryRow]
+    rows: list[MemoryPoint]
     batch_size: int | None = None
     crop_size: int | None = None
 
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What a split of the bootstrapped data holds."""
+    """Count what a split of the bootstrapped data holds."""
 
     name: str
     images: int
@@ -134,28 +137,28 @@ class SplitSummary:
     seen: dict[str, int]
     """classes with at least one pixel, by frequency group"""
     sources: dict[str, float]
-    """shares of all pixels that were drawn from things, from stuff and from nothing"""
+    """shares of all pixels from things, from stuff and from no annotation"""
     group_pixels: dict[str, float]
     """shares of the labeled pixels, by frequency group"""
 
 
 @dataclass(frozen=True)
 class DataSummary:
-    """The bootstrapped data in numbers."""
+    """Summarize the bootstrapped data."""
 
     num_classes: int
     splits: list[SplitSummary]
     groups: dict[str, int]
     """classes by frequency group"""
     train_images: list[int]
-    """images of the train split that show each class, the commonest first"""
+    """images of the train split that show each class, the most frequent first"""
     left_out: int
     never_seen: dict[str, list[str]]
     """names of the classes without a pixel, by split"""
 
 
 def read_variants(evaluations: Path, names: Sequence[str]) -> list[Variant]:
-    """The evaluated variants in the given order.
+    """Read the evaluated variants in the given order.
 
     Raises:
         DataError: a record, table or picture is missing or damaged.
@@ -175,7 +178,7 @@ def _read_variant(folder: Path, name: str) -> Variant:
     except FileNotFoundError as error:
         raise DataError("a variant is not evaluated yet", where=path, hint=_fix(name)) from error
     except ValidationError as error:
-        raise _damaged(path, name, _first(error)) from error
+        raise _damaged(path, name, _first_error(error)) from error
     except (OSError, ValueError) as error:
         raise _damaged(path, name, error) from error
     if record.variant != name:
@@ -193,20 +196,20 @@ def _read_variant(folder: Path, name: str) -> Variant:
             for row in _rows(table)
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(table, name, _told(error)) from error
+        raise _damaged(table, name, _reason(error)) from error
     return Variant(name, folder, record, classes)
 
 
 def read_data(bootstrapped: Path) -> DataSummary:
-    """The splits, their images and the classes seen in them.
+    """Read the splits, their images and the classes seen in them.
 
     Raises:
-        DataError: missing or damaged.
+        DataError: a file is missing or damaged.
     """
     manifest = read_manifest(bootstrapped)
     table = bootstrapped / "class_statistics.csv"
     try:
-        told = json.loads((bootstrapped / "statistics.json").read_text(encoding="utf-8"))
+        statistics = json.loads((bootstrapped / "statistics.json").read_text(encoding="utf-8"))
         rows = list(_rows(table))
         frequencies = [row["frequency"] for row in rows]
         known = [one for one in ("f", "c", "r", "stuff") if one in frequencies]
@@ -217,22 +220,24 @@ def read_data(bootstrapped: Path) -> DataSummary:
             for row in rows:
                 seen[row["frequency"]] += int(row[f"{name}_images"]) > 0
             share = totals["labelled_pixels"] / totals["pixels"] if totals["pixels"] else None
-            sources, by_group = _shares(told["splits"][name])
+            sources, by_group = _shares(statistics["splits"][name])
             splits.append(SplitSummary(name, totals["images"], share, seen, sources, by_group))
         images = sorted((int(row["train_images"]) for row in rows), reverse=True)
-        never = {name: [str(one) for one in told["classes_never_seen"][name]] for name in manifest["splits"]}
+        never = {
+            name: [str(one) for one in statistics["classes_never_seen"][name]] for name in manifest["splits"]
+        }
         return DataSummary(len(rows), splits, groups, images, len(manifest["left_out"]), never)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             "the description of the bootstrapped data is damaged",
             where=bootstrapped if isinstance(error, OSError) else table,
-            found=_told(error),
+            found=_reason(error),
             hint="make it again: dvc repro --force bootstrap",
         ) from error
 
 
 def _shares(split: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
-    """The shares of the pixels by source, and of the labeled ones by frequency group."""
+    """Return the shares of the pixels by source, and of the labeled ones by frequency group."""
     pixels = {group: int(numbers["pixels"]) for group, numbers in split["groups"].items()}
     whole, labeled = int(split["pixels"]) or 1, sum(pixels.values()) or 1
     sources = {str(source): int(number) / whole for source, number in split["pixels_from"].items()}
@@ -240,10 +245,10 @@ def _shares(split: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def read_memory(results: Path) -> MemoryCurve | None:
-    """The memory curve, or None where the stage measure_memory has not run.
+    """Read the memory curve; None if the stage measure_memory has not run.
 
     Raises:
-        DataError: damaged.
+        DataError: the file is damaged.
     """
     path = results / "memory.json"
     try:
@@ -251,7 +256,7 @@ def read_memory(results: Path) -> MemoryCurve | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        found = _first(error) if isinstance(error, ValidationError) else error
+        found = _first_error(error) if isinstance(error, ValidationError) else error
         raise DataError(
             "the memory curve is damaged",
             where=path,
@@ -272,11 +277,11 @@ def _data_uri(path: Path) -> str:
         kind = picture.format or "PNG"
         if max(picture.size) > LARGEST_SIDE:
             # masks must not be blended, photographs should be
-            way = Image.Resampling.NEAREST if kind == "PNG" else Image.Resampling.LANCZOS
+            resample = Image.Resampling.NEAREST if kind == "PNG" else Image.Resampling.LANCZOS
             factor = LARGEST_SIDE / max(picture.size)
             size = [max(round(side * factor), 1) for side in picture.size]
             buffer = io.BytesIO()
-            picture.resize((size[0], size[1]), way).save(buffer, kind)
+            picture.resize((size[0], size[1]), resample).save(buffer, kind)
             data = buffer.getvalue()
     return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
 
@@ -294,10 +299,10 @@ def _damaged(path: Path, name: str, found: object) -> DataError:
     )
 
 
-def _first(error: ValidationError) -> str:
+def _first_error(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return f"no column or key {error}" if isinstance(error, KeyError) else str(error)

@@ -1,4 +1,4 @@
-"""The report's tables: what is shown of each metric, what may be ranked, and how numbers are written."""
+"""Build the report's tables: what is shown of each metric, what may be ranked, how numbers are written."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report.inputs import ClassResult, Variant
+from pipeline.report.labels import readable
 
 SHOWN_CLASSES = 8
 """Best and worst classes listed for each variant."""
@@ -17,7 +18,7 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Measure:
-    """How one metric is shown; `better` is +1 where more is better, -1 where less is, 0 where neither."""
+    """Describe how a metric is shown; `better` is +1 if more is better, -1 if less is, 0 if neither."""
 
     key: str
     label: str
@@ -35,7 +36,8 @@ MEASURES = (
     Measure("miou_stuff", "mIoU, stuff", "quality", 1, "classes of COCO-Stuff alone"),
     Measure("pixel_accuracy", "pixel accuracy", "quality", 1),
     Measure("mean_accuracy", "mean class accuracy", "quality", 1),
-    Measure("classes_evaluated", "classes evaluated", "extent"),
+    Measure("classes_present", "classes in truth", "extent"),
+    Measure("classes_predicted", "classes predicted", "extent"),
     Measure("images", "val images", "extent"),
     Measure("images_per_second", "prediction, images/s", "speed", 1),
     Measure("train_seconds", "training time, s", "speed", -1),
@@ -45,12 +47,12 @@ MEASURES = (
 
 
 def percent(fraction: float | None) -> str:
-    """0.1234 as 12.34 %."""
+    """Write 0.1234 as 12.34 %."""
     return NOTHING if fraction is None else f"{100 * fraction:.2f} %"
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, thousands apart, no exponent."""
+    """Write three significant digits, thousands separated, no exponent."""
     if value is None:
         return NOTHING
     if value == 0 or not math.isfinite(value):
@@ -60,15 +62,15 @@ def number(value: float | None) -> str:
 
 
 def metrics_table(variants: Sequence[Variant]) -> list[dict[str, Any]]:
-    """One row a metric: label, note, key, and for each variant the text and whether it is the best.
+    """Return one row per metric: label, note, key, and for each variant the text and whether it is the best.
 
-    The best is marked only where the comparison is fair: quality on the same images and classes, speed and
+    The best is marked only if the comparison is fair: quality on the same images and classes, speed and
     memory on the same device, and memory only as the CUDA allocator counts it.
     """
     known = {measure.key for measure in MEASURES}
     others = sorted({key for variant in variants for key in variant.record.metrics} - known)
     rows = []
-    for measure in (*MEASURES, *(Measure(key, key, "other") for key in others)):
+    for measure in (*MEASURES, *(Measure(key, readable(key), "other") for key in others)):
         values = [value_of(variant, measure.key) for variant in variants]
         if all(value is None for value in values):
             continue
@@ -81,13 +83,13 @@ def metrics_table(variants: Sequence[Variant]) -> list[dict[str, Any]]:
 
 
 def value_of(variant: Variant, key: str) -> float | None:
-    """The metric, or None where it is absent or not a number."""
+    """Return the metric, or None if it is absent or not finite."""
     value = variant.record.metrics.get(key)
     return value if value is not None and math.isfinite(value) else None
 
 
 def _best(values: Sequence[float | None], better: int) -> float | None:
-    """The best of at least two values that are not all the same."""
+    """Return the best of at least two values that are not all equal."""
     given = [value for value in values if value is not None]
     if better == 0 or len(given) < 2 or min(given) == max(given):
         return None
@@ -95,7 +97,7 @@ def _best(values: Sequence[float | None], better: int) -> float | None:
 
 
 def _is_fair(variants: Sequence[Variant], kind: str) -> bool:
-    """Whether the metrics of a kind can be ranked among these variants."""
+    """Tell whether the metrics of a kind can be ranked among these variants."""
     records = [variant.record for variant in variants]
     if kind == "quality":
         return len({(record.num_classes, record.metrics.get("images")) for record in records}) == 1
@@ -119,13 +121,13 @@ def _memory_note(variants: Sequence[Variant], measure: Measure) -> str:
 
 
 def reading_notes(variants: Sequence[Variant]) -> list[str]:
-    """What a reader must know to read the numbers aright."""
+    """List what a reader must know to read the numbers correctly."""
     notes = [
         "mIoU is dataset-wide: pixels are counted over all val images together, and the IoU is averaged over "
         "the classes that are in the truth or in a prediction. Predictions count on labeled pixels only."
     ]
     if not _is_fair(variants, "quality"):
-        notes.append("The variants were judged on different images or classes, so no best quality is marked.")
+        notes.append("They were evaluated on different images or classes, so no best quality is marked.")
     if len(variants) > 1 and not _is_fair(variants, "speed"):
         notes.append("They ran on different devices or threads, so no best speed is marked.")
     if any(variant.record.training.peak_memory_kind == "process_resident" for variant in variants):
@@ -137,34 +139,48 @@ def reading_notes(variants: Sequence[Variant]) -> list[str]:
 
 
 def best_variant(variants: Sequence[Variant]) -> Variant | None:
-    """The variant with the highest mIoU, where there is one."""
+    """Return the variant with the highest mIoU, or None without a fair winner."""
     values = [value_of(variant, "miou") for variant in variants]
     best = _best(values, 1) if _is_fair(variants, "quality") else None
     return None if best is None else variants[values.index(best)]
 
 
-def training_table(variants: Sequence[Variant]) -> list[tuple[str, list[str]]]:
-    """Rows of (fact, values by variant) about the trainings."""
+@dataclass(frozen=True)
+class Row:
+    """Hold a fact and its values by variant; `key` is the setting's key."""
+
+    label: str
+    values: list[str]
+    key: str = ""
+
+
+def training_table(variants: Sequence[Variant]) -> list[Row]:
+    """Return the facts about the trainings."""
     records = [variant.record for variant in variants]
     return [
-        ("parameters", [f"{record.parameters:,}" for record in records]),
-        ("classes", [f"{record.num_classes:,}" for record in records]),
-        ("training steps", [f"{record.training.steps:,}" for record in records]),
-        (
-            "checkpoint judged: step",
+        Row("parameters", [f"{record.parameters:,}" for record in records]),
+        Row("classes", [f"{record.num_classes:,}" for record in records]),
+        Row("training steps", [f"{record.training.steps:,}" for record in records]),
+        Row(
+            "evaluated checkpoint: step",
             [NOTHING if (step := record.training.best_step) is None else f"{step:,}" for record in records],
         ),
-        ("its mIoU on the held-out part", [percent(record.training.best_holdout_miou) for record in records]),
-        ("trained on", [record.training.device for record in records]),
+        Row(
+            "its mIoU on the held-out part",
+            [percent(record.training.best_holdout_miou) for record in records],
+        ),
+        Row("trained on", [record.training.device for record in records]),
     ]
 
 
-def side_by_side(tables: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, list[str]]]]:
-    """Rows of (key, values by variant), the keys that differ apart from those that all share."""
-    rows: dict[str, list[tuple[str, list[str]]]] = {"differing": [], "common": []}
+def side_by_side(tables: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> dict[str, list[Row]]:
+    """Return one row per key: those that differ between variants apart from those in common."""
+    rows: dict[str, list[Row]] = {"differing": [], "common": []}
     for key in dict.fromkeys(key for table in tables for key in table):
         values = [_setting(table[key]) if key in table else NOTHING for table in tables]
-        rows["common" if len(set(values)) == 1 else "differing"].append((key, values))
+        rows["common" if len(set(values)) == 1 else "differing"].append(
+            Row(labels.get(key, readable(key)), values, key)
+        )
     return rows
 
 
@@ -175,7 +191,7 @@ def _setting(value: object) -> str:
 
 
 def group_bars(variants: Sequence[Variant]) -> list[dict[str, Any]]:
-    """mIoU by frequency group: text and length (percent of the longest) for each variant."""
+    """Return the mIoU by frequency group: text and bar length (percent of the longest) for each variant."""
     keys = ("miou", "miou_frequent", "miou_common", "miou_rare", "miou_stuff")
     values = {key: [value_of(variant, key) for variant in variants] for key in keys}
     longest = max((value for row in values.values() for value in row if value is not None), default=0) or 1
@@ -192,7 +208,7 @@ def group_bars(variants: Sequence[Variant]) -> list[dict[str, Any]]:
 
 
 def best_and_worst(variant: Variant) -> dict[str, Any]:
-    """The classes with true pixels, from both ends; equals in IoU by their number of pixels."""
+    """Return the best and worst classes with true pixels; equal IoUs are ordered by pixels."""
     present = [one for one in variant.classes if one.true_pixels > 0]
 
     def iou(one: ClassResult) -> float:

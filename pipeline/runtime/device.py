@@ -1,4 +1,4 @@
-"""This machine: its threads, device and memory. Changes how fast and how large, never a result.
+"""Choose threads, device and memory use of this machine: speed and size, never a result.
 
 torch is imported inside the functions that need it, so that the command line can answer `--help` without it.
 """
@@ -24,7 +24,7 @@ _MOST_WORKERS = 8
 
 
 def set_threads(threads: int | str) -> int:
-    """Sets torch's CPU threads and returns the number.
+    """Set torch's CPU threads and return their number.
 
     Args:
         threads: a positive number, or "auto" for the cores this process may use. Processes that share a
@@ -42,7 +42,7 @@ def set_threads(threads: int | str) -> int:
 
 
 def resolve_num_workers(num_workers: int | Literal["auto"]) -> int:
-    """The number itself, or for "auto" the cores this process may use less one, at most 8."""
+    """Return the number itself, or for "auto" the cores this process may use less one, at most 8."""
     if num_workers != "auto":
         return num_workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -50,7 +50,7 @@ def resolve_num_workers(num_workers: int | Literal["auto"]) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep freed blocks below 2 GiB for reuse, instead of handing them to the kernel.
+    """Let the C library keep freed blocks below 2 GiB for reuse, instead of handing them to the kernel.
 
     Otherwise every large tensor of every step is made of fresh pages, whose first touch cost half of a
     training step of the softmax baseline (docs/LOG.md, 2026-11-22). Only glibc has these switches.
@@ -63,7 +63,7 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def without_collector() -> Iterator[None]:
-    """For making millions of objects, none of them garbage, which it would go through again and again."""
+    """Disable the garbage collector while millions of long-lived objects are created."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -74,7 +74,7 @@ def without_collector() -> Iterator[None]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is CUDA where there is one, else the CPU.
+    """Return the device called `name`; "auto" is CUDA where there is one, else the CPU.
 
     Raises:
         KilosegError: CUDA was asked for and is not there.
@@ -95,7 +95,7 @@ def choose_device(name: str) -> torch.device:
 
 
 class PeakMemory:
-    """Peak memory since construction, in GiB.
+    """Measure peak memory since construction, in GiB.
 
     On CUDA it is the most the allocator had handed out. On the CPU torch keeps no such count, and it is the
     high-water mark of the process's resident memory, which includes the interpreter and libraries (about
@@ -111,7 +111,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
 
     def gib(self) -> float:
-        """The peak so far, in GiB."""
+        """Return the peak so far, in GiB."""
         if self.device.type == "cuda":
             import torch
 
@@ -123,7 +123,7 @@ class PeakMemory:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that an allocation failed: torch's on the GPU or on the CPU, or Python's own."""
+    """Tell whether `error` is a failed allocation: torch's on the GPU or on the CPU, or Python's own."""
     text = str(error)
     return (
         isinstance(error, MemoryError)
@@ -134,7 +134,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException) -> MemoryLimitError:
-    """The user's view of an allocation that failed."""
+    """Return the user's view of an allocation that failed."""
     return MemoryLimitError(
         "out of memory",
         found=str(error).partition("\n")[0] or None,

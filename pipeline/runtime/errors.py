@@ -1,4 +1,4 @@
-"""What goes wrong because of the user's input or machine, as one clear message and an exit code.
+"""Define the errors of the user's input or machine: one clear message and an exit code each.
 
 Every such error says what is wrong, where, what was found, what would be allowed and the fix. The
 command line and the stages print it without a traceback; library users catch the class they care about.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class KilosegError(Exception):
-    """A foreseen failure, told in one message. Exit code 1 unless a subclass says otherwise.
+    """Report a foreseen failure in one message. Exit code 1 unless a subclass says otherwise.
 
     Args:
         what: one short clause naming what is wrong.
@@ -39,7 +39,7 @@ class KilosegError(Exception):
         super().__init__(self.message())
 
     def message(self) -> str:
-        """The whole error as indented lines, the empty parts left out."""
+        """Return the whole error as indented lines, the empty parts left out."""
         parts = (
             ("where", self.where),
             ("found", self.found),
@@ -51,7 +51,7 @@ class KilosegError(Exception):
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickles whole, so that a loader's worker process can hand the error to its parent."""
+        """Pickle whole, so that a loader's worker process can hand the error to its parent."""
         return (_rebuild, (type(self), self.what, self.where, self.found, self.allowed, self.hint))
 
 
@@ -62,19 +62,19 @@ def _rebuild(
 
 
 class UsageError(KilosegError):
-    """A wrong option, setting or combination of them: exit code 2."""
+    """Report a wrong option, setting or combination of them: exit code 2."""
 
     exit_code = 2
 
 
 class DataError(KilosegError):
-    """Data that is missing, damaged or not what it claims to be: exit code 3."""
+    """Report data that is missing, damaged or not what it claims to be: exit code 3."""
 
     exit_code = 3
 
 
 class MemoryLimitError(KilosegError):
-    """The work does not fit into the device's memory: exit code 4."""
+    """Report work that does not fit into the device's memory: exit code 4."""
 
     exit_code = 4
 

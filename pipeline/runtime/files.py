@@ -133,7 +133,7 @@ def _remove(path: Path) -> None:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether `error` says that there is no space, or that the user's share of it is used up."""
+    """Tell whether `error` says that there is no space, or that the user's share of it is used up."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -1,4 +1,4 @@
-"""How far long work has come, on stderr: a bar on a terminal, lines in a log."""
+"""Show the progress of long work on stderr: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _REFRESH_SECONDS = 0.5  # of the note beside a bar
 
 
 class Progress:
-    """A rich progress bar on a terminal, else one line at intervals. Use as a context manager.
+    """Show a rich progress bar on a terminal, else one line at intervals. Use as a context manager.
 
     Args:
         title: what is being done.
@@ -51,7 +51,7 @@ class Progress:
             print(f"{self.title}: {self.done}/{self.total} in {seconds:.0f} s", file=sys.stderr, flush=True)
 
     def advance(self, note: str | Callable[[], str] = "", steps: int = 1) -> None:
-        """Counts `steps` as done.
+        """Count `steps` as done.
 
         Args:
             note: shown beside the count; a function is called only when it is shown.
@@ -77,7 +77,7 @@ class Progress:
 
 
 def _duration(seconds: float) -> str:
-    """59 s, 12 min, 49 h 05 min."""
+    """Word a duration: 59 s, 12 min, 49 h 05 min."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)

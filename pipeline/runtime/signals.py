@@ -1,6 +1,6 @@
-"""How a command ends: between two steps when it is asked to stop, and with an exit code whatever happens.
+"""End a command: between two steps when it is asked to stop, and with an exit code whatever happens.
 
-What goes wrong because of the user's input or machine is one message (`pipeline.runtime.errors`), no traceback.
+An error of the user's input or machine (`pipeline.runtime.errors`) is one message, no traceback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.runtime.files import disk_full, is_disk_full
 
 
 class Interrupted(KeyboardInterrupt):
-    """A polite request to stop: Ctrl-C or a scheduler's SIGTERM. Carries the shell's exit code."""
+    """Report a request to stop: Ctrl-C or a scheduler's SIGTERM. Carries the shell's exit code."""
 
     def __init__(self, signal_number: int) -> None:
         self.exit_code = 128 + signal_number
@@ -26,7 +26,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class GracefulStop:
-    """Turns Ctrl-C and SIGTERM into a request that long work answers between two steps. A context manager.
+    """Turn Ctrl-C and SIGTERM into a request that long work answers between two steps. A context manager.
 
     The work calls `check` where its state is whole and saved. A second signal does not wait. `on_request` is
     called once, by the first one.
@@ -56,19 +56,19 @@ class GracefulStop:
             self.on_request()
 
     def check(self) -> None:
-        """Raises `Interrupted` when a stop was asked for."""
+        """Raise `Interrupted` when a stop was asked for."""
         if self.signal_number is not None:
             raise Interrupted(self.signal_number)
 
 
-def run(function: Callable[[], object]) -> int:
-    """Calls `function` and turns what it raises into a message on stderr and an exit code.
+def run_command(function: Callable[[], object]) -> int:
+    """Call `function`; turn what it raises into a message on stderr and an exit code.
 
     Returns:
-        0 when it returns, else the code of the error: see `pipeline.runtime.errors`. A defect of ours keeps its
-        traceback (code 1): hiding it would only make it harder to report.
+        0 when it returns, else the code of the error: see `pipeline.runtime.errors`. A defect of ours keeps
+        its traceback (code 1): hiding it would only make it harder to report.
     """
-    terminated: list[Interrupted] = []  # typer and Ray make of it a KeyboardInterrupt or exit of their own
+    terminated: list[Interrupted] = []  # typer and Ray turn it into their own KeyboardInterrupt or SystemExit
 
     def raise_interrupted(signal_number: int, frame: object) -> None:
         terminated.append(Interrupted(signal_number))

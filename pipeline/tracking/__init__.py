@@ -1,1 +1,1 @@
-"""Experiment tracking: the protocol, MLflow behind it, and the environment that is recorded."""
+"""Track experiments: the protocol, its MLflow implementation, and the recorded environment."""

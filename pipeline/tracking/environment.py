@@ -1,6 +1,6 @@
-"""What numbers were computed on and with: kept with every training and every evaluation.
+"""Collect the versions, device and commit that are stored with every training and evaluation.
 
-torch is imported where it is needed: the MLflow tracker asks for the commit alone.
+torch is imported only where it is needed: the MLflow tracker asks for the commit alone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 
-def environment(settings: Settings, device: torch.device, threads: int) -> dict[str, object]:
-    """Versions, device, threads and the state of the project's git repository."""
+def collect_environment(settings: Settings, device: torch.device, threads: int) -> dict[str, object]:
+    """Return versions, device, threads and the commit of the project."""
     import torch
 
     return {
@@ -33,7 +33,7 @@ def environment(settings: Settings, device: torch.device, threads: int) -> dict[
 
 
 def git_commit(folder: Path) -> str:
-    """The commit checked out in `folder`, with "-dirty" where tracked files differ from it."""
+    """Return the commit checked out in `folder`, with "-dirty" if tracked files differ from it."""
     try:
         result = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],

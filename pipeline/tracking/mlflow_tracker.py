@@ -1,7 +1,7 @@
-"""Tracking in MLflow: one run a variant, which training opens and evaluation continues.
+"""Track in MLflow: one run per variant, which training opens and evaluation continues.
 
-Only MLflow's client is used, never its global "active run": what a number belongs to is always said. The
-store is MLFLOW_TRACKING_URI, or `mlflow.db` (SQLite) in the project with its artifacts beside it.
+Only MLflow's client is used, never its global "active run": every call names its run. The store is
+MLFLOW_TRACKING_URI, or `mlflow.db` (SQLite) in the project with its artifacts beside it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from pipeline.config.paths import bootstrapped_folder
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow when it is imported
 
@@ -32,35 +34,35 @@ from pipeline.tracking.tracker import tracking_uri
 
 
 class MlflowTracker:
-    """A `Tracker` that writes to one MLflow run."""
+    """Write to one MLflow run: a `Tracker`."""
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client, self._run_id = client, run_id
 
     @property
     def run_id(self) -> str:
-        """MLflow's id of the run."""
+        """Return MLflow's id of the run."""
         return self._run_id
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Records the parameters; those the run already has are left (MLflow never changes one)."""
+        """Log the parameters that the run lacks (MLflow never changes one)."""
         known = self.client.get_run(self._run_id).data.params
         fresh = [Param(key, str(value)) for key, value in params.items() if key not in known]
         for start in range(0, len(fresh), 100):  # MLflow's limit for one call
             self.client.log_batch(self._run_id, params=fresh[start : start + 100])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Records the numbers at `step`, in one call."""
+        """Log the numbers at `step`, in one call."""
         now = int(time.time() * 1000)
         values = [Metric(name, float(value), now, step) for name, value in metrics.items()]
         self.client.log_batch(self._run_id, metrics=values)
 
     def log_artifact(self, path: Path) -> None:
-        """Copies the file to the run."""
+        """Copy the file to the run."""
         self.client.log_artifact(self._run_id, str(path))
 
     def log_table(self, path: Path, name: str) -> None:
-        """Records a CSV file as a table that MLflow's UI shows and compares."""
+        """Log a CSV file as a table that MLflow's UI shows and compares."""
         with path.open(newline="", encoding="utf-8") as file:
             columns, *rows = csv.reader(file)
         data = [[_number(cell) for cell in row] for row in rows]
@@ -69,18 +71,20 @@ class MlflowTracker:
         self.client.set_tag(self._run_id, tag, json.dumps([{"path": name, "type": "table"}]))
 
     def log_data(self, settings: Settings, split: str, context: str) -> None:
-        """Records a split of the bootstrapped data as an input; `context` is MLflow's word for its use."""
-        manifest = settings.bootstrapped / "manifest.json"
+        """Log a split of the bootstrapped data as an input; `context` is MLflow's word for its use."""
+        manifest = bootstrapped_folder(settings) / "manifest.json"
         if not manifest.is_file():
-            return  # the work itself will say what is missing
-        source = json.dumps({"root": str(settings.data.root), "bootstrapped": str(settings.bootstrapped)})
+            return  # training itself reports what is missing
+        source = json.dumps(
+            {"root": str(settings.data.root), "bootstrapped": str(bootstrapped_folder(settings))}
+        )
         dataset = Dataset(f"{settings.data.root.name} {split}", _digest(manifest), "local", source)
         used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
         self.client.log_inputs(self._run_id, [used])
 
 
 def _number(cell: str) -> float | str | None:
-    """The cell as a number where it is one, so that the UI sorts by value; empty as None."""
+    """Return the cell as a number if it is one, so that the UI sorts by value; None if empty."""
     try:
         return float(cell) if cell else None
     except ValueError:
@@ -89,9 +93,9 @@ def _number(cell: str) -> float | str | None:
 
 @contextlib.contextmanager
 def open_run(settings: Settings, *, run_id: str | None = None) -> Iterator[MlflowTracker]:
-    """The run `run_id`, or a new one when it is None or not in this store.
+    """Open the run `run_id`, or a new one if that is None or not in this store.
 
-    The run ends FINISHED, KILLED when the process is interrupted, or FAILED on any other error.
+    The run ends FINISHED, KILLED if the process is interrupted, or FAILED on any other error.
 
     Raises:
         KilosegError: the store cannot be reached.
@@ -114,7 +118,7 @@ def open_run(settings: Settings, *, run_id: str | None = None) -> Iterator[Mlflo
 
 
 def unreachable(settings: Settings, error: BaseException) -> KilosegError:
-    """The error of a store that does not answer."""
+    """Make the error for a store that does not answer."""
     return KilosegError(
         "the MLflow store does not answer",
         where=tracking_uri(settings),
@@ -124,10 +128,10 @@ def unreachable(settings: Settings, error: BaseException) -> KilosegError:
 
 
 def open_client(settings: Settings) -> MlflowClient:
-    """A client of the store, which gives up on a silent server in seconds, not minutes.
+    """Open a client of the store that gives up on a silent server in seconds, not minutes.
 
     Raises:
-        KilosegError: it is no store, or a database that does not let us in. (Of a server the first call says it.)
+        KilosegError: it is no store, or a database that refuses us. (A server is checked by the first call.)
     """
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.utils.uri"):
         logging.getLogger(name).setLevel(logging.WARNING)  # one line per database migration otherwise
@@ -162,7 +166,7 @@ def _create(client: MlflowClient, settings: Settings) -> str:
 
 
 def run_tags(settings: Settings) -> dict[str, str]:
-    """What every run says of its origin."""
+    """Return the tags that describe the origin of a run."""
     tags = {
         "mlflow.user": _user(),
         "mlflow.source.name": "kiloseg",
@@ -176,13 +180,13 @@ def run_tags(settings: Settings) -> dict[str, str]:
 
 
 def experiment_id(client: MlflowClient, settings: Settings) -> str:
-    """Id of the settings' experiment, made where it does not exist."""
+    """Return the id of the settings' experiment; create it if it does not exist."""
     name = settings.tracking.experiment
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
     local = tracking_uri(settings).startswith("sqlite:")
-    artifacts = (settings.project / "mlartifacts").as_uri() if local else None  # a server knows its own place
+    artifacts = (settings.project / "mlartifacts").as_uri() if local else None  # a server chooses its own
     return str(client.create_experiment(name, artifact_location=artifacts))
 
 
@@ -198,7 +202,7 @@ def _digest(path: Path) -> str:
 
 
 def log_to_finished_run(settings: Settings, run_id: str | None, path: Path) -> None:
-    """Adds a file, such as the report, to a run that has ended; an unknown run is passed over."""
+    """Add a file, such as the report, to a run that has ended; skip an unknown run."""
     client = open_client(settings)
     known = _existing(client, run_id)
     if known is not None:

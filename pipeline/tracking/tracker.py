@@ -1,4 +1,4 @@
-"""What training and evaluation may say about a run, with no third-party import.
+"""Define how training and evaluation log a run, with no third-party import.
 
 Training is handed a `Tracker` and does not know where its numbers go: to MLflow in the stages
 (`pipeline.tracking.mlflow_tracker`), to a sweep's trial, or nowhere in tests.
@@ -15,37 +15,37 @@ from pipeline.config.schema import Settings
 
 
 class Tracker(Protocol):
-    """Receives the parameters, curves and files of one run."""
+    """Receive the parameters, curves and files of one run."""
 
     @property
     def run_id(self) -> str | None:
-        """Identity under which a later process can go on with the same run, or None."""
+        """Return the id under which a later process can continue the run, or None."""
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Records settings, once, by dotted key."""
+        """Log settings by dotted key, once."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Records numbers at an optimization step."""
+        """Log numbers at an optimization step."""
 
     def log_artifact(self, path: Path) -> None:
-        """Records a file."""
+        """Log a file."""
 
 
 class NoTracker:
-    """Keeps nothing."""
+    """Log nothing."""
 
     run_id: str | None = None
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Forgets the parameters."""
+        """Ignore the parameters."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Forgets the metrics."""
+        """Ignore the metrics."""
 
     def log_artifact(self, path: Path) -> None:
-        """Forgets the file."""
+        """Ignore the file."""
 
 
 def tracking_uri(settings: Settings) -> str:
-    """The store: MLFLOW_TRACKING_URI, or SQLite in the project."""
+    """Return the store: MLFLOW_TRACKING_URI, or SQLite in the project."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{settings.project / 'mlflow.db'}"

@@ -1,9 +1,11 @@
-"""A moving average of the weights: what the training is judged by where `train.ema` asks for it.
+"""Keep an exponential moving average (EMA) of the model's weights.
 
-The average follows every update by a share of the difference, so that it stands for the last
-1 / (1 - decay) steps or so. In the first steps it follows faster, min(decay, (1 + step) / (10 + step)):
-otherwise it would hold the random weights it began with for long. That is a function of the step
-alone, so nothing besides the averages need be saved to resume.
+With `train.ema`, validation and the best checkpoint use it. Each update moves the average by
+1 - min(decay, (1 + step) / (10 + step)) of the difference; this warm-up forgets the random initial weights.
+The factor depends on the step alone, so only the averages need be saved to resume.
+
+`timm.utils.ModelEmaV3` has another warm-up formula; torch's `AveragedModel` copies at its first update and
+saves a counter of its own. So neither gives these values.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from models.segmenter import Segmenter
 
 
 class ModelEma:
-    """A second segmenter whose weights and batch-norm statistics are averages of the trained one's.
+    """Hold a second segmenter whose weights and batch-norm statistics are averages of the trained one's.
 
     Args:
         segmenter: the trained one, on its device. Its tensors must stay the same objects.
@@ -38,7 +40,7 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Moves the average towards the trained weights after the 0-based `step`."""
+        """Move the average towards the trained weights after the 0-based `step`."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._averages, self._followed, 1 - decay)
         for average, followed in self._counts:  # batches seen by batch norm

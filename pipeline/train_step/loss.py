@@ -1,9 +1,9 @@
-"""From the network's stride-4 output and a target to the loss that is minimized.
+"""Compute the training loss from the network's stride-4 output and a target.
 
-The output is upsampled bilinearly to the target's size, by the exact loss itself, and for the others of
-`models.losses.exact` to rows; all of them leave out unlabeled pixels. The softmax baseline is left as it is
-usually built: full-resolution logits of every class, since their memory is what is being compared against. A
-pixel budget holds for all: only the pixels drawn are upsampled.
+The output is upsampled bilinearly to the target's size: by the exact loss itself, for `knn` and `sampled` to
+rows. Unlabeled pixels are left out. The softmax baseline is built as usual, with full-resolution logits of
+every class, because their memory is what we compare with. With a pixel budget only the drawn pixels are
+upsampled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WORK_BYTES_OF_A_PIXEL = 128
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars: `total` is what is differentiated."""
+    """Hold the scalar losses of a batch; `total` is what is differentiated."""
 
     total: Tensor
     cross_entropy: Tensor
@@ -45,7 +45,7 @@ def segmentation_losses(
     settings: LossSettings,
     generator: torch.Generator | None = None,
 ) -> Losses:
-    """Cross-entropy over the labeled pixels plus the weighted separation of the class embeddings.
+    """Compute cross-entropy over the labeled pixels plus the weighted separation of the class embeddings.
 
     Args:
         segmenter: whose head made `output`; holds the class embeddings.
@@ -78,7 +78,7 @@ def segmentation_losses(
 
 
 def softmax_losses(logits: Tensor, targets: Tensor) -> Losses:
-    """The baseline's: mean cross-entropy of (P, C) logits over the labeled of (P,) targets."""
+    """Compute the baseline's loss: mean cross-entropy of (P, C) logits over the labeled of (P,) targets."""
     labeled = (targets != IGNORE_INDEX).sum().clamp(min=1)
     mean = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum") / labeled
     return Losses(mean, mean.detach(), torch.zeros_like(mean).detach())
@@ -87,11 +87,10 @@ def softmax_losses(logits: Tensor, targets: Tensor) -> Losses:
 def labeled_rows(
     output: Tensor, target: Tensor, budget: int | None, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The output at every pixel and the targets; with a budget, at so many labeled pixels at most.
+    """Return output and targets of every pixel; with a budget, of so many labeled pixels at most.
 
     Each labeled pixel is as likely as any other to be drawn, so the mean over them estimates the mean over
-    all. The loss's arithmetic is proportional to the rows, which is most of a step on a CPU; the network's
-    does not change.
+    all. The loss's work is proportional to the rows, which is most of a step on a CPU; the network's stays.
 
     Args:
         output: (N, K, h, w).
@@ -110,7 +109,7 @@ def labeled_rows(
 
 
 def draw_pixels(targets: Tensor, budget: int, generator: torch.Generator | None = None) -> Tensor:
-    """(B,) int64: which of the (P,) targets to keep, labeled ones all and at most `budget`."""
+    """Draw at most `budget` labeled pixels; return (B,) int64 indices into the (P,) targets."""
     labeled = torch.nonzero(targets != IGNORE_INDEX).squeeze(1)
     if len(labeled) <= budget:
         return labeled
@@ -124,7 +123,7 @@ def map_cross_entropy(
     settings: LossSettings,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """The exact cross-entropy of embeddings (N, D, h, w) against a target (N, H, W), within the budget."""
+    """Compute the exact cross-entropy of embeddings (N, D, h, w) against a target (N, H, W)."""
     pixels = None
     if settings.pixel_budget is not None:
         pixels = draw_pixels(target.flatten(), settings.pixel_budget, generator)
@@ -133,9 +132,9 @@ def map_cross_entropy(
 
 
 def map_work_bytes(settings: LossSettings, num_pixels: int) -> int:
-    """The work buffer of the exact loss of maps, which for few pixels is less than the settings allow.
+    """Return the bytes of the exact loss's work buffer; for few pixels, fewer than the settings allow.
 
-    A network holds some thousand bytes for a pixel; with these the buffer does not show in the peak.
+    A network holds some thousand bytes a pixel, so a buffer of this size does not raise the peak.
     """
     return min(settings.work_memory_mib * MIB, _WORK_BYTES_OF_A_PIXEL * num_pixels)
 
@@ -147,7 +146,7 @@ def embedding_cross_entropy(
     settings: LossSettings,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """The cross-entropy `knn` or `sampled`, of rows (P, D) against classes (C, D)."""
+    """Compute the cross-entropy `knn` or `sampled` of rows (P, D) against classes (C, D)."""
     common = _common(settings)
     if settings.name == "knn":
         return knn_cross_entropy(

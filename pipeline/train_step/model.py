@@ -1,4 +1,4 @@
-"""The network that the settings describe, with what can go wrong in building it told as a user's mistake."""
+"""Build the model from the settings; failures become user errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.runtime.errors import KilosegError, UsageError
 
 
 def segmenter_config(settings: ModelSettings, num_classes: int) -> SegmenterConfig:
-    """What a checkpoint keeps to rebuild the network; where the weights came from is not part of it."""
+    """Return what a checkpoint keeps to rebuild the network, without the source of its first weights."""
     return SegmenterConfig(
         num_classes=num_classes,
         backbone=settings.backbone,
@@ -26,7 +26,7 @@ def segmenter_config(settings: ModelSettings, num_classes: int) -> SegmenterConf
 
 
 def build_model(settings: ModelSettings, num_classes: int) -> Segmenter:
-    """Builds the network for `num_classes` classes, its backbone pretrained where the settings say so.
+    """Build the network for `num_classes` classes, its backbone pretrained where the settings say so.
 
     Raises:
         UsageError: unknown backbone, a weights file that is missing or does not fit.

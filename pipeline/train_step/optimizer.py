@@ -16,57 +16,61 @@ from models.segmenter import Segmenter
 from pipeline.config.schema import TrainSettings
 
 
-def build_optimizer(segmenter: Segmenter, settings: TrainSettings) -> torch.optim.Optimizer:
-    """SGD or AdamW over the backbone (rate x `backbone_lr_multiplier`), the rest, and the class embeddings.
+def build_optimizer(segmenter: Segmenter, train: TrainSettings) -> torch.optim.Optimizer:
+    """Build SGD or AdamW over the backbone, the decoder, and the class embeddings.
+
+    The backbone's learning rate is multiplied by `backbone_lr_multiplier`.
 
     Weight decay covers everything under SGD, as in the reference; AdamW leaves out biases and the weights of
     normalizations, as is usual. On the class embeddings decay only shortens vectors that are normalized at
     every use; `class_embedding_weight_decay` sets it apart.
     """
     groups = segmenter.parameter_groups()
-    of_classes = settings.class_embedding_weight_decay
-    parts = (
-        (groups.backbone, settings.backbone_lr_multiplier, settings.weight_decay),
-        (groups.decoder, 1.0, settings.weight_decay),
-        (groups.class_embeddings, 1.0, settings.weight_decay if of_classes is None else of_classes),
+    of_classes = train.class_embedding_weight_decay
+    parameter_sets = (
+        (groups.backbone, train.backbone_lr_multiplier, train.weight_decay),
+        (groups.decoder, 1.0, train.weight_decay),
+        (groups.class_embeddings, 1.0, train.weight_decay if of_classes is None else of_classes),
     )
-    options: list[dict[str, Any]] = []
-    for named, rate_factor, weight_decay in parts:
+    param_groups: list[dict[str, Any]] = []
+    for named, lr_multiplier, weight_decay in parameter_sets:
         trained = [parameter for _, parameter in named if parameter.requires_grad]
-        undecayed = [parameter for parameter in trained if _never_decays(parameter, settings)]
-        decayed = [parameter for parameter in trained if not _never_decays(parameter, settings)]
+        undecayed = [parameter for parameter in trained if _never_decays(parameter, train)]
+        decayed = [parameter for parameter in trained if not _never_decays(parameter, train)]
         for parameters, decay in ((decayed, weight_decay), (undecayed, 0.0)):
             if parameters:
-                options.append({"params": parameters, "rate_factor": rate_factor, "weight_decay": decay})
-    rate, fused = settings.learning_rate, _fused(segmenter, settings)
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(options, lr=rate, betas=(settings.momentum, 0.999), fused=fused)
-    return torch.optim.SGD(options, lr=rate, momentum=settings.momentum, fused=fused)
+                param_groups.append(
+                    {"params": parameters, "lr_multiplier": lr_multiplier, "weight_decay": decay}
+                )
+    rate, fused = train.learning_rate, _fused(segmenter, train)
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(param_groups, lr=rate, betas=(train.momentum, 0.999), fused=fused)
+    return torch.optim.SGD(param_groups, lr=rate, momentum=train.momentum, fused=fused)
 
 
-def _fused(segmenter: Segmenter, settings: TrainSettings) -> bool | None:
-    """None leaves torch its default, which is not fused: on the CPU fused kernels only round differently."""
+def _fused(segmenter: Segmenter, train: TrainSettings) -> bool | None:
+    """Choose torch's `fused`. On the CPU it stays off: fused kernels only round differently there."""
     on_gpu = next(segmenter.parameters()).device.type == "cuda"
-    wanted = on_gpu if settings.fused_optimizer == "auto" else settings.fused_optimizer
+    wanted = on_gpu if train.fused_optimizer == "auto" else train.fused_optimizer
     return wanted or None
 
 
-def _never_decays(parameter: torch.nn.Parameter, settings: TrainSettings) -> bool:
-    return settings.optimizer == "adamw" and parameter.dim() < 2
+def _never_decays(parameter: torch.nn.Parameter, train: TrainSettings) -> bool:
+    return train.optimizer == "adamw" and parameter.dim() < 2
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainSettings, step: int) -> float:
-    """Sets the rate of the 0-based `step`, each group's times its factor; returns that of decoder and head.
+def set_learning_rate(optimizer: torch.optim.Optimizer, train: TrainSettings, step: int) -> float:
+    """Set the rate of the 0-based `step`, each group's times its factor; return that of decoder and head.
 
     `poly` is rate x (1 - step / steps)^power, `cosine` half a period from the rate to zero. During the
     warm-up it is that times the share of the warm-up's steps that are done, this one counted.
     """
-    done = step / settings.steps
-    if settings.schedule == "cosine":
-        rate = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    done = step / train.steps
+    if train.schedule == "cosine":
+        rate = train.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
     else:
-        rate = settings.learning_rate * (1 - done) ** settings.poly_power
-    rate *= min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+        rate = train.learning_rate * (1 - done) ** train.poly_power
+    rate *= min(1.0, (step + 1) / max(train.warmup_steps, 1))
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["rate_factor"]
+        group["lr"] = rate * group["lr_multiplier"]
     return rate

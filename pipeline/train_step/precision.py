@@ -1,6 +1,6 @@
-"""How a training computes: TensorFloat32, determinism, and which precisions a device has.
+"""Set how a training computes: autocast, TensorFloat32, determinism.
 
-These are switches of the whole process, so they are set for a training and put back after it.
+TensorFloat32 and determinism are switches of the whole process: they are set for a training and put back.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _REFUSAL = "does not have a deterministic implementation"
 
 
 def autocast(precision: str, device_type: str) -> torch.autocast:
-    """The context in which the network computes at `train.precision`."""
+    """Return the autocast context of `train.precision`; it is off for fp32."""
     dtype = AUTOCAST.get(precision)
     return torch.autocast(device_type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 @contextlib.contextmanager
-def arithmetic(options: TrainSettings, device: torch.device) -> Iterator[None]:
-    """Computes in the block as `train.precision`, `tf32` and `deterministic` say.
+def numerics(train: TrainSettings, device: torch.device) -> Iterator[None]:
+    """Compute in the block as `train.precision`, `tf32` and `deterministic` say.
 
     Raises:
         UsageError: fp16 without a GPU; an operation that is not deterministic where that is asked for.
     """
-    if options.precision == "fp16" and device.type != "cuda":
+    if train.precision == "fp16" and device.type != "cuda":
         raise UsageError(
             "half precision needs a GPU",
             where="train.precision",
@@ -41,13 +41,13 @@ def arithmetic(options: TrainSettings, device: torch.device) -> Iterator[None]:
         )
     with contextlib.ExitStack() as undo:
         if device.type == "cuda":
-            _allow_tf32(options.tf32, undo)
-        if options.deterministic:
+            _allow_tf32(train.tf32, undo)
+        if train.deterministic:
             _insist_on_determinism(undo)
         try:
             yield
         except RuntimeError as error:
-            if not options.deterministic or _REFUSAL not in str(error):
+            if not train.deterministic or _REFUSAL not in str(error):
                 raise
             operation = str(error).split(_REFUSAL)[0].strip().rpartition("\n")[2]
             raise UsageError(

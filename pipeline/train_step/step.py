@@ -1,7 +1,8 @@
-"""One step of training: forward, loss and backward of every part of the batch, then one update.
+"""Take one training step: forward, loss and backward of every micro-batch, then one update.
 
-Nothing in it asks the device for a value, so a GPU is never waited for: what a step costs is read later
-(`pipeline.training.state.PendingLosses`). `pipeline.memory.predict` predicts the peak of `accumulate_gradients` itself.
+No host-device sync inside a step; losses stay on the device and are read every 16 steps
+(`pipeline.training.state.PendingLosses`). `pipeline.memory.predict` runs `accumulate_gradients` to predict
+its peak memory.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LossFunction = Callable[[Tensor, Tensor, LossSettings], Losses]
 
 @dataclass(frozen=True)
 class StepLosses:
-    """What a step found: scalars still on the device, and the rate it was taken at."""
+    """Hold the losses of a step, scalars still on the device, and its learning rate."""
 
     cross_entropy: Tensor
     separation: Tensor
@@ -35,12 +36,12 @@ class StepLosses:
 
 
 class TrainStep:
-    """The network with everything that changes it: optimizer, loss scale, moving average.
+    """Train a network step by step: with its optimizer, loss scale and moving average.
 
     Args:
         segmenter: on the device, in training mode.
         settings: the train and loss sections count.
-        accumulation_steps: parts into which a batch is divided.
+        accumulation_steps: micro-batches into which a batch is divided.
         before_update: called in each step before the first weight changes; what it raises ends the step.
 
     Raises:
@@ -57,27 +58,27 @@ class TrainStep:
     ) -> None:
         self.before_update = before_update
         self.segmenter, self.settings, self.accumulation_steps = segmenter, settings, accumulation_steps
-        options = settings.train
+        train = settings.train
         self.device = next(segmenter.parameters()).device
-        if options.channels_last:
+        if train.channels_last:
             segmenter.to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(segmenter, options)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
-        self.average = None if options.ema is None else ModelEma(segmenter, options.ema)
+        self.optimizer = build_optimizer(segmenter, train)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
+        self.average = None if train.ema is None else ModelEma(segmenter, train.ema)
         self._forward: Callable[[Tensor], Tensor] = (
-            torch.compile(segmenter, dynamic=False) if options.compile else segmenter
+            torch.compile(segmenter, dynamic=False) if train.compile else segmenter
         )
 
     @property
     def eval_model(self) -> Segmenter:
-        """The network to validate and to keep: the average where there is one."""
+        """Return the network to validate and to keep: the average where there is one."""
         return self.segmenter if self.average is None else self.average.segmenter
 
-    def step(self, batch: Batch, step: int) -> StepLosses:
-        """Takes the 0-based `step` on the batch."""
-        options = self.settings.train
-        rate = set_learning_rate(self.optimizer, options, step)
-        seed = options.seed * 1_000_003 + step
+    def __call__(self, batch: Batch, step: int) -> StepLosses:
+        """Take the 0-based `step` on the batch."""
+        train = self.settings.train
+        rate = set_learning_rate(self.optimizer, train, step)
+        seed = train.seed * 1_000_003 + step
         torch.manual_seed(seed)  # dropout and stochastic depth, the same after a resume
         generator = torch.Generator(self.device).manual_seed(seed)
 
@@ -100,24 +101,24 @@ class TrainStep:
         except torch._dynamo.exc.TorchDynamoException as error:
             raise _not_compiled(error) from error
         self.before_update()
-        self._update(options)
+        self._update(train)
         if self.average is not None:
             self.average.update(step)
         return StepLosses(found.cross_entropy, found.separation, rate)
 
-    def _update(self, options: TrainSettings) -> None:
-        if options.gradient_clip is not None:
+    def _update(self, train: TrainSettings) -> None:
+        if train.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.segmenter.parameters(), options.gradient_clip)
+            torch.nn.utils.clip_grad_norm_(self.segmenter.parameters(), train.gradient_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
     def scale_state(self) -> dict[str, Any] | None:
-        """The loss scale of fp16 as JSON-able numbers; None where there is none."""
+        """Return the loss scale of fp16 as JSON-able numbers; None where there is none."""
         return self.scaler.state_dict() or None
 
     def weights_are_finite(self) -> bool:
-        """Whether no weight or statistic is NaN or infinite. Waits for the device."""
+        """Tell whether all weights and statistics are finite. Waits for the device."""
         tensors = [tensor for tensor in self.segmenter.state_dict().values() if tensor.is_floating_point()]
         return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
@@ -128,38 +129,38 @@ def accumulate_gradients(
     images: Tensor,
     target: Tensor,
     settings: Settings,
-    parts: int,
+    micro_batches: int,
     losses: LossFunction,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Losses:
-    """Leaves in the parameters the gradient of the loss of the whole batch, a part of it in memory at a time.
+    """Accumulate the gradient of the whole batch's loss, one micro-batch in memory at a time.
 
-    Every part's mean is weighted by its share of the labeled pixels, so that the sum is the mean over the
-    batch, and a pixel budget is divided among the parts. What differs from an undivided batch is
-    batch norm, whose statistics are those of a part.
+    The mean of each micro-batch is weighted by its share of the labeled pixels, so the sum is the mean over
+    the batch. A pixel budget is divided among the micro-batches. Only batch norm differs from an undivided
+    batch: its statistics are those of a micro-batch.
 
     Args:
         forward: (n, 3, H, W) floats in [0, 1] to the head's output.
-        optimizer: whose gradients of the step before are dropped, only after the first forward pass.
+        optimizer: its old gradients are dropped after the first forward pass.
         images: (N, 3, H, W) uint8.
         target: (N, H, W) int64.
         settings: the train and loss sections count.
-        parts: into which the N images are divided, as evenly as possible.
+        micro_batches: their number; the N images are divided as evenly as possible.
         losses: of an output and its target.
-        scaler: multiplies what is differentiated; None for 1.
+        scaler: scales the loss that is differentiated; None for 1.
 
     Returns:
         The losses of the whole batch, detached.
     """
     loss_settings = settings.loss
-    if parts > 1 and loss_settings.pixel_budget is not None:
-        budget = -(-loss_settings.pixel_budget // parts)
+    if micro_batches > 1 and loss_settings.pixel_budget is not None:
+        budget = -(-loss_settings.pixel_budget // micro_batches)
         loss_settings = loss_settings.model_copy(update={"pixel_budget": budget})
-    targets = target.tensor_split(parts)
-    weights = _shares(targets) if parts > 1 else [None]
+    targets = target.tensor_split(micro_batches)
+    weights = _labeled_shares(targets) if micro_batches > 1 else [None]
     whole: Losses | None = None
-    for part, (some_images, some_target, weight) in enumerate(
-        zip(images.tensor_split(parts), targets, weights, strict=True)
+    for index, (some_images, some_target, weight) in enumerate(
+        zip(images.tensor_split(micro_batches), targets, weights, strict=True)
     ):
         pixels = _as_floats(some_images, settings.train)
         with autocast(settings.train.precision, pixels.device.type):
@@ -167,7 +168,7 @@ def accumulate_gradients(
         found = losses(output, some_target, loss_settings)
         if weight is not None:
             found = Losses(found.total * weight, found.cross_entropy * weight, found.separation * weight)
-        if part == 0:
+        if index == 0:
             optimizer.zero_grad(set_to_none=True)
         (found.total if scaler is None else scaler.scale(found.total)).backward()
         whole = found if whole is None else _sum(whole, found)
@@ -176,13 +177,13 @@ def accumulate_gradients(
     return Losses(whole.total.detach(), whole.cross_entropy, whole.separation)
 
 
-def _as_floats(images: Tensor, options: TrainSettings) -> Tensor:
+def _as_floats(images: Tensor, train: TrainSettings) -> Tensor:
     pixels = images.float() / 255
-    return pixels.contiguous(memory_format=torch.channels_last) if options.channels_last else pixels
+    return pixels.contiguous(memory_format=torch.channels_last) if train.channels_last else pixels
 
 
-def _shares(targets: tuple[Tensor, ...]) -> list[Tensor]:
-    """Of each part, its share of the labeled pixels, on the device; equal where there is none at all."""
+def _labeled_shares(targets: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return each micro-batch's share of the labeled pixels, on the device; equal shares if there is none."""
     labeled = torch.stack([(target != IGNORE_INDEX).sum() for target in targets])
     total = labeled.sum()
     shares = torch.where(total > 0, labeled / total.clamp(min=1), 1 / len(targets))

@@ -1,4 +1,4 @@
-"""`train.debug`: short looks into a training that goes wrong. What they leave behind is no result.
+"""Look shortly into a training that goes wrong (`train.debug`). What that leaves behind is no result.
 
 `one_batch` takes all steps on the first batch: a network that cannot learn it by heart has a defect.
 `few_batches` ends after a few steps with all that a whole run does, validation and checkpoints included.
@@ -22,36 +22,36 @@ FEW_STEPS = 10
 _SKIPPED, _TRACED = 4, 4  # the first steps allocate and warm up
 
 
-def steps_to_take(options: TrainSettings) -> int:
-    """`train.steps`, or a few where the debug mode ends early."""
-    return min(options.steps, FEW_STEPS) if options.debug in ("few_batches", "profile") else options.steps
+def steps_to_take(train: TrainSettings) -> int:
+    """Return `train.steps`, or a few where the debug mode ends early."""
+    return min(train.steps, FEW_STEPS) if train.debug in ("few_batches", "profile") else train.steps
 
 
-def images_to_validate(options: TrainSettings) -> int | None:
-    """How many held-out images a validation takes; None for all."""
-    return FEW_STEPS if options.debug in ("few_batches", "profile") else None
+def images_to_validate(train: TrainSettings) -> int | None:
+    """Return how many held-out images a validation takes; None for all."""
+    return FEW_STEPS if train.debug in ("few_batches", "profile") else None
 
 
-def batches_to_take(batches: Iterator[Batch], options: TrainSettings, remaining: int) -> Iterable[Batch]:
-    """The batches, or with `one_batch` the first of them again and again, `remaining` times."""
-    if options.debug == "one_batch" and remaining > 0:
+def batches_to_take(batches: Iterator[Batch], train: TrainSettings, remaining: int) -> Iterable[Batch]:
+    """Return the batches, or with `one_batch` the first of them again and again, `remaining` times."""
+    if train.debug == "one_batch" and remaining > 0:
         return itertools.repeat(next(batches), remaining)
     return batches
 
 
 @contextlib.contextmanager
-def traced(options: TrainSettings, path: Path) -> Iterator[Callable[[], None]]:
-    """With `profile`, traces the steps in the block: call what it yields after each of them.
+def traced(train: TrainSettings, path: Path) -> Iterator[Callable[[], None]]:
+    """With `profile`, trace the steps in the block: call what it yields after each of them.
 
     Args:
-        options: of the training.
+        train: settings of the training.
         path: where the trace is written, in Chrome's JSON format.
     """
-    if options.debug is None:
+    if train.debug is None:
         yield lambda: None
         return
-    print(f"train.debug is {options.debug}: what this run leaves is no result", file=sys.stderr, flush=True)
-    if options.debug != "profile":
+    print(f"train.debug is {train.debug}: what this run leaves is no result", file=sys.stderr, flush=True)
+    if train.debug != "profile":
         yield lambda: None
         return
     from torch.profiler import ProfilerActivity, profile, schedule

@@ -1,8 +1,8 @@
-"""A stop that does not wait for a long step: what the step began with is saved while it still computes.
+"""On SIGTERM in a long step, save the pre-step state from a background thread.
 
-A scheduler that sends SIGTERM kills soon after, and on a CPU a step can take minutes. Until its update a step
-changes nothing but the statistics of batch norm, so the state before it is still there, but for those: they
-are copied before every step, which costs next to nothing.
+A scheduler that sends SIGTERM kills soon after, and on a CPU a step can take minutes; so waiting for its end
+would lose what came after the last checkpoint. Until its update a step changes only batch-norm statistics.
+They are copied before every step, which costs next to nothing; all else of the state is still there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 4.0
 
 
 class EarlySave:
-    """Saves from a thread when a stop was asked for and the step at hand goes on. A context manager.
+    """Save from a thread when a stop was asked for and the step goes on. A context manager.
 
     Args:
         network: whose buffers a step changes before its update.
@@ -48,13 +48,13 @@ class EarlySave:
 
     @torch.no_grad()
     def between_steps(self) -> None:
-        """To be called when the state is whole: from here to the next update it may be saved."""
+        """Copy the buffers; from here to the next update the state is whole and may be saved."""
         torch._foreach_copy_(list(self._copies.values()), list(self._buffers.values()))
         with self._lock:
             self._whole = True
 
     def before_update(self) -> None:
-        """To be called before weights change.
+        """End the time in which the state may be saved, before weights change.
 
         Raises:
             Interrupted: the state before this step is saved, so the step is not needed.

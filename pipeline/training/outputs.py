@@ -9,7 +9,7 @@ from pipeline.training.trainer import TrainResult
 
 
 def write_training(settings: Settings, result: TrainResult) -> None:
-    """Writes the curves as CSV (for `dvc plots`) and the facts of the training as JSON."""
+    """Write the curves as CSV (for `dvc plots`) and the facts of the training as JSON."""
     folder = results_folder(settings)
     state = result.state
     write_text(folder / "loss.csv", csv_text(["step", "loss"], state.loss_curve))

@@ -1,4 +1,4 @@
-"""What a training knows about itself: its progress, and the losses that still lie on the device."""
+"""Keep a training's progress, its losses that still lie on the device, and its time spent on waiting."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.config.renamed import current_names
 from pipeline.data.loading.batch import Batch
 from pipeline.runtime.errors import KilosegError
 from pipeline.train_step.step import StepLosses
@@ -23,7 +24,7 @@ READ_EVERY = 16
 
 @dataclass
 class TrainState:
-    """What has happened so far; JSON-able, kept in every checkpoint."""
+    """Hold what has happened so far; JSON-able, kept in every checkpoint."""
 
     run_id: str | None = None
     finished: bool = False
@@ -38,7 +39,7 @@ class TrainState:
     validation_curve: list[list[float]] = field(default_factory=list)
     """[step, mIoU, pixel accuracy] on the held-out part"""
     accumulation_steps: int | None = None
-    """parts of a batch, as found by batch_size: auto: a resumed run must divide as before"""
+    """as found by batch_size: auto; a resumed run must divide its batches as before"""
     scale: dict[str, Any] | None = None
     """the loss scale of fp16"""
     stepping_seconds: float = 0.0
@@ -46,15 +47,20 @@ class TrainState:
     waiting_seconds: float = 0.0
     """of these, spent waiting for a batch"""
 
+    @classmethod
+    def from_progress(cls, progress: Mapping[str, Any]) -> TrainState:
+        """Rebuild the state that a checkpoint holds, under the names of its time."""
+        return cls(**current_names("train", progress))
+
     @property
     def data_wait_share(self) -> float:
-        """Share of the loop's time in which training waited for data."""
+        """Return the share of the loop's time in which training waited for data."""
         return self.waiting_seconds / max(self.stepping_seconds, 1e-9)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The losses of one step, on the host."""
+    """Hold the losses of one step, on the host."""
 
     step: int
     cross_entropy: float
@@ -63,7 +69,7 @@ class Reading:
 
 
 class PendingLosses:
-    """Keeps each step's losses on the device, with the ids of its images, until somebody reads them.
+    """Keep each step's losses on the device, with the ids of its images, until they are read.
 
     Args:
         state: its `pending_loss` and `pending_steps` grow by what is read.
@@ -76,14 +82,14 @@ class PendingLosses:
         self._images: deque[tuple[int, tuple[int, ...]]] = deque(maxlen=READ_EVERY + 1)
 
     def add(self, step: int, losses: StepLosses, image_ids: tuple[int, ...]) -> None:
-        """Takes note of the `step`, the first of them 1; reads when many are unread."""
+        """Take note of the 1-based `step`; read when many are unread."""
         self._unread.append((step, losses))
         self._images.append((step, image_ids))
         if len(self._unread) >= READ_EVERY:
             self.read()
 
     def read(self) -> None:
-        """Brings all unread losses to the host, in one transfer.
+        """Bring all unread losses to the host, in one transfer.
 
         Raises:
             KilosegError: one of them is not finite; names its step and images, and those of the step before.
@@ -103,7 +109,7 @@ class PendingLosses:
             self.last = Reading(step, cross_entropy, separation, found.learning_rate)
 
     def not_finite(self, what: str, step: int, found: object) -> KilosegError:
-        """The problem of a divergence seen at `step`, naming its images and those of the update before."""
+        """Return the error of a divergence at `step`, naming its images and those of the update before."""
         images = dict(self._images)
         where = f"step {step}, images {_listed(images.get(step, ()))}"
         if step - 1 in images:
@@ -121,11 +127,8 @@ def _listed(image_ids: tuple[int, ...]) -> str:
     return ", ".join(str(image_id) for image_id in image_ids)
 
 
-# MERGED from pipeline.data_wait: How long a training waits for its data: measured in every run, as nobody sees it otherwise.
-
-
 class DataWait:
-    """Takes the time that the loop over the steps waits for batches, and all the time it takes.
+    """Measure how long the loop over the steps waits for batches, and how long it takes.
 
     On a GPU, which still computes while the next batch is awaited, this is the most that waiting can cost.
 
@@ -137,7 +140,7 @@ class DataWait:
         self.state, self._aside = state, 0.0
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches. The wait for the first is left out: worker processes start before it."""
+        """Yield the batches. The wait for the first is left out: worker processes start before it."""
         iterator = iter(batches)
         batch, began = next(iterator, None), time.perf_counter()
         while batch is not None:
@@ -152,7 +155,7 @@ class DataWait:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """What is done in the block, a validation say, is no part of the loop's time."""
+        """Leave the block, for example a validation, out of the loop's time."""
         began = time.perf_counter()
         yield
         self._aside += time.perf_counter() - began

@@ -1,1 +1,1 @@
-"""Sweeps: a search space over the settings, trials that survive, and a decision at the end."""
+"""Sweep settings: a search space, trials that resume after any kill, and the best values kept at the end."""

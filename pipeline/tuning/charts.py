@@ -1,4 +1,9 @@
-"""Pictures of a sweep: its Pareto front, mIoU over two swept settings, and parallel coordinates."""
+"""Draw a sweep: Pareto front, heat map of mIoU over two swept settings, parallel coordinates.
+
+Not `optuna.visualization.matplotlib`: it labels no point with its trial and values, and its contours
+interpolate where our heat map shows numbers. Its parallel coordinates have no memory axis, and it changes
+pyplot's style for the whole process.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from matplotlib.figure import Figure
 
 from pipeline.runtime.files import atomic_path
 from pipeline.tuning.results import pareto_front
-from pipeline.tuning.sweep import Plan, TrialRecord
+from pipeline.tuning.sweep import SweepPlan, TrialRecord
 
 MEMORY_LABELS = {
     "cuda_allocator": "peak GPU memory of training, GiB (measured)",
@@ -21,8 +26,8 @@ MEMORY_LABELS = {
 }
 
 
-def draw(plan: Plan, records: Sequence[TrialRecord], folder: Path) -> list[Path]:
-    """Writes the pictures that these trials allow.
+def draw(plan: SweepPlan, records: Sequence[TrialRecord], folder: Path) -> list[Path]:
+    """Draw the pictures that these trials allow.
 
     Args:
         plan: names the axes.
@@ -47,7 +52,7 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _pareto(plan: Plan, finished: Sequence[TrialRecord]) -> Figure:
+def _pareto(plan: SweepPlan, finished: Sequence[TrialRecord]) -> Figure:
     figure = Figure(figsize=(6.4, 4.2))
     axes = figure.subplots()
     points = [(record.memory_gib or 0.0, 100 * (record.score or 0.0)) for record in finished]
@@ -65,7 +70,7 @@ def _pareto(plan: Plan, finished: Sequence[TrialRecord]) -> Figure:
     middle = (front[0].memory_gib or 0.0) / 2 + (front[-1].memory_gib or 0.0) / 2
     for record in front:
         right = (record.memory_gib or 0.0) > middle
-        values = ", ".join(f"{_short(key)} {value}" for key, value in record.values.items())
+        values = ", ".join(f"{_short_key(key)} {value}" for key, value in record.values.items())
         axes.annotate(
             f"{record.number}: {values}",
             (record.memory_gib or 0.0, 100 * (record.score or 0.0)),
@@ -82,10 +87,10 @@ def _pareto(plan: Plan, finished: Sequence[TrialRecord]) -> Figure:
     return figure
 
 
-def _heat_map(plan: Plan, finished: Sequence[TrialRecord]) -> Figure:
-    """Best mIoU for each pair of values of the first two swept settings."""
+def _heat_map(plan: SweepPlan, finished: Sequence[TrialRecord]) -> Figure:
+    """Draw the best mIoU of each pair of values of the first two swept settings."""
     across, down = list(plan.space)[:2]
-    columns, rows = (_order(record.values[key] for record in finished) for key in (across, down))
+    columns, rows = (_distinct(record.values[key] for record in finished) for key in (across, down))
     best = np.full((len(rows), len(columns)), np.nan)
     for record in finished:
         cell = rows.index(record.values[down]), columns.index(record.values[across])
@@ -100,22 +105,22 @@ def _heat_map(plan: Plan, finished: Sequence[TrialRecord]) -> Figure:
             axes.text(
                 column, row, f"{best[row, column]:.2f}", ha="center", va="center", color=ink, fontsize=8
             )
-    axes.set_xticks(range(len(columns)), [_told(value) for value in columns])
-    axes.set_yticks(range(len(rows)), [_told(value) for value in rows])
+    axes.set_xticks(range(len(columns)), [_short_number(value) for value in columns])
+    axes.set_yticks(range(len(rows)), [_short_number(value) for value in rows])
     axes.set_xlabel(across)
     axes.set_ylabel(down)
     figure.colorbar(image, ax=axes, label=f"best {plan.objectives[0]}, %")
     return figure
 
 
-def _parallel(plan: Plan, finished: Sequence[TrialRecord]) -> Figure:
-    """One line a trial through its swept values, memory and mIoU, colored by mIoU."""
+def _parallel(plan: SweepPlan, finished: Sequence[TrialRecord]) -> Figure:
+    """Draw one line per trial through its swept values, memory and mIoU, colored by mIoU."""
     columns: list[tuple[str, list[Any]]] = [
         (key, [record.values[key] for record in finished]) for key in plan.space
     ]
     columns.append((f"memory, GiB ({plan.memory_kind})", [record.memory_gib or 0.0 for record in finished]))
     columns.append((f"{plan.objectives[0]}, %", [100 * (record.score or 0.0) for record in finished]))
-    heights = [_heights(values) for _, values in columns]
+    heights = [_positions(values) for _, values in columns]
     figure = Figure(figsize=(1.9 * len(columns), 3.8))
     axes = figure.subplots()
     for index in range(len(finished)):
@@ -124,7 +129,7 @@ def _parallel(plan: Plan, finished: Sequence[TrialRecord]) -> Figure:
     for position, (_, values) in enumerate(columns):
         axes.axvline(position, color="0.7", linewidth=0.8, zorder=0)
         for value, height in {
-            _told(value): height for value, height in zip(values, heights[position], strict=True)
+            _short_number(value): height for value, height in zip(values, heights[position], strict=True)
         }.items():
             axes.text(position + 0.02, height, value, fontsize=6.5, va="center")
     axes.set_xticks(range(len(columns)), [name for name, _ in columns], fontsize=7.5)
@@ -134,16 +139,16 @@ def _parallel(plan: Plan, finished: Sequence[TrialRecord]) -> Figure:
     return figure
 
 
-def _heights(values: Sequence[Any]) -> list[float]:
-    """Positions from 0 to 1: numbers to scale, anything else evenly in order."""
+def _positions(values: Sequence[Any]) -> list[float]:
+    """Return positions from 0 to 1: numbers to scale, anything else evenly in order."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         low, high = min(values), max(values)
         return [0.5 if high == low else (value - low) / (high - low) for value in values]
-    order = _order(values)
+    order = _distinct(values)
     return [order.index(value) / max(len(order) - 1, 1) for value in values]
 
 
-def _order(values: Any) -> list[Any]:
+def _distinct(values: Any) -> list[Any]:
     distinct = list(dict.fromkeys(values))
     try:
         return sorted(distinct)
@@ -151,9 +156,9 @@ def _order(values: Any) -> list[Any]:
         return distinct
 
 
-def _told(value: Any) -> str:
+def _short_number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _short(key: str) -> str:
+def _short_key(key: str) -> str:
     return key.rpartition(".")[2]

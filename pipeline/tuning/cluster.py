@@ -1,4 +1,7 @@
-"""Joining a Ray cluster, or starting one on this machine for the sweep alone."""
+"""Connect to Ray and give each trial an equal share of the machines.
+
+Ray is a cluster that runs already, or one on this machine for the sweep alone.
+"""
 
 from __future__ import annotations
 
@@ -15,41 +18,41 @@ from typing import Any
 
 from pipeline.config.schema import Settings
 from pipeline.runtime.errors import KilosegError, UsageError
-from pipeline.tuning.sweep import Plan
+from pipeline.tuning.sweep import SweepPlan
 
 _QUIET = {  # before ray is imported
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: runs are ended, the way on is printed
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # we handle Ctrl-C: end the runs, print how to resume
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }
 _ANSWER_SECONDS = 10.0
-_JOIN_SECONDS = 120.0
-_TRY = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
+_CONNECT_SECONDS = 120.0
+_TRY_CODE = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine of the cluster has for trials."""
+    """Count what a machine of the cluster has for trials."""
 
     cpus: int
     gpus: float = 0.0
 
 
-def join(address: str | None) -> list[Machine]:
-    """Connects to Ray.
+def connect(address: str | None) -> list[Machine]:
+    """Connect to Ray.
 
     Args:
-        address: of a running cluster (HOST:PORT or auto); None starts one on this machine.
+        address: of a running cluster (HOST:PORT or auto); None starts Ray on this machine.
 
     Returns:
-        The machines there are at the moment.
+        The machines that are alive now.
 
     Raises:
-        UsageError: the address is one of Ray's remote client, which runs no driver.
-        KilosegError: nothing answers there, or it does not let us in.
+        UsageError: the address is one of Ray's remote client, which cannot run a driver.
+        KilosegError: nothing answers there, or the token is refused.
     """
     if address is not None and "://" in address:
         raise UsageError(
@@ -65,7 +68,7 @@ def join(address: str | None) -> list[Machine]:
     if address is None:
         options |= {"address": "local", "include_dashboard": False}
     else:
-        _try(address)
+        _try_in_another_process(address)
         options |= {"address": address, "runtime_env": {"py_modules": _own_packages()}}
     import ray
 
@@ -74,40 +77,40 @@ def join(address: str | None) -> list[Machine]:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _no_answer(address or "this machine", str(error)) from error
-    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own aborts the process, with its runs open
-    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Machine(int(has.get("CPU", 0)), float(has.get("GPU", 0))) for has in found]
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler aborts the process and leaves MLflow runs open
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Machine(int(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in alive]
 
 
-def _try(address: str) -> None:
-    """Joins from another process first: where Ray cannot, its core may end the process at once."""
+def _try_in_another_process(address: str) -> None:
+    """Connect from a child process first: on failure Ray's core may abort the process."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit():
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
         except (OSError, OverflowError) as error:
             raise _no_answer(address, str(error)) from error
-    command = [sys.executable, "-c", _TRY, address]
+    command = [sys.executable, "-c", _TRY_CODE, address]
     try:
-        tried = subprocess.run(command, capture_output=True, text=True, timeout=_JOIN_SECONDS)
+        tried = subprocess.run(command, capture_output=True, text=True, timeout=_CONNECT_SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise _no_answer(address, f"nothing within {_JOIN_SECONDS:.0f} seconds") from error
+        raise _no_answer(address, f"nothing within {_CONNECT_SECONDS:.0f} seconds") from error
     if tried.returncode:
         raise _no_answer(address, tried.stderr or f"exit code {tried.returncode}")
 
 
-def _no_answer(address: str, said: str) -> KilosegError:
+def _no_answer(address: str, reason: str) -> KilosegError:
     return KilosegError(
         "the Ray cluster does not answer",
         where=address,
-        found=said.strip().splitlines()[-1] if said.strip() else "no reason given",
+        found=reason.strip().splitlines()[-1] if reason.strip() else "no reason given",
         hint="check the address and that the cluster runs (`ray status`); a cluster with tokens needs "
         "RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN or token file here too",
     )
 
 
 def _own_packages() -> list[str]:
-    """Folders of our packages: the code travels to the cluster, the data does not."""
+    """Return the folders of our packages, which Ray sends to the cluster. Data is never sent."""
     found = []
     for name in ("pipeline", "models"):
         spec = importlib.util.find_spec(name)
@@ -117,19 +120,16 @@ def _own_packages() -> list[str]:
     return found
 
 
-# MERGED from pipeline.tuning.resources: A trial's share of the machines: its processors and GPUs, and how many trials there are at once.
-
-
 @dataclass(frozen=True)
 class Resources:
-    """One trial's share of a machine, and how many trials there are at once."""
+    """Hold one trial's share of a machine and how many trials run at once."""
 
     cpus: int
     gpus: float
     concurrent: int
 
     def runtime(self, settings: Settings) -> dict[str, object]:
-        """The runtime settings of a trial that keeps to its share."""
+        """Return the runtime settings that keep a trial to its share, by dotted key."""
         known = settings.runtime
         threads = self.cpus if known.threads == "auto" else known.threads
         workers = max(0, self.cpus - 1) if known.num_workers == "auto" else known.num_workers
@@ -137,23 +137,25 @@ class Resources:
         return {"runtime.threads": threads, "runtime.num_workers": workers, "runtime.device": device}
 
 
-def share(
-    plan: Plan,
+def allocate(
+    plan: SweepPlan,
     machines: Sequence[Machine],
     *,
     max_concurrent: int | None = None,
     gpus_per_trial: float | None = None,
 ) -> Resources:
-    """The largest equal shares with which the trials at once still fit the machines, each on one of them.
+    """Give each trial the largest equal share with which all concurrent trials fit the machines.
+
+    A trial runs on one machine.
 
     Args:
-        plan: of the sweep; what is not given here is its tune section's.
+        plan: of the sweep; its tune section gives what is not given here.
         machines: of the cluster.
         max_concurrent: trials at once.
-        gpus_per_trial: GPUs of a trial, where the sweep is one on GPUs.
+        gpus_per_trial: GPUs of a trial, if the sweep uses GPUs.
 
     Raises:
-        UsageError: GPUs for a sweep that was planned without.
+        UsageError: GPUs were given for a sweep planned without them.
         KilosegError: no machine has the GPUs of one trial.
     """
     tune = plan.base().tune
@@ -187,7 +189,7 @@ def share(
 
 
 def _room(machines: Sequence[Machine], cpus: int, gpus: float) -> int:
-    """How many trials with so many processors and GPUs fit at once."""
+    """Count the trials with so many CPUs and GPUs that fit at once."""
     return sum(
         min(machine.cpus // cpus, int(machine.gpus / gpus)) if gpus else machine.cpus // cpus
         for machine in machines

@@ -1,4 +1,4 @@
-"""TODO"""
+"""End a sweep: write its table and pictures, and end its runs in MLflow."""
 
 from __future__ import annotations
 
@@ -6,35 +6,42 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.runtime.files import write_text
-from pipeline.tuning.mlflow_sync import Mirror
+from pipeline.tuning.mlflow_sync import MlflowSync
 from pipeline.tuning.sweep import Sweep
 
 
+def end_sweep(sweep: Sweep, sync: MlflowSync, status: str) -> bool:
+    """Write the results so far and end the runs.
+
+    Args:
+        sweep: the sweep; its running trials become stopped.
+        sync: its connection to MLflow, open.
+        status: MLflow status of the parent run, "FINISHED" or "KILLED".
+
+    Returns:
+        Whether everything reached MLflow.
+    """
+    for record in sweep.records():
+        if record.outcome == "running":
+            sweep.write(replace(record, outcome="stopped"))
+    return sync.close(status, write_results(sweep))
+
+
 def end_runs(sweep: Sweep) -> None:
-    """Ends the runs of a sweep whose driver was killed, with what its files hold.
+    """End the runs of a sweep whose driver was killed, with what its files hold.
 
     Raises:
         KilosegError: the store cannot be reached.
     """
-    from pipeline.tuning.mlflow_sync import Mirror
-
     plan = sweep.plan
-    mirror = Mirror(sweep, plan.base())
-    mirror.open()
-    whole = sum(record.done for record in sweep.records()) == plan.trials
-    _end(sweep, mirror, "FINISHED" if whole else "KILLED")
+    sync = MlflowSync(sweep, plan.base())
+    sync.open()
+    complete = sum(record.done for record in sweep.records()) == plan.trials
+    end_sweep(sweep, sync, "FINISHED" if complete else "KILLED")
 
 
-def _end(sweep: Sweep, mirror: Mirror, status: str) -> bool:
-    """Writes table and pictures of what there is and ends the runs; returns whether everything arrived."""
-    for record in sweep.records():
-        if record.outcome == "running":
-            sweep.write(replace(record, outcome="stopped"))
-    return mirror.close(status, _write_results(sweep))
-
-
-def _write_results(sweep: Sweep) -> list[Path]:
-    """The table and the pictures of what there is so far."""
+def write_results(sweep: Sweep) -> list[Path]:
+    """Write results.csv and the pictures, and return their paths."""
     from pipeline.tuning.charts import draw
     from pipeline.tuning.results import results_csv
 

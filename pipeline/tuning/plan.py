@@ -1,6 +1,6 @@
-"""What a sweep is to do, decided and checked before anything is started.
+"""Plan a sweep from the settings and check everything before anything starts.
 
-A mistake ends here, with files read and nothing made: see `pipeline.tuning.runner` for what runs the plan.
+Only files are read here; a user error leaves nothing behind. `pipeline.tuning.runner` runs the plan.
 """
 
 from __future__ import annotations
@@ -8,24 +8,27 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from pipeline.config.paths import bootstrapped_folder, label_space_file
 from pipeline.config.schema import Settings
 from pipeline.runtime.device import GIB
 from pipeline.runtime.errors import DataError, MemoryLimitError, UsageError
 from pipeline.tuning.space import Space, read_space
-from pipeline.tuning.sweep import Plan, Sweep, name_in_use, trial_settings
+from pipeline.tuning.sweep import Sweep, SweepPlan, name_in_use, trial_settings
 
 
-def new_plan(settings: Settings, *, name: str | None = None, trials: int | None = None) -> tuple[Plan, Space]:
-    """The plan of a new sweep; reads files, starts nothing.
+def new_plan(
+    settings: Settings, *, name: str | None = None, trials: int | None = None
+) -> tuple[SweepPlan, Space]:
+    """Make the plan of a new sweep.
 
     Args:
-        settings: of the variant to sweep; its tune section counts.
+        settings: of the variant to sweep, with the tune section.
         name: of the sweep; by default the date and time.
         trials: instead of tune.trials.
 
     Raises:
-        UsageError: a space that is empty or wrong, a name in use or not fit for a folder.
-        DataError: nothing bootstrapped.
+        UsageError: the space is empty or wrong, or the name is in use or no valid folder name.
+        DataError: no bootstrapped data.
         MemoryLimitError: no point of the space fits the memory budget.
     """
     from pipeline.config.load import with_overrides
@@ -43,12 +46,12 @@ def new_plan(settings: Settings, *, name: str | None = None, trials: int | None 
         raise UsageError("not a name", where="--name", found=name, allowed="letters, digits, - _ .")
     if (tune.folder / name).exists():
         raise name_in_use(tune.folder / name)
-    if not (settings.bootstrapped / "manifest.json").is_file():
+    if not (bootstrapped_folder(settings) / "manifest.json").is_file():
         raise DataError(
-            "no bootstrapped data", where=settings.bootstrapped, hint="make it: dvc repro bootstrap"
+            "no bootstrapped data", where=bootstrapped_folder(settings), hint="make it: dvc repro bootstrap"
         )
     on_gpu = _uses_gpu(settings)
-    plan = Plan(
+    plan = SweepPlan(
         name=name,
         settings=settings.model_dump(mode="json"),
         space={key: dict(values) for key, values in tune.space.items()},
@@ -79,39 +82,39 @@ def _gpu_gib() -> float | None:
     import torch
 
     if not torch.cuda.is_available():
-        return None  # the GPUs are the cluster's
+        return None  # the GPUs are in the cluster
     return torch.cuda.get_device_properties(0).total_memory / GIB
 
 
-def _check_memory(plan: Plan, space: Space) -> None:
-    """Some corner of the space must fit the budget, by prediction; without a budget nothing is predicted."""
+def _check_memory(plan: SweepPlan, space: Space) -> None:
+    """Check by prediction that a corner of the space fits the memory budget, if there is one."""
     if plan.memory_budget_gib is None or plan.base().train.batch_size == "auto":
         return  # auto: each trial divides its batch on the device it gets
     from pipeline.data.labels.label_space import LabelSpace
     from pipeline.memory.predict import predict_bytes
 
-    num_classes = LabelSpace.load(plan.base().bootstrapped / "label_space.json").num_classes
-    least, point = float("inf"), {}
+    num_classes = LabelSpace.load(label_space_file(plan.base())).num_classes
+    lowest, point = float("inf"), {}
     for corner in space.corners():
-        need = predict_bytes(trial_settings(plan, corner), num_classes) / GIB
-        if need < least:
-            least, point = need, corner
-        if need <= plan.memory_budget_gib:
+        needed = predict_bytes(trial_settings(plan, corner), num_classes) / GIB
+        if needed < lowest:
+            lowest, point = needed, corner
+        if needed <= plan.memory_budget_gib:
             return
     raise MemoryLimitError(
         "no point of the space fits the memory budget",
         where=", ".join(f"{key}={value}" for key, value in point.items()),
-        found=f"{least:.2f} GiB predicted for one training step, the least of the space's corners",
+        found=f"{lowest:.2f} GiB predicted for one training step, the least of the space's corners",
         allowed=f"{plan.memory_budget_gib:.2f} GiB (tune.memory_budget_gib, or the GPU's)",
         hint="lower train.batch_size or train.crop_size, or sweep smaller values",
     )
 
 
-def continue_plan(sweep: Sweep, *, extend: int = 0) -> tuple[Plan, Space]:
-    """The plan of a sweep to go on with, with `extend` trials more; the settings are those of its start.
+def continue_plan(sweep: Sweep, *, extend: int = 0) -> tuple[SweepPlan, Space]:
+    """Return the plan of an existing sweep with `extend` more trials. Its settings stay those of its start.
 
     Raises:
-        UsageError: trials are to be added, and the space has no point left.
+        UsageError: trials were to be added, but the space has no point left.
     """
     plan = sweep.plan
     space = read_space(plan.space, plan.base())

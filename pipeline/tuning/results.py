@@ -1,12 +1,11 @@
-"""What a sweep found: its table, its Pareto front, and the winner.
+"""Rank a sweep's trials, and write the best one's values into params.yaml.
 
-Only finished trials compete. With one objective the highest mIoU wins; with two, every trial that none beats
-in both is on the front, and of those the winner is again the one of the highest mIoU.
+Only finished trials compete. The Pareto front holds every trial that no other beats in both mIoU and memory.
+The best trial is the one with the highest mIoU, whether there are one or two objectives.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
 import io
 from collections.abc import Sequence
@@ -17,16 +16,20 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from pipeline.config.load import load_settings
+from pipeline.config.renamed import RENAMED
 from pipeline.runtime.errors import DataError, UsageError
-from pipeline.runtime.files import write_text
-from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
+from pipeline.runtime.files import csv_text, write_text
+from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord
 
 
 def pareto_front(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Finished trials that no other beats: more mIoU at no more memory, or less memory at no less mIoU."""
+    """Return the finished trials that no other beats.
+
+    A trial beats another with more mIoU at no more memory, or with less memory at no less mIoU.
+    """
     finished = [record for record in records if record.outcome == "finished"]
 
-    def beaten(record: TrialRecord) -> bool:
+    def is_beaten(record: TrialRecord) -> bool:
         score, memory = record.score or 0.0, record.memory_gib or 0.0
         return any(
             (other.score or 0.0) >= score
@@ -35,11 +38,11 @@ def pareto_front(records: Sequence[TrialRecord]) -> list[TrialRecord]:
             for other in finished
         )
 
-    return [record for record in finished if not beaten(record)]
+    return [record for record in finished if not is_beaten(record)]
 
 
-def winner(sweep: Sweep, number: int | None = None) -> TrialRecord:
-    """The best finished trial, or trial `number`.
+def best_trial(sweep: Sweep, number: int | None = None) -> TrialRecord:
+    """Return the best finished trial, or trial `number`.
 
     Raises:
         DataError: no trial has finished.
@@ -66,45 +69,48 @@ def winner(sweep: Sweep, number: int | None = None) -> TrialRecord:
 
 
 def summary(records: Sequence[TrialRecord]) -> str:
-    """How many trials ended how, as "5 finished, 3 pruned"."""
+    """Count the outcomes, as "5 finished, 3 pruned"."""
     counts: dict[str, int] = {}
     for record in records:
         counts[record.outcome] = counts.get(record.outcome, 0) + 1
     return ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "no trials"
 
 
-def results_csv(plan: Plan, records: Sequence[TrialRecord]) -> str:
-    """One line a trial: number, outcome, swept values, mIoU, memory, steps, error; best first."""
+def results_csv(plan: SweepPlan, records: Sequence[TrialRecord]) -> str:
+    """Write one line per trial: number, outcome, swept values, mIoU, step, metrics, error; the best first."""
     keys = list(plan.space)
     front = {record.number for record in pareto_front(records)}
     metrics = sorted({name for record in records for name in record.metrics})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "outcome", *keys, "miou", "on_pareto_front", "step", *metrics, "error"])
-    for record in ranked(records):
-        cells: list[Any] = [record.number, record.outcome, *(record.values[key] for key in keys)]
-        cells += ["" if record.score is None else record.score, record.number in front, record.step]
-        cells += [record.metrics.get(name, "") for name in metrics]
-        writer.writerow([*cells, record.error or ""])
-    return text.getvalue()
+    rows = [
+        [
+            record.number,
+            record.outcome,
+            *(record.values[key] for key in keys),
+            "" if record.score is None else record.score,
+            record.number in front,
+            record.step,
+            *(record.metrics.get(name, "") for name in metrics),
+            record.error or "",
+        ]
+        for record in ranked(records)
+    ]
+    header = ["trial", "outcome", *keys, "miou", "on_pareto_front", "step", *metrics, "error"]
+    return csv_text(header, rows)
 
 
 def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Finished trials by falling mIoU, then the others."""
+    """Sort finished trials by falling mIoU, then the others."""
     return sorted(
         records,
         key=lambda record: (record.outcome != "finished", -(record.score or 0.0), record.number),
     )
 
 
-# MERGED from pipeline.tuning.decision: The end of a sweep: a trial's values written into params.yaml, everything else in it left as it was.
+def apply_values(path: Path, plan: SweepPlan, record: TrialRecord) -> str:
+    """Write the trial's values into the settings file and leave everything else in it unchanged.
 
-
-def apply_values(path: Path, plan: Plan, record: TrialRecord) -> str:
-    """Writes the trial's values into the settings file.
-
-    A sweep over a variant changes that variant alone, so that `dvc repro` retrains it and nothing else; a
-    sweep over the plain settings changes those.
+    A sweep of a variant changes that variant alone, so that `dvc repro` retrains nothing else. A sweep of
+    the plain settings changes those.
 
     Args:
         path: the settings file; comments, order and spacing stay.
@@ -112,7 +118,7 @@ def apply_values(path: Path, plan: Plan, record: TrialRecord) -> str:
         record: the trial's.
 
     Returns:
-        What changed, as a unified diff; empty when the file says so already.
+        The changes as a unified diff; empty if the file has these values already.
 
     Raises:
         UsageError: the file with these values would not be valid.
@@ -122,7 +128,7 @@ def apply_values(path: Path, plan: Plan, record: TrialRecord) -> str:
     yaml.preserve_quotes = True
     yaml.width = 10_000
     yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.representer.add_representer(  # else null becomes nothing
+    yaml.representer.add_representer(  # else null is written as nothing
         type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
     )
     document = yaml.load(before)
@@ -154,12 +160,22 @@ def _set(tree: CommentedMap, key: str, value: Any) -> None:
     if tree.get(section) is None:
         tree[section] = CommentedMap()
         tree[section].fa.set_flow_style()
+    for old, new in RENAMED.items():
+        if new == key and old.removeprefix(f"{section}.") in tree[section]:
+            _rename(tree[section], old.removeprefix(f"{section}."), name)
     if tree[section].get(name) != value:
         tree[section][name] = value
 
 
+def _rename(section: CommentedMap, old: str, new: str) -> None:
+    """Rename a key in its place, with its comment."""
+    section.insert(list(section).index(old), new, section.pop(old))
+    if old in section.ca.items:
+        section.ca.items[new] = section.ca.items.pop(old)
+
+
 def _restored(before: str, after: str) -> str:
-    """`after`, with every line that differs from its original in spacing alone as it was in `before`."""
+    """Return `after`, but keep the lines of `before` that differ in spacing alone."""
     old, new = before.splitlines(keepends=True), after.splitlines(keepends=True)
     plain = [["".join(line.split()) for line in lines] for lines in (old, new)]
     result: list[str] = []

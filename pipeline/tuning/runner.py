@@ -1,7 +1,9 @@
-"""Running a plan: Ray Tune runs the trials while MLflow is kept up.
+"""Run a sweep's plan: Ray Tune runs the trials, a thread sends their numbers to MLflow.
 
-Ray schedules, places and restarts the trials; it does not remember them. Its own experiment state is a pickle
-that lags by seconds, so a resumed sweep starts a fresh Ray Tune run over the sweep's files instead.
+Ray schedules, places and restarts the trials; the sweep's files remember them. Ray's own experiment state is
+a pickle that lags by seconds, so a resumed sweep starts a new Ray Tune run over the files.
+
+Ray is imported only after `connect` has set its environment variables.
 """
 
 from __future__ import annotations
@@ -12,21 +14,17 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.tuning.callbacks import LOW_MEMORY, RESTARTS, note_low_memory
-from pipeline.tuning.cluster import Resources, join, share
-from pipeline.tuning.finish import _end
+from pipeline.tuning.cluster import Resources, allocate, connect
+from pipeline.tuning.finish import end_sweep
 from pipeline.tuning.space import Space
-from pipeline.tuning.sweep import Plan, Sweep
-from pipeline.tuning.watchdog import driving, survived
-
-if TYPE_CHECKING:
-    pass
+from pipeline.tuning.sweep import Sweep, SweepPlan
+from pipeline.tuning.watchdog import hold_sweep, watch
 
 
 def run_sweep(
-    plan: Plan,
+    plan: SweepPlan,
     space: Space,
     *,
     address: str | None = None,
@@ -34,15 +32,15 @@ def run_sweep(
     gpus_per_trial: float | None = None,
     time_budget: float | None = None,
 ) -> Sweep:
-    """Runs what the plan still lacks.
+    """Run the trials that the plan still lacks.
 
     Args:
         plan: a new one, or that of a sweep to go on with.
         space: the plan's.
-        address: of a Ray cluster to join; None starts one on this machine for the sweep alone.
+        address: of a Ray cluster to connect to; None starts Ray on this machine for the sweep alone.
         max_concurrent: trials at once, instead of tune.max_concurrent.
         gpus_per_trial: instead of tune.gpus_per_trial.
-        time_budget: seconds after which running trials are stopped (and can be resumed).
+        time_budget: seconds after which running trials are stopped; they can be resumed.
 
     Returns:
         The sweep, with its table and pictures written.
@@ -52,26 +50,26 @@ def run_sweep(
     """
     settings = plan.base()
     sweep = Sweep(settings.tune.folder / plan.name)
-    from pipeline.tuning.mlflow_sync import Mirror, check_store
+    from pipeline.tuning.mlflow_sync import MlflowSync, check_store
 
     check_store(settings)
-    machines = join(address)
+    machines = connect(address)
     try:
-        resources = share(plan, machines, max_concurrent=max_concurrent, gpus_per_trial=gpus_per_trial)
-        with driving(sweep.folder), survived(sweep.folder) as survivor:
+        resources = allocate(plan, machines, max_concurrent=max_concurrent, gpus_per_trial=gpus_per_trial)
+        with hold_sweep(sweep.folder), watch(sweep.folder) as watchdog:
             if (sweep.folder / "sweep.json").exists():
                 sweep.rewrite(plan)
             else:
                 sweep.create(plan)
-            mirror = Mirror(sweep, settings)
-            mirror.open()
+            sync = MlflowSync(sweep, settings)
+            sync.open()
             status = "KILLED"
             try:
-                _fit_to_the_end(sweep, plan, space, resources, address, time_budget)
+                _fit_until_done(sweep, plan, space, resources, address, time_budget)
                 status = "FINISHED"
             finally:
-                if _end(sweep, mirror, status):
-                    survivor.dismiss()
+                if end_sweep(sweep, sync, status):
+                    watchdog.dismiss()
                 else:
                     print(
                         "warning: not everything reached MLflow; what sends the rest: "
@@ -85,15 +83,17 @@ def run_sweep(
     return sweep
 
 
-def _fit_to_the_end(
+def _fit_until_done(
     sweep: Sweep,
-    plan: Plan,
+    plan: SweepPlan,
     space: Space,
     resources: Resources,
     address: str | None,
     time_budget: float | None,
 ) -> None:
-    """Ray Tune until the plan is done; where a lack of memory ends Ray Tune itself, it is started again."""
+    """Run Ray Tune until the plan is done; restart it when low memory on a machine ends Ray Tune itself."""
+    from pipeline.tuning.callbacks import LOW_MEMORY, note_low_memory
+
     end = None if time_budget is None else time.monotonic() + time_budget
     deaths: Counter[int] = Counter()
     while end is None or time.monotonic() < end:
@@ -106,23 +106,27 @@ def _fit_to_the_end(
             note_low_memory(sweep, plan, str(error), deaths)
         import ray
 
-        ray.shutdown()  # with all that is left of the trials
-        join(address)
+        ray.shutdown()  # ends what is left of the trials
+        connect(address)
 
 
-def _fit(sweep: Sweep, plan: Plan, space: Space, resources: Resources, time_budget: float | None) -> None:
+def _fit(
+    sweep: Sweep, plan: SweepPlan, space: Space, resources: Resources, time_budget: float | None
+) -> None:
     from ray import tune
 
-    from pipeline.tuning.callbacks import Watcher
-    from pipeline.tuning.search import SweepSearch, asha
+    from pipeline.tuning.callbacks import RESTARTS, TrialRecorder
+    from pipeline.tuning.search import SweepSearch, build_scheduler
 
     left = plan.trials - sum(record.done for record in sweep.records())
     if left <= 0:
         return
     for name in ("execution.tune_controller", "tune"):
-        logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)  # the watcher says it, in a line
+        logging.getLogger(f"ray.tune.{name}").setLevel(
+            logging.CRITICAL
+        )  # TrialRecorder prints one line instead
     settings = plan.base()
-    scheduler = asha(sweep, plan) if plan.pruning else None
+    scheduler = build_scheduler(sweep, plan) if plan.pruning else None
     trainable = tune.with_resources(
         partial(_trial, folder=str(sweep.folder), runtime=resources.runtime(settings)),
         {"cpu": resources.cpus, "gpu": resources.gpus},
@@ -141,7 +145,7 @@ def _fit(sweep: Sweep, plan: Plan, space: Space, resources: Resources, time_budg
             name=f"ray-{time.strftime('%Y%m%d-%H%M%S')}",
             storage_path=str(sweep.folder),
             failure_config=tune.FailureConfig(max_failures=RESTARTS),
-            callbacks=[Watcher(sweep, plan, scheduler.cut if scheduler else set())],
+            callbacks=[TrialRecorder(sweep, plan, scheduler.cut if scheduler else set())],
             verbose=0,
         ),
     )
@@ -149,7 +153,7 @@ def _fit(sweep: Sweep, plan: Plan, space: Space, resources: Resources, time_budg
 
 
 def _trial(config: dict[str, Any], folder: str, runtime: Mapping[str, Any]) -> None:
-    """Ray Tune's trainable."""
+    """Run one trial in a worker process: Ray Tune's trainable."""
     from ray import tune
 
     from pipeline.tuning.trial import run_trial

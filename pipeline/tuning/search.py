@@ -1,8 +1,10 @@
-"""Which values come next: Optuna behind Ray Tune's searcher, with the sweep's files as its memory.
+"""Propose the values of the next trial: Optuna behind Ray Tune's searcher, and ASHA for pruning.
 
-A proposal is written to the sweep before a trial sees it. A driver that starts again takes the unfinished
-proposals up first, tells Optuna how the finished ones ended, and goes on proposing up to the planned number:
-so a resumed or extended sweep knows what it knew.
+A proposal is written to the sweep's files before a trial gets it. A driver that starts again tells Optuna the
+results so far, repeats the unfinished proposals, and then proposes up to the planned number.
+
+Not Optuna's `JournalStorage`: it would be a second record beside the trials' files, and a kill between two
+writes would leave the two in disagreement.
 """
 
 from __future__ import annotations
@@ -21,22 +23,22 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import Searcher
 
 from pipeline.tuning.space import Space
-from pipeline.tuning.sweep import Plan, Sweep, TrialRecord, read_journal
+from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord, read_journal
 
 _ASKS = 10
-_MOST_POINTS = 100_000
+_MAX_POINTS = 100_000
 
 
 class SweepSearch(Searcher):
-    """Ray Tune's view of a sweep's proposals.
+    """Propose trials to Ray Tune.
 
     Args:
-        sweep: where they are kept.
+        sweep: where proposals are kept.
         plan: its plan.
         space: the plan's space.
     """
 
-    def __init__(self, sweep: Sweep, plan: Plan, space: Space) -> None:
+    def __init__(self, sweep: Sweep, plan: SweepPlan, space: Space) -> None:
         super().__init__(metric="score", mode="max")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.sweep, self.plan, self.space = sweep, plan, space
@@ -53,10 +55,10 @@ class SweepSearch(Searcher):
         )
         for record in records:
             if record.done:
-                self._remember(record)
+                self._add_to_study(record)
 
     def suggest(self, trial_id: str) -> Any:
-        """The next unfinished trial, or a new one, until the plan is filled."""
+        """Return the next unfinished trial, or a new one, until the plan is filled."""
         if self._pending:
             number = self._pending.popleft()
             values = self.sweep.record(number).values
@@ -76,7 +78,7 @@ class SweepSearch(Searcher):
         return {"trial": number}
 
     def _propose(self, number: int) -> tuple[dict[str, Any], optuna.Trial | None] | None:
-        """A point not tried before: the same settings and seeds would only give the same result again."""
+        """Propose a point not tried before: the same settings and seed would give the same result."""
         grid, tried = self.space.grid_point(number), {_key(record.values) for record in self.sweep.records()}
         if not self._distributions:
             return grid, None
@@ -86,7 +88,7 @@ class SweepSearch(Searcher):
             if _key(values) not in tried:
                 return values, asked
             self._study.tell(asked, state=TrialState.FAIL)
-        if self.space.size > _MOST_POINTS:
+        if self.space.size > _MAX_POINTS:
             return None
         rest = [point for point in self.space.drawn_points() if _key({**grid, **point}) not in tried]
         if not rest:
@@ -98,7 +100,7 @@ class SweepSearch(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tells Optuna how a trial ended."""
+        """Tell Optuna how a trial ended."""
         _, asked = self._asked.pop(trial_id, (None, None))
         if asked is None:
             return
@@ -108,19 +110,19 @@ class SweepSearch(Searcher):
             asked.report(result["score"], result["step"])
             self._study.tell(asked, state=TrialState.PRUNED)
         else:
-            self._study.tell(asked, self._goals(result["score"], result["peak_memory_gib"]))
+            self._study.tell(asked, self._objectives(result["score"], result["peak_memory_gib"]))
 
-    def _goals(self, score: float, memory_gib: float) -> list[float]:
+    def _objectives(self, score: float, memory_gib: float) -> list[float]:
         return [score, memory_gib][: len(self.plan.objectives)]
 
-    def _remember(self, record: TrialRecord) -> None:
-        """Adds a trial of an earlier process to the study."""
+    def _add_to_study(self, record: TrialRecord) -> None:
+        """Add a trial that ended in an earlier process to the Optuna study."""
         if not self._distributions:
             return
         score, pruned = record.score or 0.0, record.outcome == "pruned" and len(self.plan.objectives) == 1
-        state, goals = TrialState.COMPLETE, self._goals(score, record.memory_gib or 0.0)
+        state, values = TrialState.COMPLETE, self._objectives(score, record.memory_gib or 0.0)
         if record.outcome == "failed" or (record.outcome == "infeasible" and record.memory_gib is None):
-            state = TrialState.FAIL  # a made-up memory would be an inviting one
+            state = TrialState.FAIL  # a guessed memory would look attractive to the sampler
         elif pruned:
             state = TrialState.PRUNED
         self._study.add_trial(
@@ -128,33 +130,33 @@ class SweepSearch(Searcher):
                 params={key: record.values[key] for key in self._distributions},
                 distributions=self._distributions,
                 state=state,
-                values=goals if state is TrialState.COMPLETE else None,
+                values=values if state is TrialState.COMPLETE else None,
                 intermediate_values={record.step: score} if pruned else {},
             )
         )
 
     def save(self, checkpoint_path: str) -> None:
-        """Writes a placeholder: the sweep's files are the searcher's memory."""
+        """Write a placeholder for Ray Tune: the sweep's files hold the state."""
         with open(checkpoint_path, "w", encoding="utf-8") as file:  # noqa: PTH123 - Ray hands a string
             json.dump({"sweep": str(self.sweep.folder)}, file)
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to do: see `save`."""
+        """Do nothing: see `save`."""
 
 
 def _key(values: Mapping[str, Any]) -> str:
     return json.dumps(values, sort_keys=True, default=str)
 
 
-class Pruning(AsyncHyperBandScheduler):
-    """ASHA that remembers which trials it cut: Ray ends those as it ends finished ones."""
+class AshaScheduler(AsyncHyperBandScheduler):
+    """Run ASHA and remember which trials it stopped: Ray reports those as it reports finished ones."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.cut: set[str] = set()
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """ASHA's decision; the last report of a trial is no rung."""
+        """Return ASHA's decision. The final report of a trial is no rung."""
         if result.get("final"):
             return self.CONTINUE
         decision = super().on_trial_result(tune_controller, trial, result)
@@ -162,11 +164,19 @@ class Pruning(AsyncHyperBandScheduler):
             self.cut.add(trial.trial_id)
         return decision
 
+    def add_earlier_result(self, trial_id: str, step: int, score: float) -> None:
+        """Add a validation of a trial that ended in an earlier process to ASHA's rungs.
 
-def asha(sweep: Sweep, plan: Plan) -> Pruning:
-    """ASHA on the held-out mIoU over the steps, knowing the validations of trials that ended before."""
+        Ray has no public way: `_brackets` is private, so this is the one place that uses it.
+        """
+        earlier: Any = SimpleNamespace(trial_id=trial_id)
+        self._brackets[0].on_result(earlier, step, score)
+
+
+def build_scheduler(sweep: Sweep, plan: SweepPlan) -> AshaScheduler:
+    """Build ASHA on the held-out mIoU over the steps, with the validations of trials that ended before."""
     train = plan.base().train
-    scheduler = Pruning(
+    scheduler = AshaScheduler(
         time_attr="step",
         metric="score",
         mode="max",
@@ -178,9 +188,8 @@ def asha(sweep: Sweep, plan: Plan) -> Pruning:
         if not record.done:
             continue
         best = 0.0
-        earlier: Any = SimpleNamespace(trial_id=f"earlier-{record.number}")
         for event in read_journal(sweep.trial_folder(record.number) / "metrics.jsonl"):
             if "holdout/miou" in event["metrics"]:
                 best = max(best, event["metrics"]["holdout/miou"])
-                scheduler._brackets[0].on_result(earlier, event["step"], best)
+                scheduler.add_earlier_result(f"earlier-{record.number}", event["step"], best)
     return scheduler

@@ -1,8 +1,7 @@
-"""What a sweep varies: dimensions by dotted key, each with a kind and values, checked against the settings.
+"""Define the search space: one dimension per swept setting, with a kind and values.
 
-`choice` draws one of the values, `uniform` and `loguniform` draw between two bounds, `grid` goes through its
-values in turn. Whatever the space can propose is tried on the settings before anything is started, so that a
-mistake in it ends like any other wrong setting.
+`choice` samples one of the values, `uniform` and `loguniform` sample between two bounds, `grid` takes its
+values in turn. Every named value is checked against the settings before anything starts.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ if TYPE_CHECKING:
 
 KINDS = ("choice", "uniform", "loguniform", "grid")
 _FORM = "KEY: {choice: [1, 2]}, {grid: [1, 2]}, {uniform: [low, high]} or {loguniform: [low, high]}"
-_MOST_CORNERS = 64
+_MAX_CORNERS = 64
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One swept setting.
+    """Describe one swept setting.
 
     Attributes:
         key: dotted, as "model.embedding_dim".
@@ -40,7 +39,7 @@ class Dimension:
     values: tuple[Any, ...]
 
     def distribution(self) -> BaseDistribution:
-        """Optuna's view of the dimension; between two whole numbers only whole numbers are drawn."""
+        """Return the Optuna distribution. Two integer bounds give integers only."""
         from optuna.distributions import (
             CategoricalDistribution,
             FloatDistribution,
@@ -57,14 +56,14 @@ class Dimension:
 
     @property
     def size(self) -> float:
-        """Number of different values; infinite between two fractions."""
+        """Count the different values; infinite between two floats."""
         if self.kind in ("choice", "grid"):
             return len(self.values)
         low, high = self.values
         return high - low + 1 if isinstance(low, int) and isinstance(high, int) else math.inf
 
     def candidates(self) -> Sequence[Any]:
-        """All values of a dimension of finite size."""
+        """List all values of a dimension of finite size."""
         return self.values if self.kind in ("choice", "grid") else range(self.values[0], self.values[1] + 1)
 
     def __str__(self) -> str:
@@ -73,47 +72,47 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Space:
-    """All swept settings, in the order of the settings file."""
+    """Hold all swept settings, in the order of the settings file."""
 
     dimensions: tuple[Dimension, ...]
 
     @property
     def keys(self) -> list[str]:
-        """Dotted keys."""
+        """List the dotted keys."""
         return [dimension.key for dimension in self.dimensions]
 
     @property
     def drawn(self) -> list[Dimension]:
-        """The dimensions that are drawn; the others are grids."""
+        """List the dimensions that are sampled; the others are grids."""
         return [dimension for dimension in self.dimensions if dimension.kind != "grid"]
 
     @property
     def size(self) -> float:
-        """Number of different points, grids included; infinite where a dimension is continuous."""
+        """Count the different points, grids included; infinite if a dimension is continuous."""
         return math.prod(dimension.size for dimension in self.dimensions)
 
     def drawn_points(self) -> Iterator[dict[str, Any]]:
-        """All points of the drawn dimensions, if they are finitely many."""
+        """Generate all points of the sampled dimensions, which must be finite."""
         drawn = self.drawn
         for values in itertools.product(*(dimension.candidates() for dimension in drawn)):
             yield dict(zip((dimension.key for dimension in drawn), values, strict=True))
 
     @property
     def grid_size(self) -> int:
-        """Number of grid points; 1 without a grid."""
+        """Count the grid points; 1 without a grid."""
         return math.prod(len(dimension.values) for dimension in self._grids())
 
     def grid_point(self, number: int) -> dict[str, Any]:
-        """Values of the grid dimensions for trial `number`; the points come in turn, again and again."""
+        """Return the grid values of trial `number`; after the last grid point the first comes again."""
         grids = self._grids()
         points = itertools.product(*(dimension.values for dimension in grids))
         point = next(itertools.islice(points, number % self.grid_size, None))
         return dict(zip((dimension.key for dimension in grids), point, strict=True))
 
     def corners(self) -> Iterator[dict[str, Any]]:
-        """Points made of each dimension's smallest and largest values (of all, where they have no order)."""
+        """Generate the points of each dimension's smallest and largest values (all, if unordered)."""
         ends = [(dimension.key, _ends(dimension)) for dimension in self.dimensions]
-        for values in itertools.islice(itertools.product(*(values for _, values in ends)), _MOST_CORNERS):
+        for values in itertools.islice(itertools.product(*(values for _, values in ends)), _MAX_CORNERS):
             yield dict(zip((key for key, _ in ends), values, strict=True))
 
     def _grids(self) -> list[Dimension]:
@@ -128,14 +127,14 @@ def _ends(dimension: Dimension) -> list[Any]:
 
 
 def read_space(space: Mapping[str, Mapping[str, list[Any]]], settings: Settings) -> Space:
-    """Checks the space, value by value, against the settings.
+    """Read the space and check each value against the settings.
 
     Args:
         space: {dotted key: {kind: values}}, as in the settings file.
-        settings: what the trials start from.
+        settings: the settings that trials start from.
 
     Raises:
-        UsageError: an empty space, an unknown key or kind, values the settings do not allow.
+        UsageError: the space is empty, a key or kind is unknown, or the settings do not allow a value.
     """
     if not space:
         raise UsageError(

@@ -1,13 +1,15 @@
-"""A sweep on disk: its plan, and a folder per trial. The files are the truth; Ray and MLflow only see them.
+"""Read and write a sweep on disk: its plan and a folder per trial.
+
+The files are the truth; Ray and MLflow only see them.
 
     sweeps/NAME/sweep.json              the plan: settings, space, objectives, number of trials
-    sweeps/NAME/trials/007/trial.json   written by the driver: the values, and what became of it
+    sweeps/NAME/trials/007/trial.json   written by the driver: the values and the outcome
                           /result.json  written by the trial: outcome and metrics
-                          /metrics.jsonl  its curves, a line an event, appended while it runs
+                          /metrics.jsonl  its curves, one event per line, appended while it runs
                           /*.safetensors  its checkpoints
 
-A trial is its number, not Ray's id: whatever dies, the same command finds the same trials again, the finished
-ones with their results, the others with their checkpoints.
+A trial is identified by its number, not by Ray's id. A driver that starts again therefore finds the same
+trials: finished ones with their results, the others with their checkpoints.
 """
 
 from __future__ import annotations
@@ -20,29 +22,31 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import with_overrides
+from pipeline.config.renamed import current_keys, current_tree
 from pipeline.config.schema import Settings
 from pipeline.runtime.errors import DataError, UsageError
-from pipeline.runtime.files import write_text
+from pipeline.runtime.files import write_json
 
 FORMAT = 1
 DONE = ("finished", "pruned", "infeasible", "failed")
-"""Outcomes after which a trial is not run again; besides: waiting, running, stopped."""
+"""Outcomes after which a trial is not run again. The other outcomes: waiting, running, stopped."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a sweep is to do; nothing in it changes after the start but `trials`.
+class SweepPlan:
+    """Hold what a sweep runs. After the start only `trials` and `run_id` change.
 
     Attributes:
         name: of the sweep.
-        settings: what every trial starts from; JSON of `Settings`.
+        settings: the settings every trial starts from; JSON of `Settings`.
         space: {dotted key: {kind: values}}.
-        objectives: names of the results sought, the mIoU first.
-        trials: how many there are to be.
+        objectives: metrics to optimize, the mIoU first.
+        trials: planned number of trials.
         seed: of the search.
         memory_kind: what `peak_memory_gib` of a trial is: "cuda_allocator", or "predicted" without a GPU.
-        pruning: stop trials early that are behind.
-        reduction_factor: one in so many trials goes on at each rung.
+        pruning: stop trials early that are behind (ASHA).
+        reduction_factor: ASHA continues one in so many trials at each rung.
+        memory_budget_gib: trials predicted to need more are not trained; None: no limit.
         run_id: the parent run in MLflow.
     """
 
@@ -59,22 +63,22 @@ class Plan:
     run_id: str | None = None
 
     def base(self) -> Settings:
-        """The settings that trials start from."""
+        """Return the settings that trials start from."""
         return Settings.model_validate(self.settings)
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as its files tell it.
+    """Hold one trial as its files describe it.
 
     Attributes:
         number: 0, 1, ...
         values: of the swept settings, by dotted key.
         outcome: waiting, running, stopped, finished, pruned, infeasible or failed.
-        score: the best mIoU known: of the objective when finished, else of the held-out part.
+        score: the best mIoU known: the objective's when finished, else the held-out part's.
         metrics: the results, by name.
         step: steps taken.
-        error: what went wrong.
+        error: the reason of a failure.
     """
 
     number: int
@@ -87,27 +91,27 @@ class TrialRecord:
 
     @property
     def done(self) -> bool:
-        """Whether it will not be run again."""
+        """Tell whether the trial will not run again."""
         return self.outcome in DONE
 
     @property
     def memory_gib(self) -> float | None:
-        """Peak memory of its training, of the sweep's `memory_kind`; predicted where it did not fit."""
+        """Return the peak memory in GiB, of the sweep's `memory_kind`; predicted if it did not fit."""
         return self.metrics.get("peak_memory_gib", self.metrics.get("predicted_memory_gib"))
 
 
 class Sweep:
-    """The folder of one sweep."""
+    """Read and write the folder of one sweep."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @property
-    def plan(self) -> Plan:
-        """The plan, read anew.
+    def plan(self) -> SweepPlan:
+        """Read the plan from disk.
 
         Raises:
-            DataError: no such sweep, or one of another format.
+            DataError: the sweep does not exist or has another format.
         """
         path = self.folder / "sweep.json"
         try:
@@ -121,10 +125,12 @@ class Sweep:
             ) from error
         if document.pop("format", None) != FORMAT:
             raise DataError("a sweep of another version of kiloseg", where=path, hint="start a new one")
-        return Plan(**document)
+        document["settings"] = current_tree(document["settings"])
+        document["space"] = current_keys(document["space"])
+        return SweepPlan(**document)
 
-    def create(self, plan: Plan) -> None:
-        """Writes the plan of a new sweep.
+    def create(self, plan: SweepPlan) -> None:
+        """Write the plan of a new sweep.
 
         Raises:
             UsageError: the name is in use.
@@ -133,45 +139,44 @@ class Sweep:
             raise name_in_use(self.folder)
         self.rewrite(plan)
 
-    def rewrite(self, plan: Plan) -> None:
-        """Replaces the plan, atomically."""
-        write_text(
-            self.folder / "sweep.json", json.dumps({"format": FORMAT, **asdict(plan)}, indent=1) + "\n"
-        )
+    def rewrite(self, plan: SweepPlan) -> None:
+        """Replace the plan, atomically."""
+        write_json(self.folder / "sweep.json", {"format": FORMAT, **asdict(plan)})
 
     def trial_folder(self, number: int) -> Path:
-        """Where trial `number` keeps its files."""
+        """Return the folder of trial `number`."""
         return self.folder / "trials" / f"{number:03d}"
 
     def records(self) -> list[TrialRecord]:
-        """All trials proposed so far, by number."""
+        """Read all trials proposed so far, by number."""
         paths = (self.folder / "trials").glob("*/trial.json")
         return [self.record(number) for number in sorted(int(path.parent.name) for path in paths)]
 
     def record(self, number: int) -> TrialRecord:
-        """One trial; what the trial itself wrote counts more than what the driver thought."""
+        """Read one trial; its own result.json overrides what the driver noted."""
         folder = self.trial_folder(number)
-        known = TrialRecord(**json.loads((folder / "trial.json").read_text(encoding="utf-8")))
+        document = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
+        known = TrialRecord(**{**document, "values": current_keys(document["values"])})
         result = folder / "result.json"
         if not result.is_file():
             return known
-        told = json.loads(result.read_text(encoding="utf-8"))
-        return replace(known, **{key: told[key] for key in ("outcome", "score", "metrics", "step", "error")})
+        written = json.loads(result.read_text(encoding="utf-8"))
+        return replace(
+            known, **{key: written[key] for key in ("outcome", "score", "metrics", "step", "error")}
+        )
 
     def write(self, record: TrialRecord) -> None:
-        """Keeps what the driver knows of a trial."""
-        write_text(
-            self.trial_folder(record.number) / "trial.json", json.dumps(asdict(record), indent=1) + "\n"
-        )
+        """Write what the driver knows of a trial."""
+        write_json(self.trial_folder(record.number) / "trial.json", asdict(record))
 
 
 def write_result(folder: Path, record: TrialRecord) -> None:
-    """Keeps the outcome of the trial whose folder this is."""
-    write_text(folder / "result.json", json.dumps(asdict(record), indent=1) + "\n")
+    """Write a trial's outcome into its folder."""
+    write_json(folder / "result.json", asdict(record))
 
 
 def name_in_use(folder: Path) -> UsageError:
-    """The error of a second sweep of the same name."""
+    """Make the error for a second sweep of the same name."""
     return UsageError(
         "a sweep of this name exists",
         where=folder,
@@ -180,16 +185,16 @@ def name_in_use(folder: Path) -> UsageError:
 
 
 def sweep_names(folder: Path) -> list[str]:
-    """Names of the sweeps in `folder`, the latest last."""
+    """List the sweeps in `folder`, the latest last."""
     plans = sorted(folder.glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
     return [path.parent.name for path in plans]
 
 
 def find_sweep(folder: Path, name: str | None) -> Sweep:
-    """The sweep called `name`, or the latest one.
+    """Find the sweep called `name`, or the latest one.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such sweep.
     """
     names = sweep_names(folder)
     if name is None and not names:
@@ -201,16 +206,13 @@ def find_sweep(folder: Path, name: str | None) -> Sweep:
     return Sweep(folder / (name or names[-1]))
 
 
-# MERGED from pipeline.tuning.trial_files: What the driver of a sweep needs to know of its trials: read from files, without torch.
-
-
-def trial_settings(plan: Plan, values: Mapping[str, Any]) -> Settings:
-    """The settings of the trial with these swept values."""
+def trial_settings(plan: SweepPlan, values: Mapping[str, Any]) -> Settings:
+    """Return the settings of the trial with these swept values."""
     return with_overrides(plan.base(), values)
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The whole events of a trial's metrics.jsonl; a line that a kill cut short is left out."""
+    """Read the complete events of a trial's metrics.jsonl; skip a line that a kill cut short."""
     if not path.is_file():
         return []
     events = []
@@ -221,6 +223,6 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 
 def predicted_gib(place: Path) -> float | None:
-    """Predicted peak of a training step of the trial whose folder this is, if it came to predicting."""
+    """Read the predicted peak memory of the trial in this folder, GiB; None before the prediction."""
     path = place / "predicted.json"
     return float(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None

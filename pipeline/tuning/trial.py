@@ -1,7 +1,7 @@
-"""One trial, in a process of its own: the train stage's training and the evaluate stage's evaluation.
+"""Run one trial in its own process: the train stage's training and the evaluate stage's evaluation.
 
-It needs neither MLflow nor DVC and writes only into its folder. A trial that starts again, on whatever
-machine, goes on from what the folder holds.
+It needs neither MLflow nor DVC and writes only into its folder. A trial that starts again, on any machine,
+resumes from what the folder holds.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from typing import Any
 
 from pipeline.checkpoint.format import Checkpoint, load_checkpoint
 from pipeline.config.load import with_overrides
+from pipeline.config.paths import label_space_file
 from pipeline.config.schema import Settings
 from pipeline.evaluation.outputs import evaluate_checkpoint
 from pipeline.runtime.device import GIB, PeakMemory, choose_device, is_out_of_memory, set_threads
 from pipeline.runtime.errors import KilosegError, MemoryLimitError
+from pipeline.runtime.files import write_json
 from pipeline.runtime.locks import locked
 from pipeline.training.trainer import train
 from pipeline.tuning.sweep import (
-    Plan,
     Sweep,
+    SweepPlan,
     TrialRecord,
     predicted_gib,
     read_journal,
@@ -34,18 +36,18 @@ from pipeline.tuning.sweep import (
 )
 
 Report = Callable[[dict[str, Any]], None]
-_PATIENCE_SECONDS = 120.0  # for the process that had this trial before to be gone
+_PATIENCE_SECONDS = 120.0  # until an earlier process of this trial is gone
 
 
 def run_trial(config: Mapping[str, Any], *, folder: str, runtime: Mapping[str, Any], report: Report) -> None:
-    """Trains and evaluates one trial, or goes on with it.
+    """Train and evaluate one trial, or resume it.
 
     Args:
         config: {"trial": number}.
         folder: the sweep's.
-        runtime: changes of the runtime section, by dotted key: this trial's share of its machine.
+        runtime: overrides of the runtime section, by dotted key: this trial's share of its machine.
         report: called with "step", "score" and "peak_memory_gib" at each validation, and with "final": True
-            at the end. It may end the trial by raising SystemExit.
+            at the end. It may stop the trial by raising SystemExit.
 
     Raises:
         KilosegError: the sweep's folder is not on this machine, or another process has the trial.
@@ -79,8 +81,10 @@ def _final(record: TrialRecord) -> dict[str, Any]:
     }
 
 
-def _attempt(record: TrialRecord, plan: Plan, settings: Settings, place: Path, report: Report) -> TrialRecord:
-    """Trains and evaluates; what goes wrong for good becomes the trial's outcome, not a crash of the sweep."""
+def _attempt(
+    record: TrialRecord, plan: SweepPlan, settings: Settings, place: Path, report: Report
+) -> TrialRecord:
+    """Train and evaluate. A permanent failure becomes the trial's outcome and does not crash the sweep."""
 
     def ended(outcome: str, error: str | None, score: float | None = None) -> TrialRecord:
         predicted = predicted_gib(place)
@@ -97,7 +101,7 @@ def _attempt(record: TrialRecord, plan: Plan, settings: Settings, place: Path, r
                 0.0,
             )
         tracker.peak_memory_gib = predicted
-        return _trained(record, plan, settings, place, tracker)
+        return _train_and_evaluate(record, plan, settings, place, tracker)
     except MemoryLimitError as problem:
         return ended("infeasible", str(problem), 0.0)
     except KilosegError as problem:
@@ -109,15 +113,15 @@ def _attempt(record: TrialRecord, plan: Plan, settings: Settings, place: Path, r
         return ended("failed", f"{type(error).__name__}: {error}")
 
 
-def _trained(
-    record: TrialRecord, plan: Plan, settings: Settings, place: Path, tracker: TrialTracker
+def _train_and_evaluate(
+    record: TrialRecord, plan: SweepPlan, settings: Settings, place: Path, tracker: TrialTracker
 ) -> TrialRecord:
     if not _training_is_finished(settings, place):
         train(settings, tracker, folder=place)
     progress = load_checkpoint(place / "last.safetensors", header_only=True).progress
-    metrics = _evaluated(settings, load_checkpoint(place / "best.safetensors"))
+    metrics = _evaluate(settings, load_checkpoint(place / "best.safetensors"))
     predicted = _predict(settings, place)
-    cuda = plan.memory_kind == "cuda_allocator"  # a CPU process serves many trials: its peak says nothing
+    cuda = plan.memory_kind == "cuda_allocator"  # a CPU process runs many trials: its peak is not one trial's
     metrics |= {
         "holdout/miou": float(progress["best_miou"]),
         "predicted_memory_gib": predicted,
@@ -129,15 +133,15 @@ def _trained(
 
 
 def _training_is_finished(settings: Settings, place: Path) -> bool:
-    """Whether a process before this one ended the training and was killed before the evaluation."""
+    """Tell whether an earlier process finished the training but was killed before the evaluation."""
     with contextlib.suppress(KilosegError):
         last = load_checkpoint(place / "last.safetensors", header_only=True)
         return bool(last.progress["finished"]) and last.settings == settings.flat()
     return False
 
 
-def _evaluated(settings: Settings, checkpoint: Checkpoint) -> dict[str, float]:
-    """The metrics on val, as the evaluate stage computes them."""
+def _evaluate(settings: Settings, checkpoint: Checkpoint) -> dict[str, float]:
+    """Compute the metrics on val as the evaluate stage does."""
     device = choose_device(settings.runtime.device)
     set_threads(settings.runtime.threads)
     memory = PeakMemory(device)
@@ -149,28 +153,27 @@ def _evaluated(settings: Settings, checkpoint: Checkpoint) -> dict[str, float]:
 
 
 def _predict(settings: Settings, place: Path) -> float:
-    """Predicted peak of a training step, GiB; computed once a trial."""
+    """Return the predicted peak memory of a training step, GiB; computed once per trial."""
     known = predicted_gib(place)
     if known is not None:
         return known
     from pipeline.data.labels.label_space import LabelSpace
     from pipeline.memory.batch_size import find_accumulation
     from pipeline.memory.predict import predict_bytes, with_changes
-    from pipeline.runtime.files import write_text
 
-    num_classes = LabelSpace.load(settings.bootstrapped / "label_space.json").num_classes
+    num_classes = LabelSpace.load(label_space_file(settings)).num_classes
     if settings.train.batch_size == "auto":
         parts = find_accumulation(settings, num_classes, choose_device(settings.runtime.device))
         settings = with_changes(settings, train={"accumulation_steps": parts})
     value = predict_bytes(settings, num_classes) / GIB
-    write_text(place / "predicted.json", json.dumps(value))
+    write_json(place / "predicted.json", value)
     return value
 
 
 class TrialTracker:
-    """A `Tracker` that appends to the trial's journal and reports validations to the sweep.
+    """Append a training's numbers to metrics.jsonl and report its validations: a `Tracker`.
 
-    A resumed training says again what was said after its checkpoint; each number of each step is kept once.
+    A resumed training repeats the steps after its checkpoint; each number of each step is kept once.
     """
 
     run_id: str | None = None
@@ -184,19 +187,19 @@ class TrialTracker:
             self._note(event["metrics"], event["step"])
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Nothing: the plan and the values say it."""
+        """Do nothing: plan and values hold them."""
 
     def log_artifact(self, path: Path) -> None:
-        """Nothing: the trial's files stay where they are."""
+        """Do nothing: the trial's files stay where they are."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Keeps the numbers, and reports a validation that is not the last (the end reports itself)."""
+        """Append the numbers; report every validation but the last, which `run_trial` reports."""
         fresh = {name: float(value) for name, value in metrics.items() if step > self._last.get(name, -1)}
         if fresh:
             event = {"step": step, "time": int(time.time() * 1000), "metrics": fresh}
-            whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
+            complete = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(("" if whole else "\n") + json.dumps(event) + "\n")
+                file.write(("" if complete else "\n") + json.dumps(event) + "\n")
         self._note(fresh, step)
         if "holdout/miou" in metrics and step < self.steps:
             self.report(

@@ -1,7 +1,9 @@
-"""A process beside the driver that outlives it: if the driver is killed, it ends the sweep's runs in MLflow.
+"""End a sweep's MLflow runs when its driver is killed: a child process that outlives the driver.
 
-The driver holds the other end of its standard input. A word there says that the runs are ended; the end
-without one says that the driver is no more. Until then the process has imported next to nothing.
+The driver holds the child's stdin open. A message on stdin: the driver has ended its runs. End of file
+without a message: the driver died, and the child ends the runs. Until then the child imports almost nothing.
+
+The next `--resume` could end the runs too, but a sweep that nobody resumes would show RUNNING forever.
 """
 
 from __future__ import annotations
@@ -14,40 +16,40 @@ from pathlib import Path
 
 from pipeline.runtime.errors import KilosegError
 
-_WORD = b"ended\n"
+_MESSAGE = b"ended\n"
 _HANDOVER_SECONDS = 120.0
-_LOCK_SECONDS = 5.0  # the kernel may close the pipe before it lets go of the driver's lock
+_LOCK_SECONDS = 5.0  # the kernel may close the pipe before it releases the driver's lock
 
 
-class Survivor:
-    """The driver's hold on the process."""
+class Watchdog:
+    """Hold the driver's end of the child's stdin."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
     def dismiss(self) -> None:
-        """The runs are ended: nothing is left to do."""
-        self._process.communicate(_WORD)
+        """Tell the child that the runs have ended, and wait for its exit."""
+        self._process.communicate(_MESSAGE)
 
 
 @contextlib.contextmanager
-def survived(folder: Path) -> Iterator[Survivor]:
-    """Runs the process for the sweep in `folder`; however the block ends, it acts unless dismissed."""
+def watch(folder: Path) -> Iterator[Watchdog]:
+    """Start the child for the sweep in `folder`. However the block ends, it acts unless dismissed."""
     process = subprocess.Popen(
         [sys.executable, "-m", __name__, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # the terminal's Ctrl-C is not for it
+        start_new_session=True,  # Ctrl-C in the terminal must not reach it
     )
     assert process.stdin is not None
     with process.stdin:
-        yield Survivor(process)
+        yield Watchdog(process)
 
 
 @contextlib.contextmanager
-def driving(folder: Path) -> Iterator[None]:
-    """Holds the sweep in `folder` for this driver, once what ends the runs of the one before is done.
+def hold_sweep(folder: Path) -> Iterator[None]:
+    """Lock the sweep in `folder` for this driver, after the watchdog of an earlier driver has finished.
 
     Raises:
         KilosegError: another driver holds it.
@@ -61,7 +63,7 @@ def driving(folder: Path) -> Iterator[None]:
 
 
 def main(folder: Path) -> None:
-    """Waits for the driver's end; then ends its runs, unless it did or another driver has the sweep."""
+    """Wait until the driver exits; then end its runs, unless it did or another driver has the sweep."""
     if sys.stdin.buffer.read():
         return
     from pipeline.runtime.locks import locked
@@ -70,7 +72,7 @@ def main(folder: Path) -> None:
 
     with contextlib.suppress(KilosegError), locked(folder / ".ending"):
         with locked(folder / ".lock", wait_seconds=_LOCK_SECONDS):
-            pass  # nobody drives it
+            pass  # no driver holds it
         end_runs(Sweep(folder))
 
 

@@ -10,7 +10,6 @@ version of the file: another version is refused, rather than robbed of rows that
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import Any
 
 from pipeline.data.annotations.validation import NOTHING, Rows
 from pipeline.runtime.errors import DataError
-from pipeline.runtime.files import write_text
+from pipeline.runtime.files import file_digest, write_json
 
 FORMAT = "kiloseg quarantine 1"
 AGAIN = "check again: pipeline data check ROOT --quarantine"
@@ -51,7 +50,7 @@ class Quarantine:
         rows = self.rows.get(path.name)
         if not rows or not path.is_file():
             return NOTHING
-        if digest(path) != self.digests.get(path.name):
+        if file_digest(path) != self.digests.get(path.name):
             raise DataError(
                 "a quarantine of another version of the file",
                 where=path,
@@ -82,7 +81,7 @@ class Quarantine:
         }
         images = {str(image_id): what for image_id, what in sorted(self.images.items())}
         tree = {"format": FORMAT, "files": files, "images": images}
-        write_text(path, json.dumps(tree, indent=1, sort_keys=True) + "\n")
+        write_json(path, tree, sort_keys=True)
         return path
 
     @classmethod
@@ -113,12 +112,6 @@ class Quarantine:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError("an unreadable quarantine", where=path, found=error, hint=AGAIN) from error
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _path(root: Path) -> Path:

@@ -1,25 +1,36 @@
-"""What an annotation file in LVIS's or COCO's form holds, and the rules by which its rows can be trusted.
+"""Check the rows of annotation files in LVIS's or COCO's form, and files against each other.
 
-The rules say everything that reading takes for granted: keys, types, ids that point to something. Files are
-read by `pipeline.data.annotations.reader`; the outlines are checked where they are drawn (`pipeline.data.bootstrap.rasterize`).
+Keys and types are checked where rows are decoded (`pipeline.data.annotations.schema`); here are the rules
+about values: sizes, ids that occur once and refer to something. Outlines are checked when they are rasterized
+(`pipeline.data.bootstrap.rle`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Set
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from pipeline.data.annotations.index import IndexedRows
+import numpy as np
+
+from pipeline.data.annotations.index import Columns, IndexedRows
+from pipeline.data.annotations.json_text import JsonText, Text, parse
+from pipeline.data.annotations.schema import (
+    RESTORE,
+    CategoryRow,
+    CocoImageRow,
+    ImageRow,
+    LvisCategoryRow,
+    LvisImageRow,
+    decode_row,
+)
 from pipeline.data.labels.label_space import UNLABELLED_STUFF
 from pipeline.runtime.errors import DataError
 
 MAX_SIDE = 65_500
 """Pixels; JPEG's limit. Beyond it pycocotools' 32-bit pixel numbers could overflow."""
-
-RESTORE = "take the file from its source again"
 
 Rows = Mapping[str, Set[int]]
 """Places of rows by the list they are in: images, annotations, categories."""
@@ -45,35 +56,47 @@ class ImageEntry:
     file: str | None
 
 
+class Problem(NamedTuple):
+    """What is wrong with one row.
+
+    Args:
+        key: the list it is in: categories, images or annotations.
+        place: in the list.
+        error: what is wrong.
+    """
+
+    key: str
+    place: int
+    error: DataError
+
+
 @dataclass(frozen=True)
 class AnnotationFile:
-    """A checked file.
+    """The sound rows of a file.
 
     Args:
         name: the file's name, for messages.
         categories: as in the file, sorted by id.
         images: image id -> entry, in the order of the file.
         by_image: image id -> annotations in the order of the file; no key where there are none.
+        problems: what is wrong with the other rows: of categories, images, annotations, each by place.
+        num_annotations: rows of annotations, sound or not.
     """
 
     name: str
     categories: list[dict[str, Any]]
     images: Mapping[int, ImageEntry]
-    by_image: Mapping[int, list[dict[str, Any]]]
+    by_image: IndexedRows
+    problems: Sequence[Problem] = ()
+    num_annotations: int = 0
 
     def showing(self, category_ids: Set[int]) -> set[int]:
-        """The images with an annotation of one of the categories."""
-        if isinstance(self.by_image, IndexedRows):
-            return self.by_image.showing(category_ids)
-        return {
-            image_id
-            for image_id, rows in self.by_image.items()
-            if any(row["category_id"] in category_ids for row in rows)
-        }
+        """Return the ids of the images with an annotation of one of the categories."""
+        return self.by_image.showing(category_ids)
 
 
 class RowChecks:
-    """The rules for the rows of one file, and what the rows that keep them say.
+    """Check the rows of one file, list by list; sound rows are kept and problems are collected.
 
     Args:
         path: the file, for messages.
@@ -87,102 +110,116 @@ class RowChecks:
         self.by_category: dict[int, dict[str, Any]] = {}
         self.images: dict[int, ImageEntry] = {}
         self.known: set[int] = set(UNLABELLED_STUFF) if form == "stuff" else set()
-        self._seen: set[int] = set()
+        self.problems: list[Problem] = []
+        self.num_annotations = 0
 
-    def categories(self) -> list[dict[str, Any]]:
-        """The rows of the categories, by id."""
-        return [self.by_category[key] for key in sorted(self.by_category)]
+    def add_category(self, text: JsonText, part: Text, place: int) -> None:
+        """Check a category, a part of the file's text at a place in its list."""
+        kind = LvisCategoryRow if self.form == "lvis" else CategoryRow
+        row = decode_row(text, part, kind, f"{self.path}: categories", place)
+        fault = row if isinstance(row, DataError) else self._category_fault(place, row)
+        if fault is not None:
+            self.problems.append(Problem("categories", place, fault))
+        elif not isinstance(row, DataError):
+            self.by_category[row.id] = parse(text.original(part))
+            self.known.add(row.id)
 
-    def problems(self, tree: dict[str, Any], *, strict: bool = False) -> Iterator[tuple[str, int, DataError]]:
-        """Goes through all rows; yields (list, place, what is wrong) of the bad ones.
-
-        Raises:
-            DataError: the first of them, if `strict`.
-        """
-        for key, check in (
-            ("categories", self._category),
-            ("images", self._image),
-            ("annotations", self._annotation),
-        ):
-            for place, row in enumerate(tree[key]):
-                try:
-                    check(place, row)
-                except DataError as problem:
-                    if strict:
-                        raise
-                    yield key, place, problem
-
-    def _category(self, place: int, row: Any) -> None:
+    def _category_fault(self, place: int, row: CategoryRow) -> DataError | None:
         where = f"{self.path}: categories[{place}]"
-        category_id = _whole(row, "id", where)
-        _text(row, "name", where)
-        if self.form == "lvis" and _text(row, "frequency", where) not in ("r", "c", "f"):
-            found, allowed = repr(row["frequency"]), "r, c, f"
-            raise DataError("unknown frequency", where=where, found=found, allowed=allowed, hint=RESTORE)
-        if category_id in self.by_category:
-            raise DataError("a category id is listed twice", where=where, found=category_id, hint=RESTORE)
-        self.by_category[category_id] = row
-        self.known.add(category_id)
+        if isinstance(row, LvisCategoryRow) and row.frequency not in ("r", "c", "f"):
+            found, allowed = repr(row.frequency), "r, c, f"
+            return DataError("unknown frequency", where=where, found=found, allowed=allowed, hint=RESTORE)
+        if row.id in self.by_category:
+            return DataError("a category id is listed twice", where=where, found=row.id, hint=RESTORE)
+        return None
 
-    def _image(self, place: int, row: Any) -> None:
-        image_id = _whole(row, "id", f"{self.path}: images[{place}]")
-        where = f"{self.path}: image {image_id}"
-        if image_id in self.images:
+    def add_image(self, text: JsonText, part: Text, place: int) -> None:
+        """Check an image, a part of the file's text at a place in its list."""
+        kinds: dict[str, type[ImageRow]] = {"lvis": LvisImageRow, "coco": CocoImageRow}
+        row = decode_row(text, part, kinds.get(self.form, ImageRow), f"{self.path}: images", place)
+        entry = row if isinstance(row, DataError) else self._image_entry(place, row)
+        if isinstance(entry, DataError):
+            self.problems.append(Problem("images", place, entry))
+        else:
+            self.images[entry.image_id] = entry
+
+    def _image_entry(self, place: int, row: ImageRow) -> ImageEntry | DataError:
+        where = f"{self.path}: image {row.id}"
+        if row.id in self.images:
             found = f"again at images[{place}]"
-            raise DataError("an image id is listed twice", where=where, found=found, hint=RESTORE)
-        height, width = (_whole(row, key, where) for key in ("height", "width"))
-        if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
-            raise DataError(
+            return DataError("an image id is listed twice", where=where, found=found, hint=RESTORE)
+        if not (1 <= row.height <= MAX_SIDE and 1 <= row.width <= MAX_SIDE):
+            return DataError(
                 "an impossible image size",
                 where=where,
-                found=f"{width} x {height} (width x height)",
+                found=f"{row.width} x {row.height} (width x height)",
                 allowed=f"1 to {MAX_SIDE} pixels",
                 hint=RESTORE,
             )
-        file = None
-        if self.form == "lvis":
-            file = _relative_file(_text(row, "coco_url", where), where)
-        elif self.form == "coco":
-            file = f"{self.folder}/{_inside(_text(row, 'file_name', where), where)}"
-        self.images[image_id] = ImageEntry(image_id, height, width, file)
+        file: str | DataError | None = None
+        if isinstance(row, LvisImageRow):
+            file = _file_of_url(row.coco_url, where)
+        elif isinstance(row, CocoImageRow):
+            file = _file_in_folder(row.file_name, self.folder, where)
+        return file if isinstance(file, DataError) else ImageEntry(row.id, row.height, row.width, file)
 
-    def _annotation(self, place: int, row: Any) -> None:
-        annotation_id = _whole(row, "id", f"{self.path}: annotations[{place}]")
-        where = f"{self.path}: annotation {annotation_id}"
-        image_id = _whole(row, "image_id", where)
-        category_id = _whole(row, "category_id", where)
-        if annotation_id in self._seen:
-            found = f"again at annotations[{place}]"
-            raise DataError("an annotation id is listed twice", where=where, found=found, hint=RESTORE)
-        self._seen.add(annotation_id)
-        if image_id not in self.images:
-            raise DataError(
-                "an annotation of an unknown image",
-                where=where,
-                found=f"image {image_id}",
-                allowed=f"one of the {len(self.images)} listed under images",
-                hint="remove the annotation, or list the image",
-            )
-        if category_id not in self.known:
-            raise DataError(
-                "an annotation of an unknown category",
-                where=f"{where}, image {image_id}",
-                found=f"category {category_id}",
-                allowed=f"one of the {len(self.known)} listed under categories",
-                hint="remove the annotation, or list the category",
-            )
-        if "segmentation" not in row:
-            raise _missing("segmentation", f"{where}, image {image_id}", row)
+    def add_annotations(self, rows: Columns, faults: Mapping[int, DataError]) -> set[int]:
+        """Check the annotations against images, categories and each other.
+
+        Args:
+            rows: those whose keys and types are right, in the order of the file.
+            faults: what is wrong with a row by itself, by place.
+
+        Returns:
+            The places of the bad ones.
+        """
+        twice = np.ones(len(rows.ids), bool)
+        twice[np.unique(rows.ids, return_index=True)[1]] = False  # the first of its id
+        lost = ~np.isin(rows.image_ids, list(self.images))
+        unknown = ~np.isin(rows.category_ids, list(self.known))
+        errors = dict(faults)
+        for number in np.flatnonzero(twice | lost | unknown).tolist():
+            place, key, image_id, category_id = (int(column[number]) for column in rows[:4])
+            where = f"{self.path}: annotation {key}"
+            if twice[number]:
+                found = f"again at annotations[{place}]"
+                error = DataError("an annotation id is listed twice", where=where, found=found, hint=RESTORE)
+            elif lost[number]:
+                error = DataError(
+                    "an annotation of an unknown image",
+                    where=where,
+                    found=f"image {image_id}",
+                    allowed=f"one of the {len(self.images)} listed under images",
+                    hint="remove the annotation, or list the image",
+                )
+            else:
+                error = DataError(
+                    "an annotation of an unknown category",
+                    where=f"{where}, image {image_id}",
+                    found=f"category {category_id}",
+                    allowed=f"one of the {len(self.known)} listed under categories",
+                    hint="remove the annotation, or list the category",
+                )
+            errors[place] = error
+        self.problems += [Problem("annotations", place, errors[place]) for place in sorted(errors)]
+        return set(errors)
+
+    def file(self, by_image: IndexedRows) -> AnnotationFile:
+        """Return the file, with its sound annotations by image."""
+        categories = [self.by_category[key] for key in sorted(self.by_category)]
+        return AnnotationFile(
+            self.path.name, categories, self.images, by_image, self.problems, self.num_annotations
+        )
 
 
-def _relative_file(url: str, where: str) -> str:
-    """The folder and name at the end of a `coco_url`: ".../val2017/000000000139.jpg"."""
+def _file_of_url(url: str, where: str) -> str | DataError:
+    """Return the folder and name at the end of a `coco_url`: ".../val2017/000000000139.jpg"."""
     try:
         parts = PurePosixPath(urlsplit(url).path).parts[-2:]
     except ValueError:
         parts = ()
     if len(parts) != 2 or {"..", "/"} & set(parts) or "\0" in url:
-        raise DataError(
+        return DataError(
             "a coco_url that names no folder and file",
             where=where,
             found=repr(url),
@@ -192,71 +229,24 @@ def _relative_file(url: str, where: str) -> str:
     return "/".join(parts)
 
 
-def _inside(name: str, where: str) -> str:
-    """A `file_name` that stays in its folder."""
+def _file_in_folder(name: str, folder: str, where: str) -> str | DataError:
+    """Return the path of a `file_name` that stays in its folder."""
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise DataError(
+        return DataError(
             "a file_name that names no file in its folder",
             where=where,
             found=repr(name),
             allowed="for example 000000000139.jpg",
             hint=RESTORE,
         )
-    return path.as_posix()
-
-
-def _whole(row: Any, key: str, where: str) -> int:
-    """The whole number under `key` of a JSON object."""
-    value = _value(row, key, where)
-    if type(value) is not int:  # a bool is none
-        raise _wrong(key, where, value, "a whole number")
-    return value
-
-
-def _text(row: Any, key: str, where: str) -> str:
-    """The string under `key` of a JSON object."""
-    value = _value(row, key, where)
-    if not isinstance(value, str):
-        raise _wrong(key, where, value, "a string")
-    return value
-
-
-def _value(row: Any, key: str, where: str) -> object:
-    if not isinstance(row, dict):
-        raise DataError(
-            "not an entry", where=where, found=kind_of(row), allowed="a JSON object", hint=RESTORE
-        )
-    if key not in row:
-        raise _missing(key, where, row)
-    return row[key]
-
-
-def _missing(key: str, where: str, row: dict[str, Any]) -> DataError:
-    found = f"only {', '.join(sorted(row)) or 'an empty object'}"
-    return DataError(f"the key {key!r} is missing", where=where, found=found, hint=RESTORE)
-
-
-def _wrong(key: str, where: str, value: object, allowed: str) -> DataError:
-    found = repr(value) if isinstance(value, str | float | bool | None) else kind_of(value)
-    return DataError(
-        f"the key {key!r} has a wrong value", where=where, found=found, allowed=allowed, hint=RESTORE
-    )
-
-
-def kind_of(value: object) -> str:
-    """What JSON calls a value: "a list", "null", "a number"."""
-    names = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "true or false"}
-    return names.get(type(value), "a number")
-
-
-# MERGED from pipeline.data.agreement: What the annotation files of one dataset must agree about: categories, images, sizes.
+    return f"{folder}/{path.as_posix()}"
 
 
 def require_agreement(
     train: AnnotationFile, val: AnnotationFile, passed_over: Container[int] = frozenset()
 ) -> None:
-    """Holds the two halves of a dataset against each other.
+    """Hold the two halves of a dataset against each other.
 
     Args:
         train: one half.
@@ -274,7 +264,7 @@ def require_agreement(
 
 
 def category_disagreements(first: AnnotationFile, second: AnnotationFile) -> Iterator[DataError]:
-    """What is wrong with each category that is not the same in both files."""
+    """Yield what is wrong with each category that is not the same in both files."""
     names = [{category["id"]: category["name"] for category in file.categories} for file in (first, second)]
     for category_id in sorted(names[0].keys() | names[1].keys()):
         found = [repr(by_id[category_id]) if category_id in by_id else "absent" for by_id in names]
@@ -289,7 +279,7 @@ def category_disagreements(first: AnnotationFile, second: AnnotationFile) -> Ite
 
 
 def listed_twice(first: AnnotationFile, second: AnnotationFile) -> Iterator[tuple[int, DataError]]:
-    """Image id and what is wrong, for each image that both files list."""
+    """Yield image id and what is wrong, for each image that both files list."""
     for image_id in first.images:
         if image_id in second.images:
             yield (
@@ -305,7 +295,7 @@ def listed_twice(first: AnnotationFile, second: AnnotationFile) -> Iterator[tupl
 
 
 def size_disagreement(image: ImageEntry, file: AnnotationFile) -> DataError | None:
-    """What is wrong where the file gives the image another size."""
+    """Return what is wrong where the file gives the image another size."""
     other = file.images.get(image.image_id)
     if other is None or (other.height, other.width) == (image.height, image.width):
         return None

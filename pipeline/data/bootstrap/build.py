@@ -1,9 +1,9 @@
-"""From a dataset on disk to masks, splits, statistics and a label space.
+"""Make masks, splits, statistics and a label space from a dataset on disk.
 
-The images are those that the dataset lists, in whatever layout (`pipeline.data.layouts.layout`): its train list
-gives `train` and `holdout` (a part kept back for choosing checkpoints), its val list gives `val`. An image
-without a single labeled pixel teaches and measures nothing: it is left out, by name. The output is the same
-to the byte whatever the machine and the number of workers, and names no path outside the dataset:
+The dataset lists the images, in any layout of `pipeline.data.layouts.layout`. Its train list gives `train`
+and `holdout` (held out to choose checkpoints), its val list gives `val`. An image without a labeled pixel is
+left out, by name. The output has the same bytes on every machine and with any number of workers. It names no
+path outside the dataset:
 
     label_space.json label_space.csv     the classes
     train-000.arrow ...                  masks, see `pipeline.data.store.shards`
@@ -15,8 +15,7 @@ to the byte whatever the machine and the number of workers, and names no path ou
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,30 +23,30 @@ from typing import NamedTuple
 
 from pipeline.data.annotations.index import RowReader
 from pipeline.data.annotations.validation import ImageEntry
-from pipeline.data.bootstrap.rasterize import check_overlap_rule, draw
+from pipeline.data.bootstrap.options import BootstrapOptions
+from pipeline.data.bootstrap.rasterize import rasterize
 from pipeline.data.bootstrap.statistics import as_json, class_table, statistics
 from pipeline.data.labels.label_space import LabelSpace
-from pipeline.data.layouts.layout import Shape, StoredMask
+from pipeline.data.layouts.layout import ClassMask, Layout, Region, StoredMask
 from pipeline.data.layouts.opening import open_layout
+from pipeline.data.store.images import open_image
 from pipeline.data.store.manifest import SPLITS, LeftOut, SplitCounts, describe, is_bootstrapped
 from pipeline.data.store.shards import ROWS_PER_BATCH, MaskRow, compress_mask, serialize_rows, write_shard
-from pipeline.runtime.errors import DataError, UsageError
-from pipeline.runtime.files import atomic_folder, write_text
+from pipeline.runtime.errors import DataError
+from pipeline.runtime.files import atomic_folder, write_json, write_text
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.workers import WorkerPool, ordered_map
-
-IMAGES_PER_SHARD = 5_000
 
 
 @dataclass(frozen=True)
 class BootstrapResult:
-    """What was made.
+    """What bootstrapping made.
 
     Args:
         out: the folder.
         label_space: the classes.
         counts: by split.
-        left_out: images that got no place.
+        left_out: images that are in no split.
     """
 
     out: Path
@@ -57,91 +56,89 @@ class BootstrapResult:
 
 
 def bootstrap(
-    root: Path,
-    out: Path,
-    *,
-    holdout_fraction: float = 0.1,
-    holdout_seed: int = 0,
-    overlap: str = "first",
-    keep_classes: Sequence[str | int] | None = None,
-    layout: str = "coco_lvis",
-    pool: WorkerPool | None = None,
-    check_images: bool = True,
-    images_per_shard: int = IMAGES_PER_SHARD,
+    root: Path, out: Path, options: BootstrapOptions | None = None, *, pool: WorkerPool | None = None
 ) -> BootstrapResult:
-    """Bootstraps a dataset.
+    """Bootstrap a dataset.
 
     Args:
         root: folder with images and `annotations/`.
         out: the folder to make; the output of an earlier run is replaced when the new one is whole.
-        holdout_fraction: share of LVIS's train images to keep back, 0 <= fraction < 1. At least one is kept
-            back and one left, where there are two.
-        holdout_seed: which images are kept back; their ids and the seed alone decide.
-        overlap: which annotation keeps a pixel claimed by several, see `pipeline.data.bootstrap.rasterize`.
-        keep_classes: names or class ids of the whole label space to keep; None for all.
-        layout: how the dataset lies on disk, see `pipeline.data.layouts.layout`.
+        options: how to read, split and draw; None for the defaults.
         pool: processes that read and draw beside this one, see `pipeline.runtime.workers.worker_pool`.
-        check_images: open each image for its size. Without it only its presence is checked.
-        images_per_shard: the most images in one file of masks.
 
     Raises:
         DataError: anything missing, damaged or at odds in `root`; the first in the order of splits and ids.
-        UsageError: an option out of range, an unknown class to keep, an `out` that is not ours.
+        UsageError: an unknown layout or class to keep, an `out` that is not ours.
     """
-    check_overlap_rule(overlap)
-    if not 0 <= holdout_fraction < 1:
-        raise UsageError(
-            "a value is out of range",
-            where="data.holdout_fraction",
-            found=holdout_fraction,
-            allowed="0 <= fraction < 1",
-        )
+    options = options or BootstrapOptions()
     root, out = Path(root), Path(out)
     with atomic_folder(out, is_bootstrapped) as folder:
-        dataset = open_layout(layout, root, keep_classes, pool)
-        splits = dataset.splits(holdout_fraction, holdout_seed)
+        dataset = open_layout(options.layout, root, options.keep_classes, pool)
+        splits = dataset.splits(options.holdout_fraction, options.holdout_seed)
         _check_presence(root, splits.images)
         left_out = list(splits.left_out)
-        counts = {split: SplitCounts.zero(dataset.label_space.num_classes) for split in SPLITS}
-        draw_some = partial(
-            _draw_batch,
-            root=root,
-            overlap=overlap,
-            check_image=check_images,
-            num_classes=dataset.label_space.num_classes,
-        )
-        shards: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
-        batches = list(_batches(splits.images, images_per_shard))
-        work = ([(entry, dataset.content(entry)) for entry in batch.images] for batch in batches)
-        drawn = zip(batches, ordered_map(draw_some, work, pool, chunk=1), strict=True)
-        total = sum(map(len, splits.images.values()))
-        with Progress("draw masks", total) as progress:
-            for (split, part), of_shard in itertools.groupby(drawn, lambda pair: pair[0].shard):
-                kept = _Kept(of_shard, counts[split], left_out, progress)
-                name = f"{split}-{part:03d}.arrow"
-                write_shard(folder / name, kept)
-                shards[split].append({"file": name, "images": kept.number})
+        counts, shards = _draw_all(root, folder, dataset, splits.images, options, pool, left_out)
         _check_any_left(root, counts, left_out)
-        label_space = dataset.label_space
-        if dataset.counts_frequencies:
-            label_space = label_space.with_frequencies(
-                (counts["train"].images + counts["holdout"].images)[1:].tolist()
-            )
+        label_space = _with_frequencies(dataset, counts)
         label_space.save(folder / "label_space.json")
         label_space.save_csv(folder / "label_space.csv")
         write_text(folder / "class_statistics.csv", class_table(label_space, counts))
         write_text(folder / "statistics.json", as_json(statistics(label_space, counts)))
-        choices: dict[str, object] = {
-            "layout": layout,
-            "overlap": overlap,
-            "keep_classes": None if keep_classes is None else list(keep_classes),
-            "holdout": {"fraction": holdout_fraction, "seed": holdout_seed},
-        }
-        if dataset.quarantine:
-            choices["quarantined"] = dataset.quarantine.describe()
-        manifest = describe(label_space, choices, dataset.paths, counts, shards, left_out)
-        write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+        choices = _choices(options, dataset)
+        write_json(
+            folder / "manifest.json", describe(label_space, choices, dataset.paths, counts, shards, left_out)
+        )
     return BootstrapResult(out, label_space, counts, left_out)
+
+
+def _draw_all(
+    root: Path,
+    folder: Path,
+    dataset: Layout,
+    images: Mapping[str, list[ImageEntry]],
+    options: BootstrapOptions,
+    pool: WorkerPool | None,
+    left_out: list[LeftOut],
+) -> tuple[dict[str, SplitCounts], dict[str, list[dict[str, object]]]]:
+    """Write the masks of all images to `folder`; return what each split holds and the files of each.
+
+    Images without a labeled pixel are appended to `left_out`.
+    """
+    num_classes = dataset.label_space.num_classes
+    counts = {split: SplitCounts.zero(num_classes) for split in SPLITS}
+    shards: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
+    draw_batch = partial(_draw_batch, root=root, options=options, num_classes=num_classes)
+    batches = list(_batches(images, options.images_per_shard))
+    work = ([(entry, dataset.content(entry)) for entry in batch.images] for batch in batches)
+    drawn = zip(batches, ordered_map(draw_batch, work, pool, chunk=1), strict=True)
+    with Progress("draw masks", sum(map(len, images.values()))) as progress:
+        for (split, part), of_shard in itertools.groupby(drawn, lambda pair: pair[0].shard):
+            kept = _Kept(of_shard, counts[split], left_out, progress)
+            name = f"{split}-{part:03d}.arrow"
+            write_shard(folder / name, kept)
+            shards[split].append({"file": name, "images": kept.number})
+    return counts, shards
+
+
+def _with_frequencies(dataset: Layout, counts: Mapping[str, SplitCounts]) -> LabelSpace:
+    """Return the label space, with frequency groups counted here where the files have none."""
+    if not dataset.counts_frequencies:
+        return dataset.label_space
+    images = counts["train"].images + counts["holdout"].images
+    return dataset.label_space.with_frequencies(images[1:].tolist())
+
+
+def _choices(options: BootstrapOptions, dataset: Layout) -> dict[str, object]:
+    """Return the options that shaped the result, for the manifest."""
+    choices: dict[str, object] = {
+        "layout": options.layout,
+        "overlap": options.overlap,
+        "keep_classes": None if options.keep_classes is None else list(options.keep_classes),
+        "holdout": {"fraction": options.holdout_fraction, "seed": options.holdout_seed},
+    }
+    if dataset.quarantine:
+        choices["quarantined"] = dataset.quarantine.describe()
+    return choices
 
 
 class _Batch(NamedTuple):
@@ -161,7 +158,7 @@ class _Drawn:
 
 
 def _batches(images: Mapping[str, list[ImageEntry]], images_per_shard: int) -> Iterator[_Batch]:
-    """Each split cut into files, and these into batches."""
+    """Cut each split into files, and these into batches."""
     for split, entries in images.items():
         for part, start in enumerate(range(0, len(entries), images_per_shard)):
             end = min(start + images_per_shard, len(entries))
@@ -195,70 +192,60 @@ class _Kept:
 
 
 def _draw_batch(
-    work: list[tuple[ImageEntry, list[Shape] | StoredMask]],
+    work: list[tuple[ImageEntry, list[Region] | StoredMask]],
     *,
     root: Path,
-    overlap: str,
-    check_image: bool,
+    options: BootstrapOptions,
     num_classes: int,
 ) -> _Drawn:
-    """Draws some images; this runs in the workers."""
+    """Draw some images; this runs in the workers."""
     drawn = _Drawn(b"", SplitCounts.zero(num_classes), [])
     rows = []
     with RowReader() as reader:
         for image, content in work:
-            if not isinstance(content, StoredMask):
-                content = [
-                    shape._replace(segmentation=reader.read(shape.segmentation, shape.where))
-                    for shape in content
-                ]
-            row, stuff_pixels = _draw(image, content, root=root, overlap=overlap, check_image=check_image)
-            if row.class_ids:
-                drawn.counts.add(row, stuff_pixels)
-                rows.append(row)
-            else:
+            if options.check_images:
+                _check_size(root / (image.file or ""), image)
+            made = _class_mask(image, content, reader, options.overlap)
+            if not made.class_ids:
                 drawn.empty.append(image)
+                continue
+            row = MaskRow(
+                image.image_id,
+                image.file or "",
+                image.height,
+                image.width,
+                compress_mask(made.mask),
+                made.class_ids,
+                made.pixel_counts,
+            )
+            drawn.counts.add(row, made.stuff_pixels)
+            rows.append(row)
     if rows:
         drawn.rows = serialize_rows(rows)
     return drawn
 
 
-def _draw(
-    image: ImageEntry, content: list[Shape] | StoredMask, *, root: Path, overlap: str, check_image: bool
-) -> tuple[MaskRow, int]:
-    """The row of an image, and how many of its pixels come from stuff annotations."""
-    file = image.file or ""
-    if check_image:
-        _check_header(root / file, image)
+def _class_mask(
+    image: ImageEntry, content: list[Region] | StoredMask, reader: RowReader, overlap: str
+) -> ClassMask:
+    """Read the stored mask of an image, or rasterize its annotations."""
     if isinstance(content, StoredMask):
-        drawing = content.read(image.height, image.width)
-    else:
-        drawing = draw(content, image.height, image.width, overlap=overlap)
-    mask = compress_mask(drawing.mask)
-    row = MaskRow(
-        image.image_id, file, image.height, image.width, mask, drawing.class_ids, drawing.pixel_counts
-    )
-    return row, drawing.stuff_pixels
+        return content.read(image.height, image.width)
+    regions = [
+        region._replace(segmentation=reader.read(region.segmentation, region.where)) for region in content
+    ]
+    return rasterize(regions, image.height, image.width, overlap=overlap)
 
 
-def _check_header(path: Path, image: ImageEntry) -> None:
-    """Compares the size of the stored raster, which is the one that COCO annotates whatever EXIF says."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as opened:
-            size = opened.size
-    except Exception as error:  # Pillow raises nearly anything on damaged files
-        raise DataError(
-            "unreadable image",
-            where=f"{path} (image {image.image_id})",
-            found=error,
-            hint="take the file from its source again",
-        ) from error
+def _check_size(path: Path, image: ImageEntry) -> None:
+    """Compare the size of the stored raster, which COCO annotates whatever EXIF says."""
+    where = f"{path} (image {image.image_id})"
+    with open_image(path, where=where) as opened:
+        size = opened.size
     if size != (image.width, image.height):
         raise DataError(
             "an image of another size than its annotation",
-            where=f"{path} (image {image.image_id})",
+            where=where,
             found=f"{size[0]} x {size[1]} (width x height)",
             allowed=f"{image.width} x {image.height} as in the LVIS file",
             hint="take the original file; resized copies do not fit the annotations",
@@ -266,7 +253,7 @@ def _check_header(path: Path, image: ImageEntry) -> None:
 
 
 def _check_presence(root: Path, images: Mapping[str, list[ImageEntry]]) -> None:
-    """Raises for the first missing image, before any work is put into the others."""
+    """Raise for the first missing image, before any image is drawn."""
     folders: dict[str, set[str]] = {}
     missing = []
     for entries in images.values():

@@ -1,13 +1,13 @@
-"""The outlines of annotations, checked, as run lengths: polygons, COCO's RLE strings, and RLE lists.
+"""Decode the outlines of annotations to run lengths: polygons, COCO's RLE strings, and RLE lists.
 
-Pixels are counted column by column, as COCO does. An annotation's runs alternate, background first. All
-outlines of an image are turned into runs together, in a few passes over all their numbers: one by one, most
-of the time went into starting NumPy. Where anything may be amiss they are gone through one by one, which
-names it.
+Pixels are numbered column by column, as COCO does. The runs of an annotation alternate, background first.
+All outlines of an image are decoded in one vectorized pass. On any irregularity they are decoded one by one,
+which names the broken one. Both use the same rules, `_all_sound` and `_decode_strings`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,12 +20,12 @@ REPAIR = "take the file from its source again, or remove this annotation"
 
 
 class Intervals(NamedTuple):
-    """The foreground of several outlines: (K,) int64 each, grouped by outline.
+    """Intervals of foreground pixels of several outlines: (K,) int64 each, grouped by outline.
 
     Args:
         starts: first pixel of each interval, 0..H * W - 1.
         ends: the pixel after its last one.
-        owners: the place of the outline it belongs to.
+        owners: index of the outline it belongs to.
     """
 
     starts: np.ndarray
@@ -36,7 +36,7 @@ class Intervals(NamedTuple):
 def foreground_intervals(
     segmentations: Sequence[Any], height: int, width: int, wheres: Sequence[str]
 ) -> Intervals:
-    """The pixels of each outline as intervals; those of its several polygons may overlap.
+    """Return the pixels of each outline as intervals; those of its several polygons may overlap.
 
     Args:
         segmentations: one an outline: polygons [[x, y, x, y, ...], ...] in pixels, or RLE {"size": [height,
@@ -54,14 +54,20 @@ def foreground_intervals(
     numbers, sizes, owners = together
     first = np.cumsum(sizes) - sizes
     odd = np.flatnonzero((np.arange(len(numbers)) - np.repeat(first, sizes)) & 1)
-    # all runs of an outline sum up to the whole image, so that one running sum serves all outlines
+    # the runs of each encoding sum to H * W, so one cumulative sum serves all of them
     bounds = np.cumsum(numbers) - np.repeat(np.arange(len(sizes)) * (height * width), sizes)
     filled = odd[numbers[odd] > 0]
     return Intervals(bounds[filled - 1], bounds[filled], np.repeat(owners, sizes)[filled])
 
 
 class _Runs(NamedTuple):
-    """Run lengths of several encodings in a row, how many each has, and the outline it belongs to."""
+    """Run lengths of several encodings, concatenated.
+
+    Args:
+        numbers: (N,) int64 run lengths.
+        sizes: how many of them each encoding has.
+        owners: index of the outline that each encoding belongs to.
+    """
 
     numbers: np.ndarray
     sizes: np.ndarray
@@ -84,7 +90,7 @@ def _one_by_one(segmentations: Sequence[Any], height: int, width: int, wheres: S
 
 
 def _together(segmentations: Sequence[Any], height: int, width: int) -> _Runs | None:
-    """The runs of all polygons and RLE strings; None where something is or may be wrong."""
+    """Return the runs of all polygons and RLE strings; None where something is or may be wrong."""
     polygons: list[Any] = []
     strings: list[bytes] = []
     of_polygons: list[int] = []
@@ -105,17 +111,21 @@ def _together(segmentations: Sequence[Any], height: int, width: int) -> _Runs | 
             return None
         encoded = coco_mask.frPyObjects(polygons, height, width)
         strings = [rle["counts"] for rle in encoded] + strings
-    if not strings:
+    decoded = _decode_strings(strings)
+    if decoded is None:
         return None
-    decoded = _decode_all(strings, height * width)
-    return None if decoded is None else _Runs(*decoded, np.array(of_polygons + of_strings))
+    numbers, sizes = decoded
+    first = np.cumsum(sizes) - sizes
+    if numbers.min() < 0 or (np.add.reduceat(numbers, first) != height * width).any():
+        return None
+    return _Runs(numbers, sizes, np.array(of_polygons + of_strings))
 
 
 def _all_sound(polygons: list[Any], height: int, width: int) -> bool:
-    """Whether `_check_polygon` would pass them all."""
+    """Whether all polygons have 6 or an even larger number of finite coordinates, none far outside."""
     try:
         if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
-            return False
+            return False  # four numbers would pass for a box in pycocotools
         flat = np.concatenate([np.asarray(polygon, dtype=np.float64) for polygon in polygons])
     except (TypeError, ValueError, OverflowError):
         return False
@@ -126,49 +136,52 @@ def _all_sound(polygons: list[Any], height: int, width: int) -> bool:
     return bool(x.min() >= -width and x.max() <= 2 * width and y.min() >= -height and y.max() <= 2 * height)
 
 
-def _decode_all(strings: list[bytes], pixels: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """`decode_counts` of many strings at once, and how many numbers each has.
+def _decode_strings(strings: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Decode several of COCO's RLE strings in one pass.
+
+    A number is written in groups of 5 bits, lowest first, as characters from "0" on. The bit of value 32 says
+    that more groups follow, the bit of value 16 in the last group is the sign. From the fourth number on, the
+    number is the difference to the one two places before.
 
     Returns:
-        None where a string is broken or not of so many pixels.
+        (N,) int64 run lengths, not checked for sign and sum, and how many each string has; None where a
+        string is broken or there is none.
     """
-    raw = b"".join(strings)
-    groups = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
+    groups = np.frombuffer(b"".join(strings), dtype=np.uint8).astype(np.int64) - 48
+    # find the last group of each number, and the last number of each string, which must end with the string
     ends = np.flatnonzero(groups & 32 == 0)
     last = np.cumsum([len(text) for text in strings]) - 1
-    # the number of the last group of each string, which must end there
     final = np.searchsorted(ends, last)
     if not len(groups) or groups.min() < 0 or groups.max() > 63 or final[-1] >= len(ends):
         return None
-    counts = np.diff(final, prepend=-1)
+    counts = np.diff(final, prepend=-1)  # numbers in each string
     starts = np.concatenate([[0], ends[:-1] + 1])
-    sizes = ends - starts + 1
+    sizes = ends - starts + 1  # groups in each number
     if (ends[final] != last).any() or counts.min() < 1 or sizes.max() > 7:
         return None
+    # put the groups of each number together, then subtract 2^bits where the sign is set
     places = np.arange(len(groups)) - np.repeat(starts, sizes)
     numbers = np.add.reduceat((groups & 31) << (5 * places), starts)
     numbers -= (groups[ends] >> 4 & 1) << (5 * sizes)
+    # undo the differences: in each string, cumulative sums over odd places, and over even ones from 2 on
     first = final - counts + 1
     local = np.arange(len(numbers)) - np.repeat(first, counts)
     for chosen in (local & 1 == 1, (local & 1 == 0) & (local > 0)):
-        # from the fourth number on each is the difference to the one two before: a sum within each string
         at = np.flatnonzero(chosen)
         sums = np.concatenate([[0], np.cumsum(numbers[at])])
-        before = sums[np.searchsorted(at, first)]
+        before = sums[np.searchsorted(at, first)]  # what the strings before have added
         numbers[at] = sums[1:] - np.repeat(before, counts)[at]
-    if numbers.min() < 0 or (np.add.reduceat(numbers, first) != pixels).any():
-        return None
     return numbers, counts
 
 
 def foreground_runs(segmentation: Any, height: int, width: int, where: str) -> list[np.ndarray]:
-    """The outline as run lengths: one array for RLE, one a polygon; their union is the annotation.
+    """Decode one outline: one array of run lengths for RLE, one a polygon; their union is the annotation.
 
-    Everything is checked here, before pycocotools sees it: its C code reads past the end of a broken string
-    and allocates whatever far-off coordinates ask for.
+    Everything is checked before pycocotools sees it. Its C code reads past the end of a broken string and
+    allocates as much memory as far-off coordinates ask for.
 
     Returns:
-        (N,) int64 arrays, each of non-negative lengths that sum up to height * width.
+        (N,) int64 arrays, each of non-negative lengths that sum to height * width.
 
     Raises:
         DataError: a broken outline, named by `where`.
@@ -184,19 +197,20 @@ def foreground_runs(segmentation: Any, height: int, width: int, where: str) -> l
             hint=REPAIR,
         )
     for polygon in segmentation:
-        _check_polygon(polygon, height, width, where)
+        if not _all_sound([polygon], height, width):
+            raise _polygon_fault(polygon, height, width, where)
     encoded = coco_mask.frPyObjects(segmentation, height, width)
     return [decode_counts(rle["counts"], where) for rle in encoded]
 
 
-def _check_polygon(polygon: Any, height: int, width: int, where: str) -> None:
+def _polygon_fault(polygon: Any, height: int, width: int, where: str) -> DataError:
+    """Name what is wrong with a polygon that is not sound."""
     try:
         numbers = np.asarray(polygon, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         numbers = np.zeros((0, 0))
     if numbers.ndim != 1 or len(numbers) % 2 or len(numbers) < 6:
-        # four numbers would pass for a box in pycocotools
-        raise DataError(
+        return DataError(
             "a polygon that is none",
             where=where,
             found=f"{len(numbers)} coordinates" if numbers.ndim == 1 else _shown(polygon),
@@ -204,22 +218,22 @@ def _check_polygon(polygon: Any, height: int, width: int, where: str) -> None:
             hint=REPAIR,
         )
     if not np.isfinite(numbers).all():
-        raise DataError(
+        return DataError(
             "a polygon with a coordinate that is not finite",
             where=where,
             found=numbers[~np.isfinite(numbers)][0],
             allowed="finite numbers",
             hint=REPAIR,
         )
-    for name, size, values in (("x", width, numbers[0::2]), ("y", height, numbers[1::2])):
-        if values.min() < -size or values.max() > 2 * size:
-            raise DataError(
-                "a polygon far outside its image",
-                where=where,
-                found=f"{name} from {values.min():g} to {values.max():g}",
-                allowed=f"0 to {size}, or beyond by no more than that again",
-                hint=REPAIR,
-            )
+    x, y = numbers[0::2], numbers[1::2]
+    name, size, values = ("x", width, x) if x.min() < -width or x.max() > 2 * width else ("y", height, y)
+    return DataError(
+        "a polygon far outside its image",
+        where=where,
+        found=f"{name} from {values.min():g} to {values.max():g}",
+        allowed=f"0 to {size}, or beyond by no more than that again",
+        hint=REPAIR,
+    )
 
 
 def _rle_runs(rle: dict[str, Any], height: int, width: int, where: str) -> np.ndarray:
@@ -248,11 +262,7 @@ def _rle_runs(rle: dict[str, Any], height: int, width: int, where: str) -> np.nd
 
 
 def decode_counts(text: str | bytes, where: str) -> np.ndarray:
-    """Run lengths from COCO's RLE string.
-
-    A number is written in groups of 5 bits, lowest first, as characters from "0" on; the bit of value 32 says
-    that more follow, the one of value 16 in the last group is the sign. From the fourth number on, the number
-    is the difference to the one two places before.
+    """Return the run lengths of COCO's RLE string, see `_decode_strings`.
 
     Returns:
         (N,) int64, not checked for sign and sum.
@@ -261,23 +271,22 @@ def decode_counts(text: str | bytes, where: str) -> np.ndarray:
         DataError: a character or an ending that the code does not have.
     """
     raw = text.encode("utf-8") if isinstance(text, str) else text
-    groups = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
-    if len(groups) and (groups.min() < 0 or groups.max() > 63):
-        at = int(np.flatnonzero((groups < 0) | (groups > 63))[0])
-        raise _broken_rle(where, f"byte {raw[at : at + 1]!r} at place {at}", "characters from '0' to 'o'")
-    ends = np.flatnonzero(groups & 32 == 0)
-    if not len(ends) or ends[-1] != len(groups) - 1:
-        raise _broken_rle(where, f"a string of {len(groups)} characters that breaks off")
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    sizes = ends - starts + 1
-    if sizes.max() > 7:
-        raise _broken_rle(where, f"a number of {sizes.max()} characters", "at most 7")
-    places = np.arange(len(groups)) - np.repeat(starts, sizes)
-    numbers: np.ndarray = np.add.reduceat((groups & 31) << (5 * places), starts)
-    numbers -= (groups[ends] >> 4 & 1) << (5 * sizes)
-    numbers[1::2] = numbers[1::2].cumsum()
-    numbers[2::2] = numbers[2::2].cumsum()
-    return numbers
+    decoded = _decode_strings([raw])
+    if decoded is None:
+        raise _string_fault(raw, where)
+    return decoded[0]
+
+
+def _string_fault(raw: bytes, where: str) -> DataError:
+    """Name what is wrong with a string that does not decode."""
+    for at, character in enumerate(raw):
+        if not 48 <= character <= 48 + 63:
+            allowed = "characters from '0' to 'o'"
+            return _broken_rle(where, f"byte {raw[at : at + 1]!r} at place {at}", allowed)
+    if not raw or (raw[-1] - 48) & 32:
+        return _broken_rle(where, f"a string of {len(raw)} characters that breaks off")
+    longest = max(map(len, re.findall(rb"[P-o]*[0-O]", raw)))
+    return _broken_rle(where, f"a number of {longest} characters", "at most 7")
 
 
 def _broken_rle(where: str, found: object, allowed: str = "COCO's RLE of the whole image") -> DataError:

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.store.manifest import SPLITS, SplitCounts
+from pipeline.runtime.files import csv_text
 
 FORMAT = "kiloseg statistics 1"
 
 
 def class_table(label_space: LabelSpace, counts: Mapping[str, SplitCounts]) -> str:
     """One CSV line a class: in how many images of each split it is seen, on how many pixels."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     columns = [f"{split}_{unit}" for split in SPLITS for unit in ("images", "pixels")]
-    writer.writerow(["class_id", "name", "source", "frequency", *columns])
+    rows = []
     for entry in label_space.classes:
         values = (
             int(array[entry.class_id]) for s in SPLITS for array in (counts[s].images, counts[s].pixels)
         )
-        writer.writerow([entry.class_id, entry.name, entry.source, entry.frequency, *values])
-    return text.getvalue()
+        rows.append([entry.class_id, entry.name, entry.source, entry.frequency, *values])
+    return csv_text(["class_id", "name", "source", "frequency", *columns], rows)
 
 
 def statistics(label_space: LabelSpace, counts: Mapping[str, SplitCounts]) -> dict[str, Any]:

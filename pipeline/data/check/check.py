@@ -7,31 +7,26 @@ gray images, images nobody annotated, outlines that cover no pixel.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from pipeline.data.annotations.fallback import load_tree
-from pipeline.data.annotations.quarantine import Quarantine, digest
+from pipeline.data.annotations.quarantine import Quarantine
+from pipeline.data.annotations.reader import Source, check_files
+from pipeline.data.annotations.schema import RESTORE
 from pipeline.data.annotations.validation import (
-    RESTORE,
     AnnotationFile,
-    RowChecks,
     category_disagreements,
     listed_twice,
     size_disagreement,
 )
 from pipeline.data.check.image import ORIGINAL, Examined, Outline, Task, examine
-from pipeline.data.labels.official import official_categories
-from pipeline.data.layouts.coco_lvis import LVIS_FILES, STUFF_FILES
+from pipeline.data.labels.official import LVIS_FILES, STUFF_FILES, official_categories
 from pipeline.runtime.errors import DataError
-from pipeline.runtime.files import write_text
+from pipeline.runtime.files import csv_text, file_digest, write_text
 from pipeline.runtime.progress import Progress
-from pipeline.runtime.workers import ordered_map, worker_pool
+from pipeline.runtime.workers import WorkerPool, ordered_map, worker_pool
 
 COLUMNS = ("file", "kind", "detail", "remedy", "weight", "quarantined")
 
@@ -102,15 +97,11 @@ class CheckResult:
 
     def table(self) -> str:
         """CSV with one line for each fault and note."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        rows = []
         for fault in self.found:
             weight, held = "note" if fault.note else "fault", self.is_quarantined(fault)
-            writer.writerow(
-                [fault.file, fault.kind, fault.detail, fault.remedy, weight, "yes" if held else ""]
-            )
-        return text.getvalue()
+            rows.append([fault.file, fault.kind, fault.detail, fault.remedy, weight, "yes" if held else ""])
+        return csv_text(COLUMNS, rows)
 
     def save(self, path: Path) -> None:
         """Writes the table."""
@@ -126,7 +117,7 @@ class CheckResult:
                 rows.setdefault(Path(fault.file).name, {}).setdefault(key, {})[place] = fault.kind
             elif fault.image_id is not None and not fault.note:
                 images[fault.image_id] = fault.kind
-        digests = {name: digest(self.root / "annotations" / name) for name in rows}
+        digests = {name: file_digest(self.root / "annotations" / name) for name in rows}
         self.quarantine = Quarantine(digests, rows, images)
         return self.quarantine.save(self.root)
 
@@ -147,10 +138,10 @@ def check(root: Path, *, num_workers: int = 0) -> CheckResult:
         )
     result = CheckResult(root)
     report = _Report(result)
-    files = _read_files(root, report)
-    _check_categories(files, report)
-    _compare_files(files, report)
     with worker_pool(num_workers, "pipeline.data.check.image") as pool:
+        files = _read_files(root, report, pool)
+        _check_categories(files, report)
+        _compare_files(files, report)
         tasks = list(_tasks(root, files, report))
         with Progress("check images", len(tasks)) as progress:
             for (split, task), examined in zip(
@@ -197,51 +188,34 @@ class _Report:
         self.result.found.append(Fault(file, kind, detail, remedy, note=True))
 
 
-@dataclass
-class _File:
-    """One annotation file as far as it can be read: its sound rows."""
-
-    checked: RowChecks
-    index: AnnotationFile
-    by_image: dict[int, list[tuple[int, Any]]]
-
-
-def _read_files(root: Path, report: _Report) -> dict[str, _File]:
-    """The files that can be read, by name."""
+def _read_files(root: Path, report: _Report, pool: WorkerPool | None) -> dict[str, AnnotationFile]:
+    """Read the official files and report what is wrong with them; return those that can be read, by name."""
     files = {}
     names = (*LVIS_FILES.values(), *STUFF_FILES)
-    with Progress("read annotation files", len(names)) as progress:
-        for name in names:
-            path, short = root / "annotations" / name, f"annotations/{name}"
-            try:
-                tree = load_tree(path)
-            except DataError as error:
-                report.problem(short, error)
-                continue
-            checked = RowChecks(path, "stuff" if name in STUFF_FILES else "lvis")
-            bad = set()
-            for key, place, problem in checked.problems(tree):
-                bad.add((key, place))
-                # a category left out would change the classes without a word
-                report.problem(short, problem, row=None if key == "categories" else (key, place))
-            by_image = defaultdict(list)
-            for place, row in enumerate(tree["annotations"]):
-                if ("annotations", place) not in bad:
-                    by_image[row["image_id"]].append((place, row))
-            report.result.annotations[name] = len(tree["annotations"])
-            index = AnnotationFile(name, checked.categories(), checked.images, {})
-            files[name] = _File(checked, index, by_image)
-            progress.advance(name)
+    sources = [
+        Source(root / "annotations" / name, "stuff" if name in STUFF_FILES else "lvis") for name in names
+    ]
+    for name, file in zip(names, check_files(sources, pool), strict=True):
+        short = f"annotations/{name}"
+        if isinstance(file, DataError):
+            report.problem(short, file)
+            continue
+        for key, place, error in file.problems:
+            # a category left out would change the classes without a word
+            report.problem(short, error, row=None if key == "categories" else (key, place))
+        report.result.annotations[name] = file.num_annotations
+        files[name] = file
     return files
 
 
-def _check_categories(files: dict[str, _File], report: _Report) -> None:
+def _check_categories(files: dict[str, AnnotationFile], report: _Report) -> None:
     """Holds the categories against the official lists."""
     official = official_categories()
     for name, file in files.items():
         rows = official.stuff if name in STUFF_FILES else official.lvis
         wanted = {row["id"]: row for row in rows}
-        for category_id, row in file.checked.by_category.items():
+        listed = {row["id"]: row for row in file.categories}
+        for category_id, row in listed.items():
             for key in ("name", *(() if name in STUFF_FILES else ("frequency",))):
                 if category_id not in wanted:
                     what, allowed = "a category that is not an official one", "the published list"
@@ -255,29 +229,29 @@ def _check_categories(files: dict[str, _File], report: _Report) -> None:
                 found = f"category {category_id}: {row[key]!r}"
                 report.problem(f"annotations/{name}", DataError(what, found=found, allowed=allowed))
                 break
-        absent = [category_id for category_id in wanted if category_id not in file.checked.by_category]
+        absent = [category_id for category_id in wanted if category_id not in listed]
         if absent:
             found = f"{len(absent)} of {len(wanted)}, first {absent[0]} {wanted[absent[0]]['name']!r}"
             report.problem(f"annotations/{name}", DataError("official categories are absent", found=found))
 
 
-def _compare_files(files: dict[str, _File], report: _Report) -> None:
+def _compare_files(files: dict[str, AnnotationFile], report: _Report) -> None:
     """Holds the two LVIS files, and the two stuff files, against each other."""
     for names in (tuple(LVIS_FILES.values()), STUFF_FILES):
         if all(name in files for name in names):
-            pair = [files[name].index for name in names]
+            pair = [files[name] for name in names]
             for problem in category_disagreements(*pair):
                 report.problem(f"annotations/{names[1]}", problem)
             for image_id, problem in listed_twice(*pair):
                 report.problem(f"annotations/{names[1]}", problem, image_id=image_id)
 
 
-def _tasks(root: Path, files: dict[str, _File], report: _Report) -> Iterator[tuple[str, Task]]:
+def _tasks(root: Path, files: dict[str, AnnotationFile], report: _Report) -> Iterator[tuple[str, Task]]:
     """The images of LVIS by split and id, each with all that is drawn on it."""
     missing, owners = set(), dict[str, int]()
     for split, name in LVIS_FILES.items():
         counts = report.result.splits.setdefault(split, Counter())
-        images = files[name].checked.images.values() if name in files else ()
+        images = files[name].images.values() if name in files else ()
         for image in sorted(images, key=lambda entry: entry.image_id):
             path = root / (image.file or "")
             if not path.parent.is_dir():
@@ -290,13 +264,13 @@ def _tasks(root: Path, files: dict[str, _File], report: _Report) -> Iterator[tup
                 report.problem(image.file or "", twice, image_id=image.image_id)
             outlines = []
             for file_name, file in files.items():
-                if differing := size_disagreement(image, file.index):
+                if differing := size_disagreement(image, file):
                     report.problem(f"annotations/{file_name}", differing, image_id=image.image_id)
                     continue
-                rows = file.by_image.get(image.image_id, ())
                 stuff = file_name in STUFF_FILES
                 outlines += [
-                    Outline(file_name, at, row["id"], row["segmentation"], stuff) for at, row in rows
+                    Outline(file_name, row.place, row.id, row.segmentation, stuff)
+                    for row in file.by_image.get(image.image_id, ())
                 ]
             counts["images"] += 1
             counts["pixels"] += image.height * image.width

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from pipeline.data.annotations.index import RowReader, Span
 from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.bootstrap.rle import foreground_runs
+from pipeline.data.store.images import open_image
 from pipeline.runtime.errors import DataError
 
 ORIGINAL = "take the original file from its source again"
@@ -23,7 +24,7 @@ class Outline:
     file: str
     place: int
     annotation_id: int
-    segmentation: Any
+    segmentation: Span
     stuff: bool
 
 
@@ -62,24 +63,26 @@ def examine(task: Task) -> Examined:
         found.image = _examine_image(task.path, task.image, found.notes)
     height, width = task.image.height, task.image.width
     columns = np.zeros(height * width, np.uint8)
-    for outline in reversed(task.outlines):
-        where = f"{outline.file}: image {task.image.image_id}, annotation {outline.annotation_id}"
-        try:
-            runs = foreground_runs(outline.segmentation, height, width, where)
-        except DataError as problem:
-            found.outlines.append((outline, problem))
-            continue
-        if not any(lengths[1::2].any() for lengths in runs):
-            found.hollow.append(outline)
-        for lengths in runs:
-            inside = np.repeat(np.arange(len(lengths)) & 1 == 1, lengths)
-            columns[inside] = 2 if outline.stuff else 1
+    with RowReader() as reader:
+        for outline in reversed(task.outlines):
+            where = f"{outline.file}: image {task.image.image_id}, annotation {outline.annotation_id}"
+            try:
+                segmentation = reader.read(outline.segmentation, where)
+                runs = foreground_runs(segmentation, height, width, where)
+            except DataError as problem:
+                found.outlines.append((outline, problem))
+                continue
+            if not any(lengths[1::2].any() for lengths in runs):
+                found.hollow.append(outline)
+            for lengths in runs:
+                inside = np.repeat(np.arange(len(lengths)) & 1 == 1, lengths)
+                columns[inside] = 2 if outline.stuff else 1
     found.covered = int((columns == 1).sum()), int((columns == 2).sum())
     return found
 
 
 def _examine_image(path: Path, image: ImageEntry, notes: list[tuple[str, str]]) -> DataError | None:
-    from PIL import Image, ImageFile
+    from PIL import ImageFile
 
     def problem(what: str, found: object, allowed: object = None) -> DataError:
         return DataError(what, where=path, found=found, allowed=allowed, hint=ORIGINAL)
@@ -94,7 +97,7 @@ def _examine_image(path: Path, image: ImageEntry, notes: list[tuple[str, str]]) 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's on odd metadata and large images
-            with Image.open(path) as opened:
+            with open_image(path) as opened:
                 if opened.size != (image.width, image.height):
                     return problem(
                         "an image of another size than its annotation",
@@ -103,9 +106,9 @@ def _examine_image(path: Path, image: ImageEntry, notes: list[tuple[str, str]]) 
                     )
                 mode, kind = opened.mode, opened.format
                 opened.load()
-    except Exception as error:  # Pillow raises nearly anything on damaged files
-        text = str(error)
-        return problem("truncated image" if "truncated" in text.lower() else "unreadable image", text)
+    except DataError as error:
+        truncated = "truncated" in (error.found or "").lower()
+        return problem("truncated image" if truncated else error.what, error.found)
     if mode != "RGB":
         notes.append(("an image that is not RGB", f"stored as {mode}; it is converted when read"))
     if kind != "JPEG":

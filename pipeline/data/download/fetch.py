@@ -94,7 +94,7 @@ def fetch(root: Path, archives: Sequence[Archive], *, mirror: str | None = None,
         The number of archives that were fetched; 0 where all was there.
 
     Raises:
-        KilosegError: no connection, or too little space: before anything is fetched, and again before unpacking.
+        KilosegError: no connection, or too little space (checked before fetching and before unpacking).
         DataError: an archive that is not the published one, or damaged.
         UsageError: another run fetches to the same folder.
     """

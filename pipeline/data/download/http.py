@@ -8,7 +8,6 @@ proxies and certificates are `requests`' business.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -21,7 +20,7 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from pipeline.runtime.errors import DataError, KilosegError
-from pipeline.runtime.files import write_text
+from pipeline.runtime.files import file_digest, write_json
 
 CHUNK = 2**20
 ATTEMPTS = 6
@@ -187,7 +186,7 @@ def _remember(response: requests.Response, wanted: Wanted) -> None:
     """Notes the version of the file; weak tags promise nothing about bytes and are passed over."""
     tag = response.headers.get("ETag", "")
     version = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
-    write_text(wanted.memory, json.dumps({"url": wanted.url, "version": version}))
+    write_json(wanted.memory, {"url": wanted.url, "version": version})
 
 
 def _remembered(wanted: Wanted) -> str:
@@ -209,8 +208,7 @@ def _verify(wanted: Wanted) -> None:
     size = path.stat().st_size
     digest = None
     if wanted.sha256 is not None and size == (wanted.bytes or size):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_digest(path)
     if size == (wanted.bytes or size) and digest == wanted.sha256:
         return
     path.unlink()

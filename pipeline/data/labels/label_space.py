@@ -9,10 +9,8 @@ renumbered twice (blanket 93 -> 110 -> 1217, which is desk-stuff); with a table 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import difflib
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,10 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.labels.official import OfficialCategories as OfficialCategories
-from pipeline.data.labels.official import official_categories as official_categories
 from pipeline.runtime.errors import DataError, UsageError
-from pipeline.runtime.files import write_text
+from pipeline.runtime.files import csv_text, write_text
 
 FORMAT = "kiloseg label space 1"
 MAX_CLASSES = 65_534
@@ -243,15 +239,13 @@ class LabelSpace:
 
     def save_csv(self, path: Path) -> None:
         """Writes one line a class, with the category ids of each source in a column (several: by blanks)."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         sources = self.sources  # found by going through all classes: not to be asked for with each of them
         columns = [f"{source}_category_ids" for source in sources]
-        writer.writerow(["class_id", "name", "source", "frequency", *columns])
+        rows = []
         for entry in self.classes:
             ids = (" ".join(map(str, entry.category_ids.get(source, ()))) for source in sources)
-            writer.writerow([entry.class_id, entry.name, entry.source, entry.frequency, *ids])
-        write_text(path, text.getvalue())
+            rows.append([entry.class_id, entry.name, entry.source, entry.frequency, *ids])
+        write_text(path, csv_text(["class_id", "name", "source", "frequency", *columns], rows))
 
 
 def merge_categories(

@@ -1,4 +1,4 @@
-"""Category lists as package data: facts (ids, names), each file with its source."""
+"""Name the published files, and read the official category lists that come with the package."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+LVIS_FILES = {"train": "lvis_v1_train.json", "val": "lvis_v1_val.json"}
+STUFF_FILES = ("stuff_train2017.json", "stuff_val2017.json")
+IMAGE_FOLDERS = ("train2017", "val2017")
+
 
 @dataclass(frozen=True)
 class OfficialCategories:
-    """The category lists as published.
+    """Hold the category lists as published.
 
     Args:
         lvis: LVIS v1's 1,203 categories: id, name, synset, frequency.
@@ -24,7 +28,7 @@ class OfficialCategories:
 
 
 def official_categories() -> OfficialCategories:
-    """Reads the lists that come with the package (this folder)."""
+    """Read the lists that come with the package (this folder)."""
     folder = resources.files(__package__)
 
     def read(name: str, key: str) -> list[dict[str, Any]]:

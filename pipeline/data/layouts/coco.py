@@ -1,4 +1,4 @@
-"""Annotations in COCO's format, of any instances or stuff and any number of categories.
+"""Read annotations in COCO's format: instances or stuff, any number of categories.
 
     annotations/*train*.json *val*.json    one file each: instances_train2017.json, stuff_val.json, train.json
     train*/ val*/                          the images, found by `file_name`: train2017/, val/
@@ -16,8 +16,9 @@ from pipeline.data.annotations.quarantine import Quarantine
 from pipeline.data.annotations.reader import Source, read_files
 from pipeline.data.annotations.validation import ImageEntry, require_agreement
 from pipeline.data.labels.label_space import ClassEntry, LabelSpace
-from pipeline.data.layouts.layout import Shape
-from pipeline.data.layouts.splits import Splits, divide, lacking_annotation
+from pipeline.data.layouts.annotated import AnnotatedSource, lacking_annotation
+from pipeline.data.layouts.layout import Region
+from pipeline.data.layouts.splits import Splits, divide
 from pipeline.runtime.errors import DataError
 from pipeline.runtime.workers import WorkerPool
 
@@ -70,30 +71,21 @@ class CocoLayout:
         ]
         whole = LabelSpace(tuple(entries), {SOURCE: unlabeled})
         self.label_space = whole.subset(keep_classes)
-        self._class_ids = self.label_space.lookup(SOURCE)
+        self._source = AnnotatedSource(list(self.files.values()), self.label_space.lookup(SOURCE))
 
     def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
-        """Divides the images; one without any annotation of a kept class is left out."""
-        kept = {category for category, class_id in self._class_ids.items() if class_id}
-        shown = set[int]().union(*(file.showing(kept) for file in self.files.values()))
+        """Divide the images; one without any annotation of a kept class is left out."""
+        shown = self._source.showing_kept()
 
         def unusable(entry: ImageEntry) -> str | None:
-            return lacking_annotation(entry, shown, self.files.values())
+            return lacking_annotation(entry, [self._source], shown)
 
         listed = {split: file.images.values() for split, file in self.files.items()}
         return divide(listed, unusable, holdout_fraction, holdout_seed)
 
-    def content(self, image: ImageEntry) -> list[Shape]:
-        """The annotations of an image in the order of the file."""
-        return [
-            Shape(
-                self._class_ids[annotation["category_id"]],
-                annotation["segmentation"],
-                f"{file.name}: image {image.image_id}, annotation {annotation['id']}",
-            )
-            for file in self.files.values()
-            for annotation in file.by_image.get(image.image_id, ())
-        ]
+    def content(self, image: ImageEntry) -> list[Region]:
+        """Return the annotations of an image in the order of the file."""
+        return list(self._source.regions(image))
 
 
 def _one_file(folder: Path, split: str) -> Path:
@@ -110,7 +102,7 @@ def _one_file(folder: Path, split: str) -> Path:
 
 
 def one_folder(root: Path, split: str) -> str:
-    """The name of the folder with the images of a split.
+    """Return the name of the folder with the images of a split.
 
     Raises:
         DataError: none, or several.

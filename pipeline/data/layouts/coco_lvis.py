@@ -1,27 +1,26 @@
-"""LVIS v1 and COCO-Stuff as they are published: which images there are and what is drawn on each.
+"""Read LVIS v1 and COCO-Stuff as published: the images and what is annotated on each.
 
     train2017/ val2017/                                             the images, found by LVIS's `coco_url`
     annotations/lvis_v1_train.json lvis_v1_val.json                 which images belong to train and val
     annotations/stuff_train2017.json stuff_val2017.json             stuff, split as COCO splits its images
 
-LVIS splits COCO's images anew, so that an image's stuff is looked up by its id in both stuff files.
+LVIS splits COCO's images anew, so an image's stuff is looked up by its id in both stuff files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.data.annotations.quarantine import Quarantine
 from pipeline.data.annotations.reader import Source, read_files
 from pipeline.data.annotations.validation import ImageEntry, require_agreement, size_disagreement
-from pipeline.data.labels.label_space import LVIS, STUFF, merge_categories, official_categories
-from pipeline.data.layouts.layout import Shape
-from pipeline.data.layouts.splits import Splits, divide, lacking_annotation
+from pipeline.data.labels.label_space import LVIS, STUFF, merge_categories
+from pipeline.data.labels.official import LVIS_FILES, STUFF_FILES, official_categories
+from pipeline.data.layouts.annotated import AnnotatedSource, lacking_annotation
+from pipeline.data.layouts.layout import Region
+from pipeline.data.layouts.splits import Splits, divide
 from pipeline.runtime.workers import WorkerPool
-
-LVIS_FILES = {"train": "lvis_v1_train.json", "val": "lvis_v1_val.json"}
-STUFF_FILES = ("stuff_train2017.json", "stuff_val2017.json")
 
 
 class OfficialLayout:
@@ -67,37 +66,26 @@ class OfficialLayout:
         pairs = official_categories().merged_pairs
         whole = merge_categories(files[0].categories, self.stuff[0].categories, pairs)
         self.label_space = whole.subset(keep_classes)
-        self._class_ids = {source: self.label_space.lookup(source) for source in (LVIS, STUFF)}
+        things = AnnotatedSource(list(self.lvis.values()), self.label_space.lookup(LVIS))
+        stuff = AnnotatedSource(self.stuff, self.label_space.lookup(STUFF), stuff=True)
+        self._sources = (things, stuff)  # in drawing order
 
     def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
-        """Divides the images; one in quarantine, or without any annotation of a kept class, is left out."""
-        sources = ((LVIS, list(self.lvis.values())), (STUFF, self.stuff))
-        shown = set[int]()
-        for source, files in sources:
-            kept = {category for category, class_id in self._class_ids[source].items() if class_id}
-            shown.update(*(file.showing(kept) for file in files))
+        """Divide the images; one in quarantine, or without any annotation of a kept class, is left out."""
+        shown = set[int]().union(*(source.showing_kept() for source in self._sources))
 
         def unusable(entry: ImageEntry) -> str | None:
             if entry.image_id in self.quarantine.images:
                 return f"quarantined: {self.quarantine.images[entry.image_id]}"
-            for _, files in sources:
-                for file in files:
+            for source in self._sources:
+                for file in source.files:
                     if problem := size_disagreement(entry, file):
                         raise problem
-            return lacking_annotation(entry, shown, (file for _, files in sources for file in files))
+            return lacking_annotation(entry, self._sources, shown)
 
         listed = {split: file.images.values() for split, file in self.lvis.items()}
         return divide(listed, unusable, holdout_fraction, holdout_seed)
 
-    def content(self, image: ImageEntry) -> list[Shape]:
-        """The annotations of an image in drawing order: LVIS first, then stuff, each as in its file."""
-        return list(self._shapes(image))
-
-    def _shapes(self, image: ImageEntry) -> Iterator[Shape]:
-        for source, files in ((LVIS, list(self.lvis.values())), (STUFF, self.stuff)):
-            class_ids = self._class_ids[source]
-            for file in files:
-                for annotation in file.by_image.get(image.image_id, ()):
-                    where = f"{file.name}: image {image.image_id}, annotation {annotation['id']}"
-                    class_id = class_ids[annotation["category_id"]]
-                    yield Shape(class_id, annotation["segmentation"], where, stuff=source == STUFF)
+    def content(self, image: ImageEntry) -> list[Region]:
+        """Return the annotations of an image in drawing order: LVIS, then stuff, each as in its file."""
+        return [region for source in self._sources for region in source.regions(image)]

@@ -1,4 +1,4 @@
-"""The ways in which a dataset may lie on disk; what comes out of each looks the same to bootstrapping.
+"""Define what a dataset on disk gives to bootstrapping, whatever its layout.
 
     coco_lvis   COCO 2017 with LVIS v1 and COCO-Stuff as published: `pipeline.data.layouts.coco_lvis`
     coco        any COCO-format annotations, one file for train and one for val: `pipeline.data.layouts.coco`
@@ -19,6 +19,7 @@ from pipeline.data.annotations.quarantine import Quarantine
 from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.layouts.splits import Splits
+from pipeline.data.store.images import open_image
 from pipeline.runtime.errors import DataError
 
 LayoutName = Literal["coco_lvis", "coco", "masks"]
@@ -26,14 +27,14 @@ LAYOUTS = get_args(LayoutName)
 
 
 class Layout(Protocol):
-    """A dataset that was read.
+    """A dataset whose annotations were read.
 
     Attributes:
         label_space: its classes.
         paths: the files that decide about the result, for the manifest.
         quarantine: what checking found unusable.
-        counts_frequencies: classes become rare, common or frequent by the images that show them; else the
-            annotation files say.
+        counts_frequencies: whether classes become rare, common or frequent by the images that show them;
+            else the annotation files say.
     """
 
     label_space: LabelSpace
@@ -42,14 +43,14 @@ class Layout(Protocol):
     counts_frequencies: bool
 
     def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
-        """Divides the images."""
+        """Divide the images."""
 
-    def content(self, image: ImageEntry) -> list[Shape] | StoredMask:
-        """What is annotated on an image; segmentations may still have to be read by `RowReader`."""
+    def content(self, image: ImageEntry) -> list[Region] | StoredMask:
+        """Return what is annotated on an image; segmentations may still have to be read by `RowReader`."""
 
 
-class Shape(NamedTuple):
-    """One annotation to draw.
+class Region(NamedTuple):
+    """One annotation to rasterize.
 
     Args:
         class_id: the value of its pixels, 0 for unlabeled.
@@ -66,14 +67,14 @@ class Shape(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A drawn image.
+class ClassMask:
+    """The mask of an image, with its counts.
 
     Args:
         mask: (height, width) uint16 class ids, 0 = unlabeled.
         class_ids: those present, ascending, without the unlabeled.
         pixel_counts: the pixels of each.
-        stuff_pixels: how many of them were drawn from stuff annotations.
+        stuff_pixels: how many of them come from stuff annotations.
     """
 
     mask: np.ndarray
@@ -83,11 +84,12 @@ class Drawing:
 
 
 LARGEST = 65_535
+"""The largest pixel value of a 16-bit mask."""
 
 
 @dataclass(frozen=True)
 class StoredMask:
-    """A mask to read.
+    """A mask that lies on disk as an image.
 
     Args:
         path: a PNG.
@@ -97,8 +99,8 @@ class StoredMask:
     path: Path
     class_ids: dict[int, int]
 
-    def read(self, height: int, width: int) -> Drawing:
-        """The mask with class ids for pixel values.
+    def read(self, height: int, width: int) -> ClassMask:
+        """Read the mask and replace pixel values by class ids.
 
         Raises:
             DataError: unreadable, of another size than its image, in colors, or with an unlisted value.
@@ -126,21 +128,13 @@ class StoredMask:
             table[value] = self.class_ids[value]
         pixels = np.bincount(table, counts)[1:].astype(np.int64)
         ids = np.flatnonzero(pixels)
-        return Drawing(table[values], (ids + 1).tolist(), pixels[ids].tolist(), 0)
+        return ClassMask(table[values], (ids + 1).tolist(), pixels[ids].tolist(), 0)
 
     def _values(self) -> np.ndarray:
-        from PIL import Image
-
-        try:
-            with Image.open(self.path) as opened:
-                mode, pixels = opened.mode, np.asarray(opened)
-        except Exception as error:  # Pillow raises nearly anything on damaged files
-            raise DataError(
-                "unreadable mask" if self.path.is_file() else "missing mask",
-                where=self.path,
-                found=error,
-                hint="every image needs a mask under its own name; make it again",
-            ) from error
+        """Return the (H, W) int32 pixel values."""
+        hint = "every image needs a mask under its own name; make it again"
+        with open_image(self.path, kind="mask", hint=hint) as opened:
+            mode, pixels = opened.mode, np.asarray(opened)
         if mode not in ("L", "P", "I", "1") and not mode.startswith("I;16"):
             raise DataError(
                 "a mask in colors",

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Open a dataset by the name of its layout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def open_layout(
     keep_classes: Sequence[str | int] | None = None,
     pool: WorkerPool | None = None,
 ) -> Layout:
-    """Reads a dataset's annotations.
+    """Read a dataset's annotations.
 
     Args:
         name: coco_lvis, coco or masks.

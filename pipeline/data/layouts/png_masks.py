@@ -20,6 +20,7 @@ from pipeline.data.labels.label_space import ClassEntry, LabelSpace
 from pipeline.data.layouts.coco import one_folder
 from pipeline.data.layouts.layout import LARGEST, StoredMask
 from pipeline.data.layouts.splits import Splits, divide
+from pipeline.data.store.images import open_image
 from pipeline.runtime.errors import DataError
 
 SOURCE = "masks"
@@ -52,8 +53,6 @@ class MasksLayout:
 
     def _list(self, folder: str, masks: str) -> list[ImageEntry]:
         """The images of a folder by name; their sizes are read from their headers."""
-        from PIL import Image
-
         entries, seen = [], set[Path]()
         for path in sorted(p for p in (self.root / folder).rglob("*") if p.suffix.lower() in ENDINGS):
             name = path.relative_to(self.root / folder)
@@ -61,12 +60,8 @@ class MasksLayout:
             if mask in seen:
                 raise DataError("two images share a mask", where=mask, found=f"{name} is the second")
             seen.add(mask)
-            try:
-                with Image.open(path) as opened:
-                    width, height = opened.size
-            except Exception as error:  # Pillow raises nearly anything on damaged files
-                hint = "take the file from its source again, or remove it"
-                raise DataError("unreadable image", where=path, found=error, hint=hint) from error
+            with open_image(path, hint="take the file from its source again, or remove it") as opened:
+                width, height = opened.size
             image_id = len(self._masks) + 1
             self._masks[image_id] = mask
             entries.append(ImageEntry(image_id, height, width, f"{folder}/{name.as_posix()}"))

@@ -1,12 +1,12 @@
-"""Which images train, which are held out for choosing checkpoints, which judge, and which get no place."""
+"""Divide images into train, holdout and val, and name those that are left out."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.data.annotations.validation import AnnotationFile, ImageEntry
+from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.store.manifest import SPLITS, LeftOut
 
 
@@ -24,12 +24,12 @@ def divide(
     holdout_fraction: float,
     holdout_seed: int,
 ) -> Splits:
-    """Divides the images. What is held out follows from the images' ids and the seed, not their order.
+    """Divide the images. The ids and the seed decide which are held out, not the order.
 
     Args:
         listed: the images of train and val.
         unusable: the reason to leave an image out, if there is one.
-        holdout_fraction: share of the train images to keep back, see `held_out`.
+        holdout_fraction: share of the train images to hold out, see `held_out`.
         holdout_seed: which ones.
     """
     images: dict[str, list[ImageEntry]] = {}
@@ -48,22 +48,8 @@ def divide(
     return Splits({split: images[split] for split in SPLITS}, left_out)
 
 
-def lacking_annotation(image: ImageEntry, shown: Set[int], files: Iterable[AnnotationFile]) -> str | None:
-    """The reason to leave out an image on which nothing would be drawn.
-
-    Args:
-        image: may be any.
-        shown: ids of the images with an annotation of a kept class.
-        files: all that may hold annotations of the image.
-    """
-    if image.image_id in shown:
-        return None
-    annotated = any(image.image_id in file.by_image for file in files)
-    return "no annotation of a kept class" if annotated else "no annotation"
-
-
 def held_out(image_ids: Sequence[int], fraction: float, seed: int) -> set[int]:
-    """The images to keep back: those with the smallest hashes of seed and id.
+    """Return the images to hold out: those with the smallest hashes of seed and id.
 
     Returns:
         round(fraction * n) of the n ids; where fraction > 0 and n >= 2, at least one and at most n - 1.

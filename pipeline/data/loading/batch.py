@@ -1,4 +1,4 @@
-"""TODO"""
+"""Define what a dataset yields and what the model is given at a step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ IGNORE_INDEX = -1
 
 
 class Sample(NamedTuple):
-    """One image with its truth.
+    """One image with its target.
 
     Args:
         image: (3, H, W) uint8, RGB.
@@ -27,7 +27,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """What the network is given at a step.
+    """What the model is given at a step.
 
     Args:
         images: (N, 3, H, W) uint8; become floats in [0, 1] only on the device.
@@ -40,5 +40,5 @@ class Batch:
     image_ids: tuple[int, ...]
 
     def pin_memory(self) -> Batch:
-        """Called by torch's loader: a copy from which the GPU can fetch while it computes."""
+        """Return a copy in pinned memory, for torch's loader: the GPU fetches it while it computes."""
         return Batch(self.images.pin_memory(), self.target.pin_memory(), self.image_ids)

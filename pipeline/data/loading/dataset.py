@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.loading.batch import Sample
+from pipeline.data.store.images import open_image
 from pipeline.data.store.manifest import SPLITS, read_manifest
 from pipeline.data.store.shards import MaskRow, MaskShards
 from pipeline.runtime.errors import DataError, UsageError
@@ -86,16 +86,9 @@ def read_image(path: Path, height: int, width: int) -> np.ndarray:
     Raises:
         DataError: missing, unreadable, or of another size.
     """
-    try:
-        with Image.open(path) as opened:
-            pixels = np.array(opened.convert("RGB"))
-    except Exception as error:  # Pillow raises nearly anything on damaged files
-        raise DataError(
-            "unreadable image" if path.is_file() else "missing image",
-            where=path,
-            found=error,
-            hint="take the file from its source again, or remove the image from the annotations",
-        ) from error
+    hint = "take the file from its source again, or remove the image from the annotations"
+    with open_image(path, hint=hint) as opened:
+        pixels = np.array(opened.convert("RGB"))
     if pixels.shape[:2] != (height, width):
         raise DataError(
             "an image of another size than its mask",

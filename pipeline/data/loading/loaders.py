@@ -87,7 +87,7 @@ def evaluation_loader(
 
 
 class _Plain(Dataset[Sample | KilosegError]):
-    """Reads samples. A KilosegError is handed on as a value: torch would rebuild it from its text, and fail."""
+    """Read samples. A KilosegError is returned as a value: torch would rebuild it from its text, and fail."""
 
     def __init__(self, dataset: Samples) -> None:
         self.dataset = dataset

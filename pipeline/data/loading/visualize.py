@@ -1,4 +1,4 @@
-"""Bootstrapped masks as pictures: 16-bit PNG files, and overlays with the names of the classes."""
+"""Draw masks as pictures: 16-bit PNG files, class colors, overlays with class names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.runtime.progress import Progress
 
 
 def export_masks(bootstrapped: Path, folder: Path, *, split: str | None = None) -> int:
-    """Writes `<image_id:012d>.png` of class ids (16-bit gray, 0 = unlabeled) for each image.
+    """Write `<image_id:012d>.png` of class ids (16-bit gray, 0 = unlabeled) for each image.
 
     Args:
         bootstrapped: the folder made by `bootstrap`.
@@ -40,7 +40,7 @@ def export_masks(bootstrapped: Path, folder: Path, *, split: str | None = None) 
 
 
 def overlay(bootstrapped: Path, root: Path, image_id: int) -> Image.Image:
-    """The image with its classes laid over it by color, each named near its middle.
+    """Return the image with each class laid over it in its color and named near its middle.
 
     Raises:
         DataError: nothing bootstrapped, or an unreadable image.
@@ -64,10 +64,8 @@ def overlay(bootstrapped: Path, root: Path, image_id: int) -> Image.Image:
 def _lay_over(image: np.ndarray, mask: np.ndarray, names: dict[int, str]) -> Image.Image:
     blended = image.astype(np.float32)
     for class_id in names:
-        hue = class_id * 0.6180339887 % 1.0  # golden ratio: neighboring ids far apart
-        color = np.array(colorsys.hsv_to_rgb(hue, 0.8, 1.0)) * 255
         inside = mask == class_id
-        blended[inside] = 0.5 * blended[inside] + 0.5 * color
+        blended[inside] = 0.5 * blended[inside] + 0.5 * np.array(class_color(class_id))
     picture = Image.fromarray(blended.astype(np.uint8))
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=max(11, image.shape[0] // 36))
     for class_id, name in names.items():
@@ -87,8 +85,12 @@ def _lay_over(image: np.ndarray, mask: np.ndarray, names: dict[int, str]) -> Ima
     return picture
 
 
-def class_color(train_id: int) -> tuple[int, int, int]:
-    """A fixed color for a class: hues at the golden ratio, three lightnesses and two saturations."""
+def class_color(class_id: int) -> tuple[int, int, int]:
+    """Return the (red, green, blue) of a class id 1..C in every picture, 8 bits each.
+
+    Hues follow the golden ratio, so neighboring ids look different; three lightnesses and two saturations.
+    """
+    train_id = class_id - 1
     hue = (train_id * 0.6180339887498949) % 1.0
     lightness, saturation = (0.42, 0.56, 0.70)[train_id % 3], (0.85, 0.55)[train_id // 3 % 2]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
@@ -96,7 +98,7 @@ def class_color(train_id: int) -> tuple[int, int, int]:
 
 
 def colorize(train_ids: np.ndarray) -> np.ndarray:
-    """(H, W) train ids -> (H, W, 3) uint8; unlabeled pixels are white."""
+    """Color (H, W) train ids as (H, W, 3) uint8; unlabeled pixels are white."""
     ids, inverse = np.unique(train_ids, return_inverse=True)
-    colors = [(255, 255, 255) if train_id == IGNORE_INDEX else class_color(int(train_id)) for train_id in ids]
+    colors = [(255, 255, 255) if one == IGNORE_INDEX else class_color(int(one) + 1) for one in ids]
     return np.array(colors, dtype=np.uint8)[inverse].reshape(*train_ids.shape, 3)

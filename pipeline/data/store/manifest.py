@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.store.shards import MaskRow
 from pipeline.runtime.errors import DataError
+from pipeline.runtime.files import file_digest
 
 FORMAT = "kiloseg bootstrapped dataset 1"
 
@@ -128,9 +128,7 @@ def _totals(counts: SplitCounts) -> dict[str, object]:
 
 
 def _fingerprint(path: Path) -> dict[str, object]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 SPLITS = ("train", "holdout", "val")

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipeline.data.labels.label_space import official_categories
+from pipeline.data.labels.official import official_categories
 from pipeline.data.tiny.drawing import Drawing, Region, draw_scene
 from pipeline.runtime.errors import DataError
 

@@ -1,11 +1,11 @@
-"""`pipeline tune` for real: Ray, Optuna and MLflow, from the command to the decision."""
+"""`pipeline tune` for real: Ray, Optuna and MLflow, from the command to the values kept."""
 
 from __future__ import annotations
 
 import csv
 import json
 import shutil
-from collections import Counter
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,15 +14,18 @@ import yaml
 from mlflow import MlflowClient
 
 from pipeline.tuning.sweep import Sweep
-from tests.pipeline.tuning.sweeping import make_project, outcomes, runs, steps_of, tune, tune_here
+from tests.pipeline.tuning.sweeping import BIN, environment, runs, steps_of, tune_here
 
-pytestmark = pytest.mark.slow
+SHARED = pytest.mark.xdist_group("swept")
+"""Tests that look at the one sweep of the fixture run in one worker, so that it runs once."""
 
 
 def store(project: Path) -> str:
     return f"sqlite:///{project / 'mlflow.db'}"
 
 
+@pytest.mark.slow
+@SHARED
 def test_each_trial_is_another_point_of_the_grid_and_finished(swept: Path) -> None:
     records = Sweep(swept / "sweeps" / "grid").records()
     assert [record.outcome for record in records] == ["finished"] * 4
@@ -32,11 +35,15 @@ def test_each_trial_is_another_point_of_the_grid_and_finished(swept: Path) -> No
     assert [float(row["miou"]) for row in rows] == sorted((float(row["miou"]) for row in rows), reverse=True)
 
 
+@pytest.mark.slow
+@SHARED
 def test_trials_write_nothing_into_the_workspace(swept: Path) -> None:
     made = {path.name for path in swept.iterdir()} - {"tune.log", "mlflow.db-shm", "mlflow.db-wal"}
     assert made == {"data", "mlflow.db", "mlartifacts", "params.yaml", "sweeps"}
 
 
+@pytest.mark.slow
+@SHARED
 def test_mlflow_has_one_parent_and_a_child_a_trial(swept: Path) -> None:
     parents, children = runs(store(swept), "grid")
     assert [(run.info.status, run.info.run_name) for run in parents] == [("FINISHED", "grid")]
@@ -56,6 +63,8 @@ def test_mlflow_has_one_parent_and_a_child_a_trial(swept: Path) -> None:
     assert parents[0].data.metrics["best/miou"] == best
 
 
+@pytest.mark.slow
+@SHARED
 def test_best_shows_the_table_and_the_front(
     swept: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,7 +76,9 @@ def test_best_shows_the_table_and_the_front(
     assert "pipeline tune apply --name grid" in said
 
 
-def test_apply_writes_the_winner_into_the_settings(
+@pytest.mark.slow
+@SHARED
+def test_apply_writes_the_best_trial_into_the_settings(
     swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     params = tmp_path / "params.yaml"
@@ -84,6 +95,8 @@ def test_apply_writes_the_winner_into_the_settings(
     assert "not a finished trial" in capfd.readouterr().err
 
 
+@pytest.mark.slow
+@SHARED
 def test_a_name_in_use_is_refused(
     swept: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,54 +107,6 @@ def test_a_name_in_use_is_refused(
     assert "a sweep of this name exists" in said
     assert "--resume --name grid" in said
     assert (swept / "sweeps" / "grid" / "sweep.json").read_bytes() == before
-
-
-def test_extending_adds_trials_and_leaves_the_others_as_they_are(swept: Path) -> None:
-    folder = swept / "sweeps" / "grid" / "trials"
-    before = {path: path.read_bytes() for path in folder.glob("*/*.json*")}
-    result = tune(swept, "--extend", "1", "--name", "grid")
-    assert result.returncode == 0, result.stderr
-    assert outcomes(swept, "grid") == ["finished"] * 5
-    assert {path: path.read_bytes() for path in before} == before
-    parents, children = runs(store(swept), "grid")
-    assert len(parents) == 1
-    assert Counter(run.data.tags["sweep_trial"] for run in children) == Counter("01234")
-    for run in children:
-        assert steps_of(store(swept), run, "best/miou") == [8]
-
-
-def test_trials_that_are_behind_are_pruned_and_say_so(
-    tmp_path: Path,
-    bootstrapped_project: Path,
-    empty_store: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    """The learning rates make sure of it: trial 0 learns, the others all but stand still."""
-    project = make_project(
-        tmp_path / "project",
-        bootstrapped_project,
-        empty_store,
-        tune={
-            "space": {"train.learning_rate": {"grid": [0.2, 1e-9, 1e-8, 1e-7]}},
-            "max_concurrent": 1,
-            "objectives": ["holdout/miou", "peak_memory_gib"],
-            "reduction_factor": 2,
-        },
-        train={"steps": 30, "validate_every": 10},
-    )
-    result = tune(project, "--name", "pruned")
-    assert result.returncode == 0, result.stderr
-    ended = outcomes(project, "pruned")
-    assert ended[0] == "finished"
-    assert ended.count("pruned") >= 2
-    _, children = runs(store(project), "pruned")
-    by_outcome = Counter((run.info.status, run.data.tags["outcome"]) for run in children)
-    assert by_outcome[("FINISHED", "pruned")] == ended.count("pruned")
-    capfd.readouterr()
-    monkeypatch.chdir(project)
-    assert tune_here("best") == 0
-    assert "held-out part" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -199,6 +164,7 @@ def test_a_silent_tracking_server_ends_it_before_anything_is_started(
     assert not ray.is_initialized()
 
 
+@pytest.mark.process
 def test_the_command_itself_ends_a_mistake_without_traceback_or_trace(
     project: Path, empty_store: Path
 ) -> None:
@@ -207,7 +173,10 @@ def test_the_command_itself_ends_a_mistake_without_traceback_or_trace(
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["tune"] = {"variant": "essnet", "space": {"model.embedding_dim": {"choice": [4]}}}
     (project / "params.yaml").write_text(yaml.safe_dump(params))
-    result = tune(project, "--address", "127.0.0.1:1")
+    command = [str(BIN / "pipeline"), "tune", "--address", "127.0.0.1:1"]
+    result = subprocess.run(
+        command, cwd=project, env=environment(), capture_output=True, text=True, check=False, timeout=300
+    )
     assert result.returncode == 1
     assert result.stderr.startswith("error: the Ray cluster does not answer")
     assert "Traceback" not in result.stderr
@@ -238,6 +207,8 @@ def test_a_dry_run_checks_and_tells_and_makes_nothing(
     assert "no bootstrapped data" in capfd.readouterr().err
 
 
+@pytest.mark.slow
+@SHARED
 def test_the_plan_keeps_the_settings_of_its_start(swept: Path) -> None:
     plan = json.loads((swept / "sweeps" / "grid" / "sweep.json").read_text())
     assert plan["settings"]["variant"] == "essnet"

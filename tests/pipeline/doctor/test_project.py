@@ -1,7 +1,8 @@
+"""What the doctor finds in a project: settings, store, data, weights, git, DVC, disk."""
+
 from __future__ import annotations
 
 import http.server
-import importlib.metadata
 import os
 import socket
 import sqlite3
@@ -12,26 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
-from pipeline.doctor import software as installation
 from pipeline.doctor.project import LAYOUT, Finding, examine, show
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with settings and nothing else, on a machine with no programs on PATH."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path / "programs"))
-    (tmp_path / "programs").mkdir()
-    (tmp_path / "project").mkdir()
-    write_params(tmp_path / "project")
-    return tmp_path / "project"
-
-
-def write_params(project: Path, **sections: object) -> None:
-    tree = {"data": {"root": "data/tiny"}, "variants": {"exact": {}}, **sections}
-    (project / "params.yaml").write_text(yaml.safe_dump(tree))
+from tests.pipeline.doctor.projects import one, topic, write_params, write_program
 
 
 def fill_layout(root: Path) -> None:
@@ -41,23 +25,7 @@ def fill_layout(root: Path) -> None:
         path.write_text("{}")
 
 
-def write_program(project: Path, name: str, script: str) -> None:
-    program = project.parent / "programs" / name
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-
-
-def topic(project: Path, name: str) -> list[Finding]:
-    findings = [finding for finding in examine(project / "params.yaml") if finding.topic == name]
-    assert findings, f"nothing said about {name}"
-    return findings
-
-
-def one(project: Path, name: str) -> Finding:
-    (finding,) = topic(project, name)
-    return finding
-
-
+@pytest.mark.process
 def test_doctor_imports_nothing_heavy_even_when_it_examines(place: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pipeline.doctor.project import examine, show;"
@@ -66,88 +34,6 @@ def test_doctor_imports_nothing_heavy_even_when_it_examines(place: Path) -> None
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines()[-1] == "HEAVY []"
-
-
-def test_the_installed_versions_are_told_and_fit(place: Path) -> None:
-    (packages,) = topic(place, "packages")
-    assert packages.status == "ok"
-    assert f"torch {importlib.metadata.version('torch')}" in packages.text
-    assert f"kiloseg {importlib.metadata.version('kiloseg')}" in packages.text
-
-
-def test_a_package_that_is_absent_or_too_old_is_missing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = ["rich>=999", "no-such-package>=1.0", "typer>=0.1", "windows-only>=1; sys_platform == 'win32'"]
-    monkeypatch.setattr(installation.importlib.metadata, "requires", lambda name: wanted)
-    first, *wrong = topic(place, "packages")
-    assert first.status == "ok"
-    assert [finding.status for finding in wrong] == ["missing", "missing"]
-    assert wrong[0].text == f"rich {importlib.metadata.version('rich')} does not fit (wanted: >=999)"
-    assert "no-such-package is not installed" in wrong[1].text
-    assert {finding.hint for finding in wrong} == {"make setup"}
-
-
-@pytest.mark.parametrize(
-    ("torch", "torchvision", "count"),
-    [("2.15.0+cpu", "0.29.2", 1), ("2.15.0+cpu", "0.29.2+cpu", 0), ("2.15.0", "0.29.2", 0)],
-)
-def test_a_cpu_only_torch_beside_the_usual_torchvision_is_found(
-    torch: str, torchvision: str, count: int
-) -> None:
-    assert len(installation._torch_pair({"torch": torch, "torchvision": torchvision})) == count
-
-
-def test_an_opencv_that_does_not_load_names_the_library(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(name: str) -> None:
-        raise OSError("libGL.so.1: cannot open shared object file")
-
-    monkeypatch.setattr(installation.ctypes, "CDLL", fails)
-    finding = one(place, "opencv")
-    assert finding.status == "missing"
-    assert "libGL.so.1" in finding.text
-    assert "libgl1" in str(finding.hint)
-
-
-def test_no_gpu_is_a_warning_unless_the_settings_want_one(place: Path) -> None:
-    assert one(place, "gpu").status == "warning"
-    write_params(place, runtime={"device": "cuda:0"})
-    finding = one(place, "gpu")
-    assert finding.status == "missing"
-    assert "runtime.device" in str(finding.hint)
-
-
-def test_each_gpu_is_told_with_memory_and_driver(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation, "_torch_cuda", lambda: "13.2")
-    write_program(place, "nvidia-smi", "echo 'NVIDIA H200, 143771 MiB, 580.1'; echo 'Other, 1 MiB, 580.1'")
-    first, second = topic(place, "gpu")
-    assert first == Finding("gpu", "ok", "NVIDIA H200, 143771 MiB, driver 580.1, torch for CUDA 13.2")
-    assert second.text.startswith("Other, 1 MiB")
-
-
-def test_a_gpu_that_torch_was_not_built_for_is_a_warning(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(installation, "_torch_cuda", lambda: None)
-    write_program(place, "nvidia-smi", "echo 'NVIDIA H200, 143771 MiB, 580.1'")
-    finding = one(place, "gpu")
-    assert (finding.status, "without CUDA" in finding.text) == ("warning", True)
-
-
-def test_a_broken_driver_is_told_in_its_own_words(place: Path) -> None:
-    write_program(place, "nvidia-smi", "echo 'Failed to initialize NVML: version mismatch'; exit 18")
-    assert "Failed to initialize NVML" in one(place, "gpu").text
-
-
-def test_a_driver_that_hangs_does_not_hang_the_doctor(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation, "DEADLINE", 0.2)
-    write_program(place, "nvidia-smi", "exec /bin/sleep 60")
-    finding = one(place, "gpu")  # the test would take a minute
-    assert (finding.status, finding.hint) == ("warning", "check the driver")
-
-
-def test_torch_s_cuda_version_is_what_torch_says(place: Path) -> None:
-    import torch
-
-    assert installation._torch_cuda() == torch.version.cuda
 
 
 @pytest.mark.parametrize(

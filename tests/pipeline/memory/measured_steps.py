@@ -8,7 +8,6 @@ from pipeline.memory.predict import with_changes
 from tests.paths import ROOT
 
 PARAMS = ROOT / "params.yaml"
-MIB = 2**20
 
 
 def settings_of(

@@ -1,4 +1,4 @@
-"""A step is divided into as few parts as fit, and batch_size: auto does so by itself."""
+"""A step is divided into as few micro-batches as fit, and batch_size: auto does so by itself."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from pipeline.config.load import load_settings
 from pipeline.config.schema import Settings
 from pipeline.memory.batch_size import budget_bytes, min_accumulation
 from pipeline.memory.predict import predict_bytes, with_changes
+from pipeline.runtime.device import MIB
 from pipeline.runtime.errors import MemoryLimitError, UsageError
 from pipeline.tracking.tracker import NoTracker
-from pipeline.training.trainer import interrupted_state, train
-from tests.pipeline.memory.measured_steps import MIB, settings_of
+from pipeline.training.trainer import resumable_state, train
+from tests.pipeline.memory.measured_steps import settings_of
 from tests.pipeline.training.recording import Recorder
 
 
-def test_one_part_fewer_would_not_fit() -> None:
+def test_one_accumulation_step_fewer_would_not_fit() -> None:
     settings = settings_of(batch_size=6)
 
-    def predicted(parts: int) -> int:
-        return predict_bytes(with_changes(settings, train={"accumulation_steps": parts}), 150)
+    def predicted(accumulation_steps: int) -> int:
+        return predict_bytes(with_changes(settings, train={"accumulation_steps": accumulation_steps}), 150)
 
     for budget in (predicted(2), predicted(3) - 1):
         fit = min_accumulation(settings, 150, budget)
-        assert predicted(fit.parts) == fit.predicted_bytes <= budget
-        assert predicted(fit.parts - 1) > budget
-        assert fit.batch_size == -(-6 // fit.parts)
-    assert min_accumulation(settings, 150, predicted(1)).parts == 1
+        assert predicted(fit.accumulation_steps) == fit.predicted_bytes <= budget
+        assert predicted(fit.accumulation_steps - 1) > budget
+        assert fit.micro_batch_size == -(-6 // fit.accumulation_steps)
+    assert min_accumulation(settings, 150, predicted(1)).accumulation_steps == 1
     with pytest.raises(MemoryLimitError, match="not even"):
         min_accumulation(settings, 150, MIB)
 
@@ -53,8 +54,8 @@ def test_a_batch_found_by_itself_keeps_the_images_of_a_step_and_resumes_with_its
     first, second, undisturbed = Recorder(at=4, do=crash), Recorder(), Recorder()
     with pytest.raises(MemoryError):
         train(settings, first)
-    assert "5 images a step, 3 at a time (2 parts)" in capsys.readouterr().err
-    state = interrupted_state(settings)
+    assert "5 images a step, 3 at a time (accumulation_steps 2)" in capsys.readouterr().err
+    state = resumable_state(settings)
     assert state is not None
     assert state.accumulation_steps == 2
     monkeypatch.setattr(

@@ -16,7 +16,7 @@ import resource, sys
 import torch
 from pathlib import Path
 from pipeline.memory.out_of_memory import explained_memory
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 from pipeline.config.load import load_settings
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
@@ -31,7 +31,7 @@ def main():
     with explained_memory(settings):
         train(settings, NoTracker())
 
-sys.exit(run(main))
+sys.exit(run_command(main))
 """
 
 

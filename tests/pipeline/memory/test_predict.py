@@ -17,9 +17,17 @@ from pipeline.cli.memory import parse_budget
 from pipeline.config.schema import LossSettings
 from pipeline.memory.batch_size import largest_batch
 from pipeline.memory.loss_footprint import PeakTracker, PixelSource, probe_work_memory
-from pipeline.memory.predict import as_json, count_cpu_bytes, memory_rows, predict_bytes, with_changes
+from pipeline.memory.predict import (
+    allocated_cpu_bytes,
+    as_json,
+    count_cpu_bytes,
+    memory_rows,
+    predict_bytes,
+    with_changes,
+)
+from pipeline.runtime.device import MIB
 from pipeline.runtime.errors import MemoryLimitError, UsageError
-from tests.pipeline.memory.measured_steps import MIB, PARAMS, settings_of
+from tests.pipeline.memory.measured_steps import PARAMS, settings_of
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +94,17 @@ def test_the_quick_tracker_finds_the_same_peak_as_torchs_own() -> None:
         peak_of(whole)
     (snapshot,) = whole.get_tracker_snapshot("peak").values()
     assert quick.peak == snapshot["Total"] > 512 * 256 * 4
+
+
+def test_the_profiler_counts_what_is_allocated_and_freed() -> None:
+    def call() -> None:
+        first = torch.empty(3 * MIB, dtype=torch.uint8)
+        second = torch.empty(2 * MIB, dtype=torch.uint8)
+        del first
+        third = torch.empty(MIB, dtype=torch.uint8)
+        del second, third
+
+    assert allocated_cpu_bytes(call) == 5 * MIB
 
 
 def test_the_softmax_head_pays_three_times_for_every_pixel_and_class() -> None:

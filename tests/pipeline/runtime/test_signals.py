@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from pipeline.runtime.errors import DataError, KilosegError, MemoryLimitError, UsageError
-from pipeline.runtime.signals import GracefulStop, Interrupted, run
+from pipeline.runtime.signals import GracefulStop, Interrupted, run_command
 
 
 def raising(error: BaseException):
@@ -44,7 +44,7 @@ def raising(error: BaseException):
 def test_each_failure_has_its_code_and_one_message_without_traceback(
     error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(raising(error)) == code
+    assert run_command(raising(error)) == code
     stderr = capsys.readouterr().err
     assert said in stderr
     assert "Traceback" not in stderr
@@ -63,7 +63,7 @@ def test_a_command_ended_by_a_signal_has_its_code(number: signal.Signals, code: 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the suite is a background job
     try:
         try:
-            found = run(functools.partial(app, args=[]))
+            found = run_command(functools.partial(app, args=[]))
         except SystemExit as exit_:  # typer's own
             found = int(str(exit_.code))
     finally:
@@ -73,11 +73,11 @@ def test_a_command_ended_by_a_signal_has_its_code(number: signal.Signals, code: 
 
 
 def test_success_is_0_and_a_defect_keeps_its_traceback() -> None:
-    assert run(lambda: None) == 0
+    assert run_command(lambda: None) == 0
     with pytest.raises(RuntimeError, match="a defect"):
-        run(raising(RuntimeError("a defect")))
+        run_command(raising(RuntimeError("a defect")))
     with pytest.raises(FileNotFoundError):
-        run(raising(FileNotFoundError(errno.ENOENT, "gone")))
+        run_command(raising(FileNotFoundError(errno.ENOENT, "gone")))
 
 
 def test_a_stop_is_answered_between_steps_and_a_second_one_at_once() -> None:

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
 from pipeline.config.load import load_settings
+from pipeline.config.paths import bootstrapped_folder
 from pipeline.config.schema import Settings
 from pipeline.runtime.errors import KilosegError
 from pipeline.runtime.signals import Interrupted
@@ -39,7 +40,7 @@ def client(settings: Settings) -> MlflowClient:
 def test_one_run_holds_what_training_and_evaluation_say(
     settings: Settings, client: MlflowClient, tmp_path: Path
 ) -> None:
-    manifest = settings.bootstrapped / "manifest.json"
+    manifest = bootstrapped_folder(settings) / "manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text("{}")
     with open_run(settings) as tracker:

@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline.config.load import load_settings
 from pipeline.config.paths import checkpoint_folder
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
 
@@ -61,7 +61,7 @@ def start(project: Path, number: int, folder: Path | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the back
     losses = LossFile(project / "losses" / f"{number}.txt")
     settings = load_settings(project / "params.yaml", variant="sampled", overrides=OVERRIDES)
-    code = run(lambda: train(settings, losses, folder=folder))
+    code = run_command(lambda: train(settings, losses, folder=folder))
     os._exit(code)
 
 

@@ -19,8 +19,9 @@ from pipeline.runtime.signals import Interrupted
 from pipeline.train_step import step as train_step
 from pipeline.training import early_save
 from pipeline.training.trainer import train
-from tests.pipeline.training.recording import Recorder, same_weights
+from tests.pipeline.training.recording import Recorder, UndisturbedRuns, assert_same_checkpoints
 
+OVERRIDES = {"train.checkpoint_every": 100, "train.ema": 0.9}
 SOON = 60.0
 """Seconds after which the test gives up."""
 
@@ -28,7 +29,7 @@ SOON = 60.0
 @pytest.fixture
 def settings(project: Path) -> Settings:
     """Saves are few, so that what is saved at step 3 was saved for the signal."""
-    return load_settings(variant="exact", overrides={"train.checkpoint_every": 100, "train.ema": 0.9})
+    return load_settings(variant="exact", overrides=OVERRIDES)
 
 
 def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int, until) -> None:
@@ -51,10 +52,10 @@ def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int, until) -> None:
 
 
 def test_a_signal_in_a_long_step_saves_the_state_before_it(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, undisturbed: UndisturbedRuns
 ) -> None:
-    undisturbed, first, second = Recorder(), Recorder(), Recorder()
-    train(settings, undisturbed, folder=settings.project / "whole")
+    whole = undisturbed("exact", OVERRIDES)
+    first, second = Recorder(), Recorder()
     last = checkpoint_folder(settings) / "last.safetensors"
     both = last, last.with_name("previous.safetensors")  # the one before is that of the start
     stop_in_step(monkeypatch, 4, lambda: all(path.exists() for path in both))
@@ -66,10 +67,8 @@ def test_a_signal_in_a_long_step_saves_the_state_before_it(
     monkeypatch.chdir(settings.project)
     train(settings, second)
     assert (sorted(first.losses), sorted(second.losses)) == ([1, 2, 3], [4, 5, 6, 7, 8])
-    assert {**first.losses, **second.losses} == undisturbed.losses
-    for name in ("best", "last"):
-        one, other = settings.project / "whole", checkpoint_folder(settings)
-        assert same_weights(one / f"{name}.safetensors", other / f"{name}.safetensors")
+    assert {**first.losses, **second.losses} == whole.losses
+    assert_same_checkpoints(checkpoint_folder(settings), whole.folder)
 
 
 def test_where_the_early_save_fails_the_step_is_ended_and_the_failure_told(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,15 +13,22 @@ import pytest
 import torch
 
 from pipeline.checkpoint.format import load_checkpoint
+from pipeline.checkpoint.run_folder import RunFolder
 from pipeline.config.load import load_settings
 from pipeline.config.paths import checkpoint_folder
 from pipeline.config.schema import Settings
 from pipeline.runtime.errors import DataError, KilosegError
 from pipeline.runtime.signals import Interrupted
 from pipeline.tracking.tracker import NoTracker
-from pipeline.training.trainer import interrupted_state, train
+from pipeline.training.trainer import resumable_state, train
 from tests.paths import ROOT
-from tests.pipeline.training.recording import Recorder, same_weights
+from tests.pipeline.training.recording import (
+    Recorder,
+    UndisturbedRuns,
+    assert_same_checkpoints,
+    crash,
+    same_weights,
+)
 
 
 @pytest.fixture
@@ -52,35 +60,27 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(project: Path
 
 
 @pytest.mark.parametrize("variant", ["exact", "sampled"])
-def test_a_crashed_run_resumes_to_exactly_the_undisturbed_one(project: Path, variant: str) -> None:
-    settings = load_settings(variant=variant)
-    undisturbed = Recorder()
-    expected = train(settings, undisturbed, folder=project / "whole")
-
-    def crash() -> None:
-        raise MemoryError("as if killed")
-
+def test_a_crashed_run_resumes_to_exactly_the_undisturbed_one(
+    project: Path, variant: str, undisturbed: UndisturbedRuns
+) -> None:
+    settings, whole = load_settings(variant=variant), undisturbed(variant)
     first = Recorder(at=5, do=crash)  # the last checkpoint is that of step 4
     with pytest.raises(MemoryError):
         train(settings, first)
-    state = interrupted_state(settings)
+    state = resumable_state(settings)
     assert state is not None
     assert not state.finished
     second = Recorder()
     result = train(settings, second)
     assert min(second.losses) == 5
-    assert {**first.losses, **second.losses} == undisturbed.losses
-    assert result.state.loss_curve == expected.state.loss_curve
-    assert result.state.validation_curve == expected.state.validation_curve
-    for name in ("best", "last"):
-        folder = checkpoint_folder(settings)
-        assert same_weights(folder / f"{name}.safetensors", project / "whole" / f"{name}.safetensors")
-    assert interrupted_state(settings) is None  # finished: the next run starts anew
+    assert {**first.losses, **second.losses} == whole.losses
+    assert result.state.loss_curve == whole.result.state.loss_curve
+    assert result.state.validation_curve == whole.result.state.validation_curve
+    assert_same_checkpoints(checkpoint_folder(settings), whole.folder)
+    assert resumable_state(settings) is None  # finished: the next run starts anew
 
 
-def test_a_polite_stop_loses_no_step(settings: Settings) -> None:
-    undisturbed = Recorder()
-    train(settings, undisturbed, folder=settings.project / "whole")
+def test_a_polite_stop_loses_no_step(settings: Settings, undisturbed: UndisturbedRuns) -> None:
     first = Recorder(at=3, do=lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted):
         train(settings, first)
@@ -88,7 +88,7 @@ def test_a_polite_stop_loses_no_step(settings: Settings) -> None:
     train(settings, second)
     assert sorted(first.losses) == [1, 2, 3]
     assert sorted(second.losses) == [4, 5, 6, 7, 8]
-    assert {**first.losses, **second.losses} == undisturbed.losses
+    assert {**first.losses, **second.losses} == undisturbed("exact").losses
 
 
 def test_a_killed_process_resumes(settings: Settings) -> None:
@@ -114,42 +114,40 @@ def test_a_run_killed_before_its_first_step_ended_goes_on_in_the_same_tracked_ru
         def run_id(self) -> str:
             return "the run"
 
-    def crash() -> None:
-        raise MemoryError("as if killed")
-
     with pytest.raises(MemoryError):
         train(settings, Named(at=1, do=crash))
-    state = interrupted_state(settings)
+    state = resumable_state(settings)
     assert state is not None
     assert state.run_id == "the run"
 
 
 def test_two_processes_do_not_train_into_one_folder(settings: Settings) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from pipeline.checkpoint.run_folder import RunFolder\n"
-    )
-    code += "with RunFolder(Path(sys.argv[1])).locked(): print('held', flush=True); time.sleep(600)"
-    command = [sys.executable, "-c", code, str(checkpoint_folder(settings))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(KilosegError, match=rf"another process(.|\n)*process {other.pid}"):
+    folder = RunFolder(checkpoint_folder(settings))
+    held, tell = os.pipe()
+    wait, alive = os.pipe()
+    other = os.fork()
+    if not other:  # a process that holds the folder until it is killed, or we are; it computes nothing
+        os.close(alive)
+        with contextlib.suppress(BaseException), folder.locked():
+            os.write(tell, b"held")
+            os.read(wait, 1)
+        os._exit(0)
+    try:
+        assert os.read(held, 4) == b"held"
+        with pytest.raises(KilosegError, match=rf"another process(.|\n)*process {other}"):
             train(settings, NoTracker())
-        other.kill()  # which frees the folder
+    finally:
+        os.kill(other, signal.SIGKILL)  # which frees the folder
+        os.waitpid(other, 0)
     assert train(settings, NoTracker()).steps == 8
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
-    settings: Settings, damage: str, capsys: pytest.CaptureFixture[str]
+    settings: Settings, damage: str, capsys: pytest.CaptureFixture[str], undisturbed: UndisturbedRuns
 ) -> None:
-    undisturbed = Recorder()
-    train(settings, undisturbed, folder=settings.project / "whole")
-    assert not (settings.project / "whole" / "previous.safetensors").exists()
-
-    def crash() -> None:
-        raise MemoryError("as if killed")
-
+    whole = undisturbed("exact")
+    assert not (whole.folder / "previous.safetensors").exists()
     first = Recorder(at=7, do=crash)  # checkpoints of steps 4 and 6 are there
     with pytest.raises(MemoryError):
         train(settings, first)
@@ -163,7 +161,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     second = Recorder()
     train(settings, second)
     assert min(second.losses) == 5
-    assert {**first.losses, **second.losses} == undisturbed.losses
+    assert {**first.losses, **second.losses} == whole.losses
     assert ("checkpoint: " in capsys.readouterr().err) == (damage != "gone")
 
 
@@ -172,14 +170,16 @@ def test_other_settings_start_anew(settings: Settings, project: Path) -> None:
     with pytest.raises(Interrupted):
         train(settings, first)
     other = load_settings(variant="exact", overrides={"train.learning_rate": 0.03})
-    assert interrupted_state(other) is None
+    assert resumable_state(other) is None
     second = Recorder()
     train(other, second)
     assert sorted(second.losses) == list(range(1, 9))
 
 
-def test_the_best_checkpoint_is_chosen_on_the_held_out_part_and_describes_itself(settings: Settings) -> None:
-    result = train(settings, NoTracker())
+def test_the_best_checkpoint_is_chosen_on_the_held_out_part_and_describes_itself(
+    settings: Settings, undisturbed: UndisturbedRuns
+) -> None:
+    result = undisturbed("exact").result
     checkpoint = load_checkpoint(result.checkpoint)
     best = max(miou for _, miou, _ in result.state.validation_curve)
     assert result.state.best_miou == best == checkpoint.progress["best_miou"]
@@ -190,24 +190,34 @@ def test_the_best_checkpoint_is_chosen_on_the_held_out_part_and_describes_itself
     assert checkpoint.segmenter().predict(images, size=(40, 56)).shape == (1, 40, 56)
 
 
-def test_a_loss_that_is_no_longer_finite_names_step_and_images(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import pipeline.train_step.step as module
-
-    real = module.segmentation_losses
-
-    def broken(*arguments):
-        losses = real(*arguments)
-        return module.Losses(losses.total, losses.cross_entropy * float("nan"), losses.separation)
-
-    monkeypatch.setattr(module, "segmentation_losses", broken)
-    with pytest.raises(KilosegError, match=r"no longer finite(.|\n)*images \d+, \d+") as caught:
-        train(settings, NoTracker())
-    assert caught.value.exit_code == 1
-
-
 def test_training_without_bootstrapped_data_says_what_to_run(tmp_path: Path, project: Path) -> None:
     (tmp_path / "data").unlink()
     with pytest.raises(DataError, match=r"dvc repro|pipeline data bootstrap"):
         train(load_settings(variant="exact"), NoTracker())
+
+
+def test_a_stop_during_a_validation_is_answered_at_once_and_the_validation_done_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: UndisturbedRuns
+) -> None:
+    settings = load_settings(variant="exact", overrides={"train.validate_every": 8})
+    expected = undisturbed("exact", {"train.validate_every": 8}).result
+    judged = []
+
+    def stop_first(self: object, *prediction: object) -> None:
+        judged.append(1)
+        self.stop.signal_number = 15  # type: ignore[attr-defined]
+        leave(self, *prediction)
+
+    from pipeline.training.trainer import Trainer
+
+    leave = Trainer._leave_if_stopped
+    monkeypatch.setattr(Trainer, "_leave_if_stopped", stop_first)
+    with pytest.raises(Interrupted):
+        train(settings, NoTracker())
+    assert len(judged) == 1
+    monkeypatch.setattr(Trainer, "_leave_if_stopped", leave)
+    recorder = Recorder()
+    result = train(settings, recorder)
+    assert recorder.losses == {}
+    assert result.state.validation_curve == expected.state.validation_curve
+    assert same_weights(result.checkpoint, expected.checkpoint)

@@ -1,8 +1,13 @@
-"""Real sweeps for tests: a small project, the `pipeline tune` command in a process, and what it leaves."""
+"""Real sweeps for tests: a small project, the `pipeline tune` command, and what it leaves.
+
+`tune` runs the command in the process of the tests, which saves the seconds of its imports; `started` runs
+it in a process of its own, for what needs signals.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import signal
@@ -10,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +61,34 @@ def environment(**changes: str) -> dict[str, str]:
     return known | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | changes
 
 
-def tune(project: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    """`pipeline tune ...`, to its end."""
-    return subprocess.run(
-        [str(BIN / "pipeline"), "tune", *arguments],
-        cwd=project,
-        env=environment(**changes),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-
-
 def tune_here(*arguments: str, **changes: str) -> int:
-    """`pipeline tune ...` in this process and folder, for what starts no Ray; returns the exit code."""
+    """`pipeline tune ...` in this process and folder; returns the exit code."""
     return pipeline_here("tune", *arguments, environment=environment(**changes))
+
+
+def tune(
+    project: Path, *arguments: str, beside: Callable[[], object] | None = None, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """`pipeline tune ...` in this process, to its end; `beside` runs in a thread meanwhile.
+
+    What the command says on stderr is added to the project's tune.log at once.
+    """
+    log, said = project / "tune.log", io.StringIO()
+    log.touch()
+    before = len(log.read_text(encoding="utf-8"))
+    with (
+        contextlib.chdir(project),
+        log.open("a", encoding="utf-8", buffering=1) as errors,
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(errors),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        work = pool.submit(beside) if beside else None
+        code = tune_here(*arguments, **changes)
+        if work:
+            work.result()
+    told = log.read_text(encoding="utf-8")[before:]
+    return subprocess.CompletedProcess(arguments, code, said.getvalue(), told)
 
 
 @contextlib.contextmanager

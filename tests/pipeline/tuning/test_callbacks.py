@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from pipeline.config.load import load_settings
-from pipeline.tuning import runner as driver
+from pipeline.tuning import runner
 from pipeline.tuning.callbacks import RESTARTS
 from pipeline.tuning.cluster import Resources
 from pipeline.tuning.space import read_space
-from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
+from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord
 
 TOLD = """Caught unexpected exception: 1 worker(s) were killed due to the node running low on memory. Memory \
 on the node (IP: 192.0.2.2, ID: 6f1a) was 22.61GB used / 23.54GB limit (0.960315)
@@ -33,7 +33,7 @@ def sweep(project: Path) -> Sweep:
     settings = load_settings(variant="essnet").model_dump(mode="json")
     space: dict[str, Any] = {"model.embedding_dim": {"grid": [4, 8]}}
     sweep = Sweep(project / "sweeps" / "named")
-    sweep.create(Plan("named", settings, space, ["val/miou"], 2, 0, "predicted", False, 3))
+    sweep.create(SweepPlan("named", settings, space, ["val/miou"], 2, 0, "predicted", False, 3))
     for number in range(2):
         sweep.write(TrialRecord(number, {"model.embedding_dim": 4 * (number + 1)}, "running"))
         (sweep.trial_folder(number) / ".lock").write_text(str(101 + number))
@@ -49,11 +49,11 @@ def go(sweep: Sweep, monkeypatch: pytest.MonkeyPatch, endings: list[Exception | 
         if ending is not None:
             raise ending
 
-    monkeypatch.setattr(driver, "_fit", fit)
-    monkeypatch.setattr(driver, "join", joined.append)
+    monkeypatch.setattr(runner, "_fit", fit)
+    monkeypatch.setattr(runner, "connect", joined.append)
     plan = sweep.plan
     space = read_space(plan.space, plan.base())
-    driver._fit_to_the_end(sweep, plan, space, Resources(1, 0.0, 2), "auto", None)
+    runner._fit_until_done(sweep, plan, space, Resources(1, 0.0, 2), "auto", None)
     assert set(joined) <= {"auto"}
     return len(joined)
 

@@ -8,16 +8,16 @@ import pytest
 
 from pipeline.config.load import load_settings
 from pipeline.runtime.errors import KilosegError, UsageError
-from pipeline.tuning.cluster import Machine, Resources, share
-from pipeline.tuning.sweep import Plan
+from pipeline.tuning.cluster import Machine, Resources, allocate
+from pipeline.tuning.sweep import SweepPlan
 
 HEAD = Machine(cpus=16)  # a head with processors of its own and no GPU
 
 
-def make_plan(*, on_gpu: bool, trials: int = 8) -> Plan:
+def make_plan(*, on_gpu: bool, trials: int = 8) -> SweepPlan:
     settings = load_settings(variant="essnet").model_dump(mode="json")
     kind = "cuda_allocator" if on_gpu else "predicted"
-    return Plan("named", settings, {}, ["val/miou"], trials, 0, kind, True, 3)
+    return SweepPlan("named", settings, {}, ["val/miou"], trials, 0, kind, True, 3)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def make_plan(*, on_gpu: bool, trials: int = 8) -> Plan:
 def test_on_processors(
     project: Path, machines: list[Machine], concurrent: int | None, expected: Resources
 ) -> None:
-    assert share(make_plan(on_gpu=False), machines, max_concurrent=concurrent) == expected
+    assert allocate(make_plan(on_gpu=False), machines, max_concurrent=concurrent) == expected
 
 
 @pytest.mark.parametrize(
@@ -48,19 +48,19 @@ def test_on_processors(
     ],
 )
 def test_on_gpus(project: Path, machines: list[Machine], gpus: float | None, expected: Resources) -> None:
-    assert share(make_plan(on_gpu=True), machines, gpus_per_trial=gpus) == expected
+    assert allocate(make_plan(on_gpu=True), machines, gpus_per_trial=gpus) == expected
 
 
 def test_no_machine_has_a_trials_gpus(project: Path) -> None:
     """Four GPUs in two machines are not three for one trial."""
     with pytest.raises(KilosegError, match="too few GPUs"):
-        share(make_plan(on_gpu=True), [Machine(8, 2.0), Machine(8, 2.0)], gpus_per_trial=3)
+        allocate(make_plan(on_gpu=True), [Machine(8, 2.0), Machine(8, 2.0)], gpus_per_trial=3)
 
 
 def test_gpus_for_a_sweep_without_any_are_refused(project: Path) -> None:
     with pytest.raises(UsageError, match="uses none"):
-        share(make_plan(on_gpu=False), [Machine(8, 2.0)], gpus_per_trial=1)
-    assert share(make_plan(on_gpu=False), [Machine(8, 2.0)], gpus_per_trial=0).gpus == 0
+        allocate(make_plan(on_gpu=False), [Machine(8, 2.0)], gpus_per_trial=1)
+    assert allocate(make_plan(on_gpu=False), [Machine(8, 2.0)], gpus_per_trial=0).gpus == 0
 
 
 def test_a_trial_keeps_to_its_share_unless_the_settings_say_otherwise(project: Path) -> None:

@@ -1,34 +1,45 @@
-"""A sweep in MLflow as its user meets it: a real server that goes away, and the UI in a real browser."""
+"""A sweep in MLflow as its user meets it: a server that goes away, and the UI in a real browser."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from mlflow.server import app as mlflow_application
+from mlflow.server import handlers
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from werkzeug.serving import make_server
 
+from pipeline.tuning.sweep import Sweep, read_journal
 from tests.pipeline.tuning.sweeping import (
     BIN,
     environment,
-    journal_lines,
     make_project,
     outcomes,
     runs,
-    started,
     steps_of,
+    tune,
+    tune_here,
     wait_until,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.training]
+INTERRUPTED = pytest.mark.xdist_group("interrupted")
+STEPS = 30
 DOWN_SECONDS = float(os.environ.get("KILOSEG_DOWN_SECONDS", "2"))  # docs/LOG.md has the run with 60
 
 
@@ -65,44 +76,123 @@ def mlflow_server(folder: Path, port: int) -> Iterator[str]:
         process.wait()
 
 
-def test_nothing_is_lost_while_the_tracking_server_is_down(
-    tmp_path: Path, bootstrapped_project: Path, empty_store: Path
-) -> None:
-    steps = 150
+class Store:
+    """MLflow's own web application over a project's store, on a socket that may go away and come back."""
+
+    def __init__(self, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = SqlAlchemyStore(f"sqlite:///{project / 'mlflow.db'}", str(project / "mlartifacts"))
+        monkeypatch.setattr(handlers, "_tracking_store", store)
+        self.curves_came, self.port = threading.Event(), free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def application(self, environ: Any, start_response: Any) -> Any:
+        """MLflow's, which notes that a part of a curve was sent."""
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        environ["wsgi.input"] = io.BytesIO(body)
+        answer = mlflow_application(environ, start_response)
+        if b'"train/loss"' in body:
+            self.curves_came.set()
+        return answer
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        server = make_server("127.0.0.1", self.port, self.application, threaded=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+
+@pytest.fixture(scope="module")
+def interrupted_store(
+    tmp_path_factory: pytest.TempPathFactory, bootstrapped_project: Path, empty_store: Path
+) -> Path:
+    """A project after a sweep whose tracking server was away in the middle, with trials that were behind.
+
+    The learning rates make sure of those: trial 0 learns, the others all but stand still.
+    """
     project = make_project(
-        tmp_path / "project",
+        tmp_path_factory.mktemp("interrupted") / "project",
         bootstrapped_project,
         empty_store,
-        tune={"pruning": False, "trials": 2, "space": {"model.embedding_dim": {"grid": [4, 8]}}},
-        train={"steps": steps, "validate_every": 50},
+        tune={
+            "space": {"train.learning_rate": {"grid": [0.2, 1e-9, 1e-8, 1e-7]}},
+            "max_concurrent": 1,
+            "objectives": ["holdout/miou", "peak_memory_gib"],
+            "reduction_factor": 2,
+        },
+        train={"steps": STEPS, "validate_every": 10},
     )
-    port = free_port()
-    with contextlib.ExitStack() as first:
-        uri = first.enter_context(mlflow_server(project, port))
-        driver = started(
-            project, "--name", "far", MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1"
-        )
-        with driver as process:
-            wait_until(lambda: max(journal_lines(project, "far").values(), default=0) > 20)
-            first.close()  # the server goes away in mid-sweep
+    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.ExitStack() as last:
+        store = Store(project, monkeypatch)
+        first = contextlib.ExitStack()
+        first.enter_context(store.answering())
+
+        def go_away_and_come_back() -> None:
+            assert store.curves_came.wait(150)
+            first.close()
             wait_until(lambda: "does not answer" in (project / "tune.log").read_text())
-            wait_until(lambda: outcomes(project, "far") == ["finished"] * 2)
+            wait_until(lambda: {"finished", "pruned"} >= set(outcomes(project, "behind")))
             time.sleep(DOWN_SECONDS)
-            with mlflow_server(project, port):
-                assert process.wait(200) == 0, (project / "tune.log").read_text()
-                parents, children = runs(uri, "far")
-                assert [run.info.status for run in parents + children] == ["FINISHED"] * 3
-                for run in children:
-                    assert steps_of(uri, run, "train/loss") == list(range(1, steps + 1))
-                    assert steps_of(uri, run, "holdout/miou") == [50, 100, 150]
-    assert outcomes(project, "far") == ["finished"] * 2
+            last.enter_context(store.answering())
+
+        result = tune(
+            project,
+            "--name",
+            "behind",
+            beside=go_away_and_come_back,
+            MLFLOW_TRACKING_URI=store.uri,
+            MLFLOW_HTTP_REQUEST_MAX_RETRIES="1",
+        )
+        assert result.returncode == 0, result.stderr
+    return project
 
 
+@INTERRUPTED
+def test_nothing_is_lost_while_the_tracking_server_is_down(interrupted_store: Path) -> None:
+    store = f"sqlite:///{interrupted_store / 'mlflow.db'}"
+    parents, children = runs(store, "behind")
+    assert [run.info.status for run in parents + children] == ["FINISHED"] * 5
+    for run in children:
+        folder = Sweep(interrupted_store / "sweeps" / "behind").trial_folder(
+            int(run.data.tags["sweep_trial"])
+        )
+        events = read_journal(folder / "metrics.jsonl")
+        assert len(events) > 3
+        for metric in ("train/loss", "holdout/miou"):
+            said = [event["step"] for event in events if metric in event["metrics"]]
+            assert steps_of(store, run, metric) == said
+    (whole,) = [run for run in children if run.data.tags["sweep_trial"] == "0"]
+    assert steps_of(store, whole, "train/loss") == list(range(1, STEPS + 1))
+    assert steps_of(store, whole, "holdout/miou") == list(range(10, STEPS + 1, 10))
+    assert outcomes(interrupted_store, "behind")[0] == "finished"
+
+
+@INTERRUPTED
+def test_trials_that_are_behind_are_pruned_and_say_so(
+    interrupted_store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ended = outcomes(interrupted_store, "behind")
+    assert ended[0] == "finished"
+    assert ended.count("pruned") >= 2
+    _, children = runs(f"sqlite:///{interrupted_store / 'mlflow.db'}", "behind")
+    by_outcome = Counter((run.info.status, run.data.tags["outcome"]) for run in children)
+    assert by_outcome[("FINISHED", "pruned")] == ended.count("pruned")
+    monkeypatch.chdir(interrupted_store)
+    assert tune_here("best") == 0
+    assert "held-out part" in capfd.readouterr().out
+
+
+@pytest.mark.xdist_group("swept")
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium on PATH")
 def test_a_person_can_compare_the_trials_in_the_ui(swept: Path, tmp_path: Path) -> None:
     """Open the experiment, find the sweep's children, select them, compare; the page names what was swept.
 
-    `KILOSEG_SCREENSHOTS=docs pytest tests/pipeline/test_mlflow_sync.py -k compare` makes docs/compare.png.
+    `KILOSEG_SCREENSHOTS=docs pytest -k compare tests/pipeline/tuning` makes docs/compare.png.
     """
     from playwright.sync_api import sync_playwright
 

@@ -12,8 +12,8 @@ import yaml
 
 from pipeline.config.load import load_settings
 from pipeline.runtime.errors import DataError, UsageError
-from pipeline.tuning.results import apply_values, pareto_front, ranked, results_csv, summary, winner
-from pipeline.tuning.sweep import Plan, Sweep, TrialRecord
+from pipeline.tuning.results import apply_values, best_trial, pareto_front, ranked, results_csv, summary
+from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord
 from tests.paths import ROOT
 
 
@@ -21,10 +21,10 @@ def trial(number: int, score: float, memory: float, outcome: str = "finished", *
     return TrialRecord(number, values, outcome, score, {"peak_memory_gib": memory})
 
 
-def make_plan(variant: str | None = "essnet", path: Path = ROOT / "params.yaml") -> Plan:
+def make_plan(variant: str | None = "essnet", path: Path = ROOT / "params.yaml") -> SweepPlan:
     settings = load_settings(path, variant=variant).model_dump(mode="json")
     space = {"model.embedding_dim": {"choice": [8, 32]}, "loss.num_negatives": {"choice": [1, 15]}}
-    return Plan("named", settings, space, ["val/miou"], 4, 0, "predicted", True, 3)
+    return SweepPlan("named", settings, space, ["val/miou"], 4, 0, "predicted", True, 3)
 
 
 def test_the_front_holds_what_no_other_finished_trial_beats() -> None:
@@ -41,16 +41,16 @@ def test_the_front_holds_what_no_other_finished_trial_beats() -> None:
     assert summary(records) == "5 finished, 1 pruned"
 
 
-def test_the_winner_has_the_highest_miou_and_of_equals_the_least_memory(tmp_path: Path) -> None:
+def test_the_best_trial_has_the_highest_miou_and_of_equals_the_least_memory(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "named")
     with pytest.raises(DataError, match="no trial of this sweep has finished"):
-        winner(sweep)
+        best_trial(sweep)
     for record in (trial(0, 0.3, 1.0), trial(1, 0.3, 0.9), trial(2, 0.4, 0.1, "pruned")):
         sweep.write(record)
-    assert winner(sweep).number == 1
-    assert winner(sweep, 0).number == 0
+    assert best_trial(sweep).number == 1
+    assert best_trial(sweep, 0).number == 0
     with pytest.raises(UsageError, match="not a finished trial"):
-        winner(sweep, 2)
+        best_trial(sweep, 2)
 
 
 def test_the_table_has_a_line_a_trial() -> None:

@@ -11,9 +11,9 @@ import pytest
 from ray.tune.search import Searcher
 
 from pipeline.config.load import load_settings
-from pipeline.tuning.search import SweepSearch, asha
+from pipeline.tuning.search import SweepSearch, build_scheduler
 from pipeline.tuning.space import read_space
-from pipeline.tuning.sweep import Plan, Sweep, TrialRecord, write_result
+from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord, write_result
 
 SPACE: dict[str, dict[str, list[Any]]] = {
     "model.embedding_dim": {"choice": [4, 8, 16]},
@@ -23,15 +23,15 @@ SPACE: dict[str, dict[str, list[Any]]] = {
 
 def make_sweep(
     folder: Path, trials: int = 3, objectives: tuple[str, ...] = ("val/miou",), space: Any = SPACE
-) -> tuple[Sweep, Plan]:
+) -> tuple[Sweep, SweepPlan]:
     settings = load_settings(variant="essnet").model_dump(mode="json")
-    plan = Plan("named", settings, space, list(objectives), trials, 0, "predicted", True, 3)
+    plan = SweepPlan("named", settings, space, list(objectives), trials, 0, "predicted", True, 3)
     sweep = Sweep(folder / "named")
     sweep.rewrite(plan)
     return sweep, plan
 
 
-def searcher(sweep: Sweep, plan: Plan) -> SweepSearch:
+def searcher(sweep: Sweep, plan: SweepPlan) -> SweepSearch:
     return SweepSearch(sweep, plan, read_space(plan.space, plan.base()))
 
 
@@ -140,6 +140,15 @@ def test_a_point_is_never_tried_twice_and_a_finite_space_ends(project: Path) -> 
     assert searcher(sweep, plan).suggest("ray-7") == Searcher.FINISHED
 
 
+def test_an_earlier_result_reaches_rays_own_rungs(project: Path) -> None:
+    """`add_earlier_result` uses a private attribute of Ray: this test breaks when Ray renames it."""
+    sweep, plan = make_sweep(project)
+    scheduler = build_scheduler(sweep, plan)
+    scheduler.add_earlier_result("earlier-0", 4, 0.25)
+    (bracket,) = scheduler._brackets
+    assert [recorded for _, recorded in bracket._rungs] == [{"earlier-0": 0.25}]
+
+
 @pytest.mark.parametrize(("score", "decision"), [(0.01, "STOP"), (0.9, "CONTINUE")])
 def test_asha_knows_the_validations_of_trials_that_ended_before(
     project: Path, score: float, decision: str
@@ -151,7 +160,7 @@ def test_asha_knows_the_validations_of_trials_that_ended_before(
         finish(sweep, number, 0.5)
         event = {"step": 4, "metrics": {"holdout/miou": 0.4 + 0.1 * number}}
         (sweep.trial_folder(number) / "metrics.jsonl").write_text(json.dumps(event) + "\n")
-    scheduler = asha(sweep, plan)
+    scheduler = build_scheduler(sweep, plan)
     trial: Any = SimpleNamespace(trial_id="new", status="RUNNING")
     scheduler.on_trial_add(None, trial)
     assert scheduler.on_trial_result(None, trial, {"step": 4, "score": score}) == decision

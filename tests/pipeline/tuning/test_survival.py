@@ -12,11 +12,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
 import yaml
 
+from pipeline.tuning.cluster import Machine
 from pipeline.tuning.sweep import Sweep, read_journal
 from tests.pipeline.tuning.sweeping import (
     BIN,
@@ -31,15 +33,20 @@ from tests.pipeline.tuning.sweeping import (
     wait_until,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.training]
 LONG = {"steps": 100, "validate_every": 25, "checkpoint_every": 10}
 
 
 @pytest.fixture
 def long_project(tmp_path: Path, bootstrapped_project: Path, empty_store: Path) -> Path:
-    """Four trials that take seconds each, two at once, none pruned."""
+    """Four trials of six points, which take seconds each, two at once, none pruned."""
+    space = {"model.embedding_dim": {"grid": [4, 8]}, "loss.num_negatives": {"grid": [1, 3, 7]}}
     return make_project(
-        tmp_path / "project", bootstrapped_project, empty_store, tune={"pruning": False}, train=LONG
+        tmp_path / "project",
+        bootstrapped_project,
+        empty_store,
+        tune={"pruning": False, "space": space},
+        train=LONG,
     )
 
 
@@ -53,7 +60,7 @@ def check_whole(project: Path, name: str, trials: int = 4) -> None:
     assert {int(run.data.tags["sweep_trial"]) for run in children} == set(range(trials))
     for run in children:
         assert steps_of(store, run, "train/loss") == list(range(1, LONG["steps"] + 1))
-        assert "best/miou" in run.data.metrics
+        assert steps_of(store, run, "best/miou") == [LONG["steps"]]
     for folder in (project / "sweeps" / name / "trials").iterdir():
         events = read_journal(folder / "metrics.jsonl")
         said = Counter((metric, event["step"]) for event in events for metric in event["metrics"])
@@ -75,7 +82,7 @@ def trial_at_work(project: Path, name: str, driver: int, before: dict[int, int])
     return None
 
 
-def test_ctrl_c_then_kill_9_of_the_driver_then_of_a_trial_and_each_time_it_goes_on(
+def test_ctrl_c_then_kill_9_of_the_driver_then_of_a_trial_and_each_time_it_goes_on_at_last_extended(
     long_project: Path,
 ) -> None:
     project, store = long_project, f"sqlite:///{long_project / 'mlflow.db'}"
@@ -96,20 +103,23 @@ def test_ctrl_c_then_kill_9_of_the_driver_then_of_a_trial_and_each_time_it_goes_
         driver.kill()
         wait_until(lambda: "RUNNING" not in statuses(store, "cut"), what="what ends the runs")
     assert "KILLED" in statuses(store, "cut")
-    finished = {
-        path: path.read_bytes() for path in (project / "sweeps" / "cut" / "trials").glob("*/result.json")
-    }
+    folders = [path.parent for path in (project / "sweeps" / "cut" / "trials").glob("*/result.json")]
+    finished = {path: path.read_bytes() for folder in folders for path in folder.glob("*.json*")}
     assert finished
 
-    before = journal_lines(project, "cut")
-    with started(project, "--resume", "--name", "cut") as driver:
-        number, trial = wait_until(lambda: trial_at_work(project, "cut", driver.pid, before), what="a trial")
-        os.kill(trial, signal.SIGKILL)
-        assert driver.wait(200) == 0, (project / "tune.log").read_text()
+    before, killed = journal_lines(project, "cut"), []
+
+    def kill_a_trial() -> None:
+        killed.append(wait_until(lambda: trial_at_work(project, "cut", os.getpid(), before), what="a trial"))
+        os.kill(killed[0][1], signal.SIGKILL)
+
+    result = tune(project, "--extend", "1", "--name", "cut", beside=kill_a_trial)
+    assert result.returncode == 0, result.stderr
+    ((number, trial),) = killed
     lock = project / "sweeps" / "cut" / "trials" / f"{number:03d}" / ".lock"
     assert int(lock.read_text()) != trial
-    assert "It goes on from its checkpoint" in (project / "tune.log").read_text()
-    check_whole(project, "cut")
+    assert "It goes on from its checkpoint" in result.stderr
+    check_whole(project, "cut", trials=5)
     assert {path: path.read_bytes() for path in finished} == finished
     assert [record.values for record in Sweep(project / "sweeps" / "cut").records()][
         : len(proposed)
@@ -123,18 +133,17 @@ def test_the_time_is_up_or_sigterm_then_the_printed_command_ends_it_and_two_driv
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["train"]["steps"] = 100_000  # whatever the machine, not done when the time is up
     (project / "params.yaml").write_text(yaml.safe_dump(params))
-    with started(
-        project, "--name", "timed", "--trials", "1", "--max-concurrent", "1", "--time-budget", "5s"
-    ) as driver:
-        assert driver.wait(120) == 0
+    result = tune(project, "--name", "timed", "--trials", "1", "--max-concurrent", "1", "--time-budget", "2s")
+    assert result.returncode == 0, result.stderr
     command = "pipeline tune --resume --name timed --max-concurrent 1"
-    assert f"the time is up; to go on: {command}" in (project / "tune.log").read_text()
+    assert f"the time is up; to go on: {command}" in result.stdout
     assert outcomes(project, "timed") in (["stopped"], ["waiting"])  # where it had not yet begun
     plan = Sweep(project / "sweeps" / "timed").plan
     with started(project, *shlex.split(command)[2:]) as driver:
         before = journal_lines(project, "timed").get(0, 0)
         wait_until(lambda: journal_lines(project, "timed").get(0, 0) > before)
-        second = tune(project, "--resume", "--name", "timed")
+        with mock.patch("pipeline.tuning.runner.connect", return_value=[Machine(2)]):
+            second = tune(project, "--resume", "--name", "timed")  # it is refused before it uses its Ray
         assert second.returncode == 1
         assert "another `pipeline tune` is at work here" in second.stderr
         assert driver.poll() is None
@@ -189,7 +198,7 @@ def check_only_code_was_sent(trial: psutil.Process) -> None:
     sent = [path for path in paths if "py_modules_files" in path.parts]
     assert {found.name for path in sent for found in path.iterdir()} == {"pipeline", "models"}
     files = [found for path in sent for found in path.rglob("*") if found.is_file()]
-    assert {"train_step.py", "nearest.py"} <= {found.name for found in files}
+    assert {"step.py", "nearest.py"} <= {found.name for found in files}
     assert sum(found.stat().st_size for found in files) < 10 * 2**20
 
 

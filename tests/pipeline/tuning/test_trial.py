@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings, with_overrides
 from pipeline.evaluation.outputs import evaluate_checkpoint
 from pipeline.runtime.errors import KilosegError
+from pipeline.runtime.files import write_json
 from pipeline.runtime.locks import locked
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
-from pipeline.tuning.sweep import Plan, Sweep, TrialRecord, read_journal
+from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord, read_journal
 from pipeline.tuning.trial import run_trial
 
+pytestmark = pytest.mark.training
 RUNTIME = {"runtime.threads": 1, "runtime.num_workers": 0, "runtime.device": "cpu"}
 VALUES = {"model.embedding_dim": 4, "loss.num_negatives": 2}
 
@@ -31,7 +35,7 @@ def sweep(project: Path) -> Sweep:
 def make_sweep(project: Path, values: dict[str, Any] | None = None, budget: float | None = None) -> Sweep:
     settings = load_settings(variant="essnet").model_dump(mode="json")
     space = {key: {"choice": [value]} for key, value in (values or VALUES).items()}
-    plan = Plan("named", settings, space, ["val/miou"], 1, 0, "predicted", True, 3, budget)
+    plan = SweepPlan("named", settings, space, ["val/miou"], 1, 0, "predicted", True, 3, budget)
     sweep = Sweep(project / "sweeps" / "named")
     sweep.create(plan)
     sweep.write(TrialRecord(0, values or VALUES, "running"))
@@ -50,8 +54,22 @@ def go(sweep: Sweep, report: Any = None) -> list[dict[str, Any]]:
     return reports
 
 
-def test_a_trial_equals_the_stages(sweep: Sweep, tmp_path: Path) -> None:
-    reports = go(sweep)
+@pytest.fixture(scope="module")
+def finished_trial(tmp_path_factory: pytest.TempPathFactory, bootstrapped_project: Path) -> Sweep:
+    """A sweep whose one trial ran undisturbed, with what it reported in reports.json: not to be changed."""
+    project = tmp_path_factory.mktemp("trial")
+    (project / "data").symlink_to(bootstrapped_project / "data")
+    shutil.copy(bootstrapped_project / "params.yaml", project)
+    with contextlib.chdir(project):
+        sweep = make_sweep(project)
+        (project / "reports.json").write_text(json.dumps(go(sweep)))
+    return sweep
+
+
+@pytest.mark.xdist_group("finished_trial")
+def test_a_trial_equals_the_stages(finished_trial: Sweep, tmp_path: Path, project: Path) -> None:
+    sweep = finished_trial
+    reports = json.loads((sweep.folder.parents[1] / "reports.json").read_text())
     settings = with_overrides(load_settings(variant="essnet"), VALUES)
     result = train(settings, NoTracker(), folder=tmp_path / "alone")
     checkpoint = load_checkpoint(result.checkpoint)
@@ -68,7 +86,8 @@ def test_a_trial_equals_the_stages(sweep: Sweep, tmp_path: Path) -> None:
     assert go(sweep) == reports[-1:]  # once more does nothing but say so
 
 
-def test_a_trial_that_is_cut_off_goes_on_and_says_nothing_twice(sweep: Sweep, tmp_path: Path) -> None:
+@pytest.mark.xdist_group("finished_trial")
+def test_a_trial_that_is_cut_off_goes_on_and_says_nothing_twice(sweep: Sweep, finished_trial: Sweep) -> None:
     def cut(values: dict[str, Any]) -> None:
         raise SystemExit
 
@@ -85,20 +104,19 @@ def test_a_trial_that_is_cut_off_goes_on_and_says_nothing_twice(sweep: Sweep, tm
     assert set(said.values()) == {1}
     assert {step for name, step in said if name == "train/loss"} == set(range(1, 9))
 
-    other = make_sweep(tmp_path / "other")
-    go(other)
-    undisturbed = other.record(0)
+    undisturbed = finished_trial.record(0)
     changing = {"train_seconds"}
     assert {key: value for key, value in interrupted.metrics.items() if key not in changing} == {
         key: value for key, value in undisturbed.metrics.items() if key not in changing
     }
 
 
-def test_a_kill_between_training_and_judging_trains_nothing_again(
+def test_a_kill_between_training_and_evaluation_trains_nothing_again(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = with_overrides(load_settings(variant="essnet"), {**VALUES, **RUNTIME})
     train(settings, NoTracker(), folder=sweep.trial_folder(0))
+    write_json(sweep.trial_folder(0) / "predicted.json", 0.5)  # predicting takes seconds
     monkeypatch.setattr("pipeline.tuning.trial.train", None)  # calling it would fail
     go(sweep)
     assert sweep.record(0).outcome == "finished"
@@ -131,6 +149,7 @@ def test_running_out_of_memory_is_infeasible_not_a_crash(
 
 def test_a_training_that_diverges_fails_with_its_reason(project: Path) -> None:
     sweep = make_sweep(project, {"train.learning_rate": 1e30})
+    write_json(sweep.trial_folder(0) / "predicted.json", 0.5)  # predicting takes seconds
     reports = go(sweep)
     record = sweep.record(0)
     assert record.outcome == "failed"

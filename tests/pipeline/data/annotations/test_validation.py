@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.data.annotations.fallback import read_lvis, read_stuff
 from pipeline.runtime.errors import DataError
+from tests.pipeline.data.annotations.reading import read_lvis, read_stuff
 from tests.pipeline.data.small_dataset import SmallDataset, typical
 
 LVIS_TRAIN, STUFF_TRAIN = "lvis_v1_train", "stuff_train2017"

@@ -20,7 +20,8 @@ from PIL import JpegImagePlugin
 from pycocotools.coco import COCO
 
 from pipeline.data.bootstrap.build import bootstrap
-from pipeline.runtime.signals import run
+from pipeline.data.bootstrap.options import BootstrapOptions
+from pipeline.runtime.signals import run_command
 
 assert LVIS
 assert COCO
@@ -55,7 +56,7 @@ def main() -> None:
         if child == 0:
             if int(line):
                 die_at(int(line))
-            os._exit(run(lambda: bootstrap(root, out, images_per_shard=50)))
+            os._exit(run_command(lambda: bootstrap(root, out, BootstrapOptions(images_per_shard=50))))
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 

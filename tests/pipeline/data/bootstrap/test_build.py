@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli.data import app
 from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.layouts.splits import held_out
 from pipeline.data.loading.dataset import SegmentationDataset
@@ -86,7 +87,7 @@ def test_an_image_without_stuff_gets_none_of_the_image_before(data: SmallDataset
 
 def test_the_splits_are_those_of_lvis_with_a_part_of_train_held_out(data: SmallDataset, out: Path) -> None:
     root = data.write()
-    result = bootstrap(root, out, holdout_fraction=0.5)
+    result = bootstrap(root, out, BootstrapOptions(holdout_fraction=0.5))
     ids = {split: SegmentationDataset(out, root, split).image_ids() for split in ("train", "holdout", "val")}
     assert sorted(ids["train"] + ids["holdout"]) == [1, 2, 3, 4]
     assert len(ids["holdout"]) == 2
@@ -100,7 +101,7 @@ def test_images_without_a_label_are_left_out_by_name(data: SmallDataset, out: Pa
     data.add(5, lvis=[(2, box(0, 0, 2, 2))])
     data.add(6, lvis=[(1, {"size": [8, 8], "counts": [64]})])
     root = data.write()
-    bootstrap(root, out, keep_classes=["apple", "desk-stuff"])
+    bootstrap(root, out, BootstrapOptions(keep_classes=["apple", "desk-stuff"]))
     left_out = json.loads((out / "manifest.json").read_text())["left_out"]
     assert {(row["image_id"], row["split"], row["reason"]) for row in left_out} == {
         (5, "train", "no annotation of a kept class"),
@@ -116,7 +117,7 @@ def test_keeping_some_classes_changes_no_pixel_of_theirs(data: SmallDataset, tmp
     """A subset's mask is the whole mask looked up in a table: nothing is uncovered by leaving out a class."""
     root = data.write()
     bootstrap(root, tmp_path / "whole")
-    result = bootstrap(root, tmp_path / "part", keep_classes=["branch", CUP])
+    result = bootstrap(root, tmp_path / "part", BootstrapOptions(keep_classes=["branch", CUP]))
     assert result.label_space.names == ["cup", "branch"]
     table = np.zeros(6, dtype=int)
     table[[CUP, BRANCH]] = 1, 2
@@ -128,13 +129,13 @@ def test_keeping_some_classes_changes_no_pixel_of_theirs(data: SmallDataset, tmp
 def test_the_bytes_depend_on_neither_runs_nor_workers_nor_the_order_in_the_files(tmp_path: Path) -> None:
     data = typical(tmp_path / "root", num_train=70)
     root = data.write()
-    bootstrap(root, tmp_path / "a", images_per_shard=40)
+    bootstrap(root, tmp_path / "a", BootstrapOptions(images_per_shard=40))
     with worker_pool(2, "pipeline.data.bootstrap.build") as pool:
-        bootstrap(root, tmp_path / "b", images_per_shard=40, pool=pool)
+        bootstrap(root, tmp_path / "b", BootstrapOptions(images_per_shard=40), pool=pool)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     data.files["lvis_v1_train"]["images"].reverse()
     data.write()
-    bootstrap(root, tmp_path / "c", images_per_shard=40)
+    bootstrap(root, tmp_path / "c", BootstrapOptions(images_per_shard=40))
     different = {n for n, text in contents(tmp_path / "a").items() if text != contents(tmp_path / "c")[n]}
     assert different == {"manifest.json"}  # the digest of the changed file
     assert (tmp_path / "a" / "train-001.arrow").is_file()
@@ -148,7 +149,7 @@ def test_the_output_names_no_path_outside_the_dataset(data: SmallDataset, out: P
 
 def test_the_statistics_count_images_and_pixels(data: SmallDataset, out: Path) -> None:
     root = data.write()
-    bootstrap(root, out, holdout_fraction=0.25)
+    bootstrap(root, out, BootstrapOptions(holdout_fraction=0.25))
     with (out / "class_statistics.csv").open(newline="") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     assert len(rows) == 5
@@ -294,7 +295,7 @@ def test_a_worker_hands_the_first_error_on(data: SmallDataset, out: Path) -> Non
 def test_the_size_of_images_is_not_looked_at_when_told_so(data: SmallDataset, out: Path) -> None:
     root = data.write()
     truncate_header(data)
-    bootstrap(root, out, check_images=False)
+    bootstrap(root, out, BootstrapOptions(check_images=False))
     assert out.is_dir()
 
 
@@ -325,7 +326,7 @@ def test_an_option_out_of_range_is_refused(
     data: SmallDataset, out: Path, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        bootstrap(data.write(), out, **options)
+        bootstrap(data.write(), out, BootstrapOptions(**options))
     assert not out.exists()
 
 
@@ -344,7 +345,7 @@ def test_an_empty_folder_and_an_earlier_output_are_replaced(data: SmallDataset, 
     root = data.write()
     out.mkdir(parents=True)
     bootstrap(root, out)
-    bootstrap(root, out, keep_classes=["apple"])
+    bootstrap(root, out, BootstrapOptions(keep_classes=["apple"]))
     assert LabelSpace.load(out / "label_space.json").names == ["apple"]
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 

@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.data.bootstrap import build as library
 from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.runtime.errors import KilosegError
 from tests.paths import ROOT
 from tests.pipeline.data.small_dataset import box, typical, whole
@@ -39,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(root: Path) -> dict[str, bytes]:
-    bootstrap(root, root.parent / "undisturbed", images_per_shard=50)
+    bootstrap(root, root.parent / "undisturbed", BootstrapOptions(images_per_shard=50))
     return contents(root.parent / "undisturbed")
 
 
@@ -141,12 +142,12 @@ def test_two_at_once_refuse_each_other_and_a_dead_one_holds_nothing(
         os.kill(child, signal.SIGSTOP)
     if not out.exists():  # else it was through before it could be stopped
         with pytest.raises(KilosegError, match="another run") as caught:
-            bootstrap(root, out, images_per_shard=50)
+            bootstrap(root, out, BootstrapOptions(images_per_shard=50))
         assert caught.value.exit_code == 2
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
     commands.status()
-    bootstrap(root, out, images_per_shard=50)
+    bootstrap(root, out, BootstrapOptions(images_per_shard=50))
     assert contents(out) == undisturbed
 
 
@@ -155,10 +156,12 @@ def test_workers_end_with_a_command_that_is_killed(
 ) -> None:
     code = (
         "import sys; from pathlib import Path; from pipeline.data.bootstrap.build import bootstrap\n"
+        "from pipeline.data.bootstrap.options import BootstrapOptions\n"
         "from pipeline.runtime.workers import worker_pool\n"
         "if __name__ == '__main__':\n"
         "    with worker_pool(3, 'pipeline.data.bootstrap.build') as pool:\n"
-        "        bootstrap(Path(sys.argv[1]), Path(sys.argv[2]), images_per_shard=50, pool=pool)\n"
+        "        options = BootstrapOptions(images_per_shard=50)\n"
+        "        bootstrap(Path(sys.argv[1]), Path(sys.argv[2]), options, pool=pool)\n"
     )
     script = out.parent / "command.py"
     script.parent.mkdir(parents=True)
@@ -183,7 +186,7 @@ def test_workers_end_with_a_command_that_is_killed(
         time.sleep(0.02)
     assert not left
     script.unlink()
-    bootstrap(root, out, images_per_shard=50)
+    bootstrap(root, out, BootstrapOptions(images_per_shard=50))
     assert contents(out) == undisturbed
 
 
@@ -208,12 +211,12 @@ def test_a_real_disk_that_runs_full_is_one_error(
     ballast.write_bytes(bytes(40_000))
     out = little_disk / "out"
     with pytest.raises(KilosegError, match="the disk is full") as caught:
-        bootstrap(root, out, images_per_shard=50)
+        bootstrap(root, out, BootstrapOptions(images_per_shard=50))
     assert caught.value.where == str(out)
     assert "0.000 GiB free" in str(caught.value)
     assert [path.name for path in little_disk.iterdir()] == ["ballast"]
     subprocess.run(["mount", "-o", "remount,size=10m", str(little_disk)], check=True)
-    bootstrap(root, out, images_per_shard=50)
+    bootstrap(root, out, BootstrapOptions(images_per_shard=50))
     assert contents(out) == undisturbed
 
 
@@ -221,7 +224,7 @@ def test_a_real_disk_that_runs_full_is_one_error(
 def test_a_full_disk_leaves_the_earlier_output_alone(
     root: Path, out: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    bootstrap(root, out, images_per_shard=50)
+    bootstrap(root, out, BootstrapOptions(images_per_shard=50))
 
     def full(*arguments: object) -> None:
         raise OSError(code, os.strerror(code))
@@ -229,7 +232,7 @@ def test_a_full_disk_leaves_the_earlier_output_alone(
     with monkeypatch.context() as patched:
         patched.setattr(library, "write_shard", full)
         with pytest.raises(KilosegError, match="the disk is full") as caught:
-            bootstrap(root, out, overlap="smallest")
+            bootstrap(root, out, BootstrapOptions(overlap="smallest"))
     assert caught.value.exit_code == 1
     assert contents(out) == undisturbed
     assert [path.name for path in out.parent.iterdir()] == ["out"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -12,11 +13,11 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from pipeline.config.schema import DataSettings
-from pipeline.data.bootstrap import rasterize as masks
 from pipeline.data.bootstrap import rle as outlines
-from pipeline.data.bootstrap.rasterize import OVERLAP_RULES, draw_mask
+from pipeline.data.bootstrap.options import OVERLAP_RULES
+from pipeline.data.bootstrap.rasterize import rasterize
 from pipeline.data.bootstrap.rle import decode_counts, foreground_runs
-from pipeline.data.layouts.layout import Shape
+from pipeline.data.layouts.layout import Region
 from pipeline.runtime.errors import DataError, UsageError
 from tests.pipeline.data.small_dataset import box, whole
 
@@ -24,15 +25,19 @@ from tests.pipeline.data.small_dataset import box, whole
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
+def draw_mask(regions: Sequence[Region], height: int, width: int, overlap: str = "first") -> np.ndarray:
+    return rasterize(regions, height, width, overlap=overlap).mask
+
+
 def encode(mask: np.ndarray) -> dict[str, Any]:
     rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
 
 
-def whole_mask_arithmetic(shapes: list[tuple[int, np.ndarray]], height: int, width: int) -> np.ndarray:
+def whole_mask_arithmetic(regions: list[tuple[int, np.ndarray]], height: int, width: int) -> np.ndarray:
     """The rule, told the other way round: each annotation takes what is still free."""
     mask, free = np.zeros((height, width), dtype=np.int64), np.ones((height, width), dtype=bool)
-    for class_id, inside in shapes:
+    for class_id, inside in regions:
         mask[inside & free] = class_id
         free &= ~inside
     return mask
@@ -49,11 +54,11 @@ def overlapping(draw: st.DrawFn) -> tuple[int, int, list[tuple[int, np.ndarray]]
 
 def test_an_8_by_8_drawing_made_by_hand() -> None:
     """LVIS 1 before LVIS 2; stuff 7 fills what is left, and stuff 8 comes too late where 7 is."""
-    shapes = [
-        Shape(1, box(1, 1, 5, 4), "first thing"),
-        Shape(2, box(3, 2, 7, 6), "second thing"),
-        Shape(7, {"size": [8, 8], "counts": [0, 48, 16]}, "stuff on columns 0 to 5"),
-        Shape(8, box(4, 5, 8, 8), "late stuff"),
+    regions = [
+        Region(1, box(1, 1, 5, 4), "first thing"),
+        Region(2, box(3, 2, 7, 6), "second thing"),
+        Region(7, {"size": [8, 8], "counts": [0, 48, 16]}, "stuff on columns 0 to 5"),
+        Region(8, box(4, 5, 8, 8), "late stuff"),
     ]
     drawing = """
         7 7 7 7 7 7 . .
@@ -68,7 +73,7 @@ def test_an_8_by_8_drawing_made_by_hand() -> None:
     expected = [
         [0 if c == "." else int(c) for c in line.split()] for line in drawing.split("\n") if line.split()
     ]
-    mask = draw_mask(shapes, 8, 8)
+    mask = draw_mask(regions, 8, 8)
     assert mask.tolist() == expected
     assert mask.dtype == np.uint16
 
@@ -77,9 +82,9 @@ def test_an_8_by_8_drawing_made_by_hand() -> None:
 @settings(max_examples=200, deadline=None)
 def test_painting_in_reverse_equals_whole_mask_arithmetic(case: Any) -> None:
     height, width, annotations = case
-    shapes = [Shape(class_id, encode(inside), "") for class_id, inside in annotations]
+    regions = [Region(class_id, encode(inside), "") for class_id, inside in annotations]
     expected = whole_mask_arithmetic(annotations, height, width)
-    np.testing.assert_array_equal(draw_mask(shapes, height, width), expected)
+    np.testing.assert_array_equal(draw_mask(regions, height, width), expected)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(3, 9))
@@ -90,9 +95,9 @@ def test_polygons_cover_what_pycocotools_says(seed: int, polygons: int, points: 
     scale = np.tile([width, height], points)
     outline = [(rng.uniform(-0.2, 1.2, 2 * points) * scale).tolist() for _ in range(polygons)]
     expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(outline, height, width)))
-    np.testing.assert_array_equal(draw_mask([Shape(1, outline, "")], height, width), expected)
+    np.testing.assert_array_equal(draw_mask([Region(1, outline, "")], height, width), expected)
     packed = [array("d", polygon) for polygon in outline]
-    np.testing.assert_array_equal(draw_mask([Shape(1, packed, "")], height, width), expected)
+    np.testing.assert_array_equal(draw_mask([Region(1, packed, "")], height, width), expected)
 
 
 @st.composite
@@ -103,7 +108,7 @@ def mixed_outlines(draw: st.DrawFn) -> tuple[int, int, list[tuple[int, Any]]]:
     kinds = draw(st.lists(st.sampled_from(["polygon", "polygons", "string", "string", "list"]), max_size=9))
     if not draw(st.booleans()):
         kinds = [kind for kind in kinds if kind != "list"]  # without one, all are decoded together
-    shapes: list[tuple[int, Any]] = []
+    regions: list[tuple[int, Any]] = []
     for kind in kinds:
         left, top = rng.integers(-5, width), rng.integers(-5, height)
         size = rng.integers(1, 40, 2)
@@ -126,8 +131,8 @@ def mixed_outlines(draw: st.DrawFn) -> tuple[int, int, list[tuple[int, Any]]]:
             outline = encode(inside)
             if kind == "list":
                 outline = {"size": [height, width], "counts": decode_counts(outline["counts"], "").tolist()}
-        shapes.append((int(rng.integers(0, 65_535)), outline))
-    return height, width, shapes
+        regions.append((int(rng.integers(0, 65_535)), outline))
+    return height, width, regions
 
 
 @given(mixed_outlines())
@@ -141,9 +146,9 @@ def test_drawing_is_pixel_identical_with_whole_mask_arithmetic_and_counts_what_i
             rle = coco_mask.frPyObjects(rle, height, width)
         merged = coco_mask.merge(rle) if isinstance(rle, list) else rle
         decoded.append((class_id, coco_mask.decode(merged).astype(bool)))
-    shapes = [Shape(class_id, outline, "") for class_id, outline in outlines_]
+    regions = [Region(class_id, outline, "") for class_id, outline in outlines_]
     expected = whole_mask_arithmetic(decoded, height, width)
-    drawing = masks.draw(shapes, height, width)
+    drawing = rasterize(regions, height, width)
     np.testing.assert_array_equal(drawing.mask, expected)
     ids, counts = np.unique(expected[expected > 0], return_counts=True)
     assert (drawing.class_ids, drawing.pixel_counts) == (ids.tolist(), counts.tolist())
@@ -179,17 +184,17 @@ def test_long_runs_keep_their_length() -> None:
     """Runs of more than 2^20 pixels take five characters each, and their differences a sign."""
     mask = np.zeros((2000, 3000), dtype=bool)
     mask[:, 700:1500] = mask[10:20, 2900] = True
-    np.testing.assert_array_equal(draw_mask([Shape(1, encode(mask), "")], 2000, 3000), mask)
+    np.testing.assert_array_equal(draw_mask([Region(1, encode(mask), "")], 2000, 3000), mask)
 
 
 def test_a_single_stuff_annotation_keeps_its_16_bit_id() -> None:
     """The reference's mask is 8-bit for images with exactly one stuff annotation: 1284 would become 4."""
-    assert (draw_mask([Shape(1284, whole(), "")], 8, 8) == 1284).all()
-    assert (draw_mask([Shape(65_534, whole(), "")], 8, 8) == 65_534).all()
+    assert (draw_mask([Region(1284, whole(), "")], 8, 8) == 1284).all()
+    assert (draw_mask([Region(65_534, whole(), "")], 8, 8) == 65_534).all()
 
 
 def test_an_unlabeled_annotation_claims_its_pixels() -> None:
-    mask = draw_mask([Shape(0, box(0, 0, 4, 8), ""), Shape(5, whole(), "")], 8, 8)
+    mask = draw_mask([Region(0, box(0, 0, 4, 8), ""), Region(5, whole(), "")], 8, 8)
     assert (mask[:, :4] == 0).all()
     assert (mask[:, 4:] == 5).all()
 
@@ -240,14 +245,53 @@ def test_no_annotation_means_no_label() -> None:
 )
 def test_a_broken_outline_is_named(segmentation: Any, words: str) -> None:
     with pytest.raises(DataError) as caught:
-        draw_mask([Shape(1, segmentation, "file.json: image 3, annotation 4")], 8, 8)
+        draw_mask([Region(1, segmentation, "file.json: image 3, annotation 4")], 8, 8)
     assert words in str(caught.value)
-    sound = Shape(1, box(0, 0, 2, 2), "sound")
+    sound = Region(1, box(0, 0, 2, 2), "sound")
     with pytest.raises(DataError) as among_others:
-        draw_mask([sound, Shape(1, segmentation, "file.json: image 3, annotation 4"), sound], 8, 8)
+        draw_mask([sound, Region(1, segmentation, "file.json: image 3, annotation 4"), sound], 8, 8)
     assert str(among_others.value) == str(caught.value)
     assert caught.value.where == "file.json: image 3, annotation 4"
     assert caught.value.hint
+
+
+@given(st.lists(st.binary(max_size=9) | st.text("0PoO`Q", max_size=9).map(str.encode), max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_a_string_is_refused_among_others_if_and_only_if_it_is_refused_alone(strings: list[bytes]) -> None:
+    def broken(text: bytes) -> bool:
+        try:
+            decode_counts(text, "here")
+        except DataError as problem:
+            assert problem.what == "broken RLE"
+            return True
+        return False
+
+    together = outlines._decode_strings(strings)
+    assert (together is None) == (not strings or any(map(broken, strings)))
+    if together is not None:
+        numbers, counts = together
+        alone = [decode_counts(text, "here") for text in strings]
+        assert (numbers.tolist(), counts.tolist()) == (np.concatenate(alone).tolist(), list(map(len, alone)))
+
+
+@given(st.lists(st.floats() | st.integers(-30, 30) | st.none() | st.sampled_from(["", "x"]), max_size=9))
+@settings(max_examples=300, deadline=None)
+def test_a_polygon_is_decoded_or_named_by_one_of_three_faults(polygon: list[Any]) -> None:
+    numbers = polygon if all(isinstance(value, float | int) for value in polygon) else []
+    x, y = numbers[0::2], numbers[1::2]
+    sound = (
+        len(numbers) >= 6
+        and len(numbers) % 2 == 0
+        and all(-8 <= value <= 16 for value in x)
+        and all(-8 <= value <= 16 for value in y)
+    )
+    try:
+        foreground_runs([polygon], 8, 8, "here")
+    except DataError as problem:
+        assert not sound
+        assert problem.what.startswith("a polygon ")
+    else:
+        assert sound
 
 
 @given(st.text(st.characters(min_codepoint=45, max_codepoint=114), max_size=12))
@@ -260,17 +304,17 @@ def test_any_string_is_either_the_whole_image_or_refused(text: str) -> None:
     assert lengths.sum() == 64
     assert (lengths >= 0).all()
     decoded = coco_mask.decode({"size": [8, 8], "counts": text.encode()})
-    np.testing.assert_array_equal(draw_mask([Shape(1, {"size": [8, 8], "counts": text}, "")], 8, 8), decoded)
+    np.testing.assert_array_equal(draw_mask([Region(1, {"size": [8, 8], "counts": text}, "")], 8, 8), decoded)
 
 
 def test_the_smallest_thing_is_on_top_of_the_same_8_by_8_drawing() -> None:
     """A thing of 4 pixels shows on the larger one before it; all things cover the stuff, small as it is."""
-    shapes = [
-        Shape(1, box(1, 1, 7, 7), "large thing, first"),
-        Shape(2, box(2, 2, 4, 4), "small thing, second"),
-        Shape(3, box(3, 3, 5, 5), "as small, third"),
-        Shape(7, whole(), "wide stuff", stuff=True),
-        Shape(8, box(0, 0, 2, 2), "small stuff", stuff=True),
+    regions = [
+        Region(1, box(1, 1, 7, 7), "large thing, first"),
+        Region(2, box(2, 2, 4, 4), "small thing, second"),
+        Region(3, box(3, 3, 5, 5), "as small, third"),
+        Region(7, whole(), "wide stuff", stuff=True),
+        Region(8, box(0, 0, 2, 2), "small stuff", stuff=True),
     ]
     drawing = """
         8 8 7 7 7 7 7 7
@@ -283,8 +327,8 @@ def test_the_smallest_thing_is_on_top_of_the_same_8_by_8_drawing() -> None:
         7 7 7 7 7 7 7 7
     """
     expected = [[int(c) for c in line.split()] for line in drawing.split("\n") if line.split()]
-    assert draw_mask(shapes, 8, 8, overlap="smallest").tolist() == expected
-    first = draw_mask(shapes, 8, 8)
+    assert draw_mask(regions, 8, 8, overlap="smallest").tolist() == expected
+    first = draw_mask(regions, 8, 8)
     assert set(first.ravel()) == {1, 7}
 
 
@@ -292,10 +336,10 @@ def test_the_smallest_thing_is_on_top_of_the_same_8_by_8_drawing() -> None:
 @settings(max_examples=100, deadline=None)
 def test_smallest_equals_first_of_the_annotations_sorted_by_size(case: Any) -> None:
     height, width, annotations = case
-    shapes = [Shape(class_id, encode(inside), "") for class_id, inside in annotations]
+    regions = [Region(class_id, encode(inside), "") for class_id, inside in annotations]
     by_size = sorted(annotations, key=lambda annotation: int(annotation[1].sum()))
     np.testing.assert_array_equal(
-        draw_mask(shapes, height, width, overlap="smallest"), whole_mask_arithmetic(by_size, height, width)
+        draw_mask(regions, height, width, overlap="smallest"), whole_mask_arithmetic(by_size, height, width)
     )
 
 
@@ -305,4 +349,4 @@ def test_the_settings_allow_the_rules_there_are() -> None:
 
 def test_an_unknown_overlap_rule_is_refused() -> None:
     with pytest.raises(UsageError, match="largest"):
-        draw_mask([Shape(1, whole(), "")], 8, 8, overlap="largest")
+        draw_mask([Region(1, whole(), "")], 8, 8, overlap="largest")

@@ -303,7 +303,8 @@ def test_a_disk_too_small_for_what_is_inside_keeps_the_archive(
 def test_a_disk_that_fills_up_leaves_a_part_to_go_on_from(server: Unkind, tmp_path: Path) -> None:
     """The process may write files of 1 MiB at most: the write fails as on a full disk."""
     code = (
-        "import resource, signal, sys; from pathlib import Path; from pipeline.runtime.signals import run\n"
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from pipeline.runtime.signals import run_command\n"
         "from pipeline.data.download.http import Wanted, download\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n"
@@ -313,7 +314,7 @@ def test_a_disk_that_fills_up_leaves_a_part_to_go_on_from(server: Unkind, tmp_pa
         "    try: download(wanted)\n"
         "    except OSError as e:\n"
         "        raise OSError(errno.ENOSPC if e.errno == errno.EFBIG else e.errno, '') from e\n"
-        "sys.exit(run(work))"
+        "sys.exit(run_command(work))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1

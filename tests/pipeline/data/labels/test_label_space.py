@@ -14,8 +14,8 @@ from pipeline.data.labels.label_space import (
     ClassEntry,
     LabelSpace,
     merge_categories,
-    official_categories,
 )
+from pipeline.data.labels.official import official_categories
 from pipeline.runtime.errors import DataError, UsageError
 from tests.paths import SHARED as SHARED_DATA
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from pipeline.cli.data import app
 from pipeline.config.schema import DataSettings
 from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.data.labels.label_space import MAX_CLASSES, LabelSpace
 from pipeline.data.layouts.layout import LAYOUTS
 from pipeline.data.layouts.opening import open_layout
@@ -87,7 +88,7 @@ def coco(tmp_path: Path) -> Coco:
 def test_coco_annotations_of_any_categories_are_drawn(coco: Coco, tmp_path: Path) -> None:
     """Class ids follow the categories' ids; the crowd, an RLE list, fills what the kite leaves."""
     root, out = coco.write(), tmp_path / "out"
-    result = bootstrap(root, out, layout="coco")
+    result = bootstrap(root, out, BootstrapOptions(layout="coco"))
     assert [(c.name, c.category_ids, c.frequency) for c in result.label_space.classes] == [
         ("dog", {"coco": (7,)}, "r"),
         ("kite", {"coco": (20,)}, "r"),
@@ -111,8 +112,12 @@ def test_coco_annotations_of_any_categories_are_drawn(coco: Coco, tmp_path: Path
 def test_frequencies_in_the_file_are_kept_and_others_are_counted(coco: Coco, tmp_path: Path) -> None:
     for tree in coco.files.values():
         tree["categories"] = [dict(row, frequency="c") for row in tree["categories"]]
-    assert set(bootstrap(coco.write(), tmp_path / "a", layout="coco").label_space.frequencies) == {"c"}
-    space = LabelSpace(bootstrap(coco.root, tmp_path / "b", layout="coco").label_space.classes)
+    assert set(
+        bootstrap(coco.write(), tmp_path / "a", BootstrapOptions(layout="coco")).label_space.frequencies
+    ) == {"c"}
+    space = LabelSpace(
+        bootstrap(coco.root, tmp_path / "b", BootstrapOptions(layout="coco")).label_space.classes
+    )
     assert space.with_frequencies([10, 11, 101]).frequencies == ["r", "c", "f"]
 
 
@@ -126,7 +131,10 @@ def test_coco_stuffs_other_means_unlabeled(coco: Coco, tmp_path: Path) -> None:
         for row in tree["annotations"]:
             row["category_id"] = {90: 183, 7: 7}[row["category_id"]]
     root = coco.write()
-    assert bootstrap(root, tmp_path / "out", layout="coco").label_space.names == ["fog", "sky"]
+    assert bootstrap(root, tmp_path / "out", BootstrapOptions(layout="coco")).label_space.names == [
+        "fog",
+        "sky",
+    ]
     assert (masks(tmp_path / "out", root)["train2017/park/1.png"][:4, :4] == 0).all()
 
 
@@ -145,7 +153,7 @@ def test_lvis_in_the_coco_layout_gives_the_masks_of_lvis_alone(tmp_path: Path) -
     bootstrap(root, tmp_path / "official")
     for name in ("stuff_train2017", "stuff_val2017"):
         data.path(name).unlink()
-    bootstrap(root, tmp_path / "coco", layout="coco")
+    bootstrap(root, tmp_path / "coco", BootstrapOptions(layout="coco"))
     official, found = masks(tmp_path / "official", root), masks(tmp_path / "coco", root)
     assert official.keys() == found.keys()
     for name, mask in official.items():
@@ -207,7 +215,7 @@ def test_a_broken_coco_layout_is_one_error(
     coco.write()
     spoil(coco)
     with pytest.raises(DataError) as caught:
-        bootstrap(coco.root, tmp_path / "out", layout="coco")
+        bootstrap(coco.root, tmp_path / "out", BootstrapOptions(layout="coco"))
     assert words in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -223,7 +231,7 @@ def test_as_many_categories_as_masks_can_hold(coco: Coco, tmp_path: Path, number
         with pytest.raises(UsageError, match="65534"):
             open_layout("coco", root)
         return
-    bootstrap(root, tmp_path / "out", layout="coco")
+    bootstrap(root, tmp_path / "out", BootstrapOptions(layout="coco"))
     assert (masks(tmp_path / "out", root)["val2017/park/11.png"] == MAX_CLASSES).all()
 
 
@@ -266,7 +274,7 @@ def stored(tmp_path: Path) -> Masks:
 
 def test_16_bit_masks_are_looked_up_in_the_list_of_classes(stored: Masks, tmp_path: Path) -> None:
     with worker_pool(2, "pipeline.data.bootstrap.build") as pool:
-        result = bootstrap(stored.root, tmp_path / "out", layout="masks", pool=pool)
+        result = bootstrap(stored.root, tmp_path / "out", BootstrapOptions(layout="masks"), pool=pool)
     assert result.label_space.names == ["grass", "path", "fence"]
     expected = np.zeros((4, 6), int)
     expected[:, 1:3], expected[:, 3], expected[3, 5] = 1, 2, 3
@@ -289,7 +297,7 @@ def test_8_bit_and_palette_masks_are_the_same(stored: Masks, tmp_path: Path, mod
                 image.putpalette([7, 7, 7] * 256)
             image.save(stored.path(split, index))
     stored.write_classes([(255, "fence"), (0, ""), (3, "grass"), (44, "path")])
-    result = bootstrap(stored.root, tmp_path / "out", layout="masks")
+    result = bootstrap(stored.root, tmp_path / "out", BootstrapOptions(layout="masks"))
     assert result.label_space.names == ["fence", "grass", "path"]
     mask = masks(tmp_path / "out", stored.root)["val/day/01.jpg"]
     assert mask[3].tolist() == [0, 2, 2, 3, 0, 1]
@@ -297,7 +305,7 @@ def test_8_bit_and_palette_masks_are_the_same(stored: Masks, tmp_path: Path, mod
 
 def test_keeping_classes_and_empty_masks(stored: Masks, tmp_path: Path) -> None:
     stored.save(stored.path("train", 1), np.zeros((4, 6), np.uint16))
-    result = bootstrap(stored.root, tmp_path / "out", layout="masks", keep_classes=["path"])
+    result = bootstrap(stored.root, tmp_path / "out", BootstrapOptions(layout="masks", keep_classes=["path"]))
     assert [(one.file, one.reason) for one in result.left_out] == [("train/day/01.jpg", "no labeled pixel")]
     mask = masks(tmp_path / "out", stored.root)["train/day/00.jpg"]
     assert mask[0].tolist() == [0, 0, 0, 1, 0, 0]
@@ -319,7 +327,7 @@ def test_exported_masks_come_back_the_same(tmp_path: Path) -> None:
     rows = [(entry.class_id, entry.name) for entry in result.label_space.classes]
     with (own / "annotations" / "classes.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("value", "name"), (0, ""), *rows])
-    again = bootstrap(own, tmp_path / "second", layout="masks")
+    again = bootstrap(own, tmp_path / "second", BootstrapOptions(layout="masks"))
     assert again.label_space.names == result.label_space.names
     first = {Path(name).name: mask for name, mask in masks(tmp_path / "first", root).items()}
     second = {Path(name).name: mask for name, mask in masks(tmp_path / "second", own).items()}
@@ -378,7 +386,7 @@ def test_broken_masks_are_one_error(
 ) -> None:
     spoil(stored)
     with pytest.raises(DataError) as caught:
-        bootstrap(stored.root, tmp_path / "out", layout="masks")
+        bootstrap(stored.root, tmp_path / "out", BootstrapOptions(layout="masks"))
     assert words in str(caught.value)
     assert not (tmp_path / "out").exists()
 

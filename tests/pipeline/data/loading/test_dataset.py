@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.data.loading.batch import IGNORE_INDEX, Sample
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import evaluation_loader
@@ -21,7 +22,7 @@ from tests.pipeline.data.small_dataset import APPLE, CUP, SmallDataset, box, typ
 
 def make(data: SmallDataset, split: str = "val") -> SegmentationDataset:
     root = data.write()
-    bootstrap(root, root.parent / "out", holdout_fraction=0.5)
+    bootstrap(root, root.parent / "out", BootstrapOptions(holdout_fraction=0.5))
     return SegmentationDataset(root.parent / "out", root, split)
 
 
@@ -189,7 +190,7 @@ def test_an_error_crosses_the_loader_whole(data: SmallDataset) -> None:
 def test_several_files_of_masks_are_one_sequence(tmp_path: Path) -> None:
     data = typical(tmp_path / "root", num_train=89)
     root = data.write()
-    bootstrap(root, tmp_path / "out", images_per_shard=70)
+    bootstrap(root, tmp_path / "out", BootstrapOptions(images_per_shard=70))
     dataset = SegmentationDataset(tmp_path / "out", root, "train")
     ids = dataset.image_ids()
     assert len(dataset) == len(ids) == 80

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from pipeline.data.labels.label_space import official_categories
+from pipeline.data.labels.official import official_categories
 from pipeline.data.tiny import drawing as tiny_drawing
 from pipeline.data.tiny import generate as tiny
 from pipeline.data.tiny.generate import generate_tiny

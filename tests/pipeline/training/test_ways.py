@@ -1,0 +1,150 @@
+"""Every way to train: divided, averaged, scaled, deterministic, compiled; each resumes exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.checkpoint.format import load_checkpoint
+from pipeline.config.load import load_settings
+from pipeline.config.paths import checkpoint_folder
+from pipeline.runtime.errors import KilosegError, UsageError
+from pipeline.tracking.tracker import NoTracker
+from pipeline.train_step.loss import Losses
+from pipeline.training.trainer import train
+from tests.pipeline.training.recording import Recorder, UndisturbedRuns, assert_same_checkpoints, crash
+
+
+def test_a_divided_batch_trains_nearly_as_an_undivided_one(project: Path) -> None:
+    recorders = {}
+    for parts in (1, 2):
+        overrides = {"train.batch_size": 4, "train.accumulation_steps": parts, "train.steps": 3}
+        recorders[parts] = Recorder()
+        result = train(load_settings(variant="exact", overrides=overrides), recorders[parts])
+        assert result.accumulation_steps == parts
+    assert recorders[1].losses != recorders[2].losses  # batch norm
+    assert recorders[1].losses[1] == pytest.approx(recorders[2].losses[1], rel=0.05)
+
+
+def test_the_average_is_validated_and_kept_and_the_weights_go_on(
+    project: Path, undisturbed: UndisturbedRuns
+) -> None:
+    averaged = Recorder()
+    settings = load_settings(variant="exact", overrides={"train.ema": 0.9, "train.validate_every": 8})
+    result = train(settings, averaged)
+    assert averaged.losses == undisturbed("exact").losses  # the average changes nothing that is trained
+    last = load_checkpoint(checkpoint_folder(settings) / "last.safetensors")
+    best = load_checkpoint(result.checkpoint)
+    assert best.average == {}
+    assert all(torch.equal(best.model[name], last.average[name]) for name in best.model)
+    assert any(not torch.equal(best.model[name], last.model[name]) for name in best.model)
+
+
+WAYS = {
+    "average": {"train.ema": 0.9},
+    "fused": {"train.fused_optimizer": True, "train.gradient_clip": 1.0},
+    "fused AdamW": {"train.optimizer": "adamw", "train.fused_optimizer": True},
+    "parts": {"train.batch_size": 3, "train.accumulation_steps": 2, "loss.pixel_budget": 500},
+    "channels last": {"train.channels_last": True, "train.precision": "bf16"},
+    "deterministic": {"train.deterministic": True},
+    "one batch": {"train.debug": "one_batch"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_train_resumes_exactly(project: Path, way: str, undisturbed: UndisturbedRuns) -> None:
+    overrides = {**WAYS[way], "train.steps": 5}
+    settings, whole = load_settings(variant="sampled", overrides=overrides), undisturbed("sampled", overrides)
+    first, second = Recorder(at=4, do=crash), Recorder()
+    with pytest.raises(MemoryError):
+        train(settings, first)
+    train(settings, second)
+    assert min(second.losses) == 3
+    assert {**first.losses, **second.losses} == whole.losses
+    assert_same_checkpoints(checkpoint_folder(settings), whole.folder)
+
+
+def test_a_loss_scale_is_restored_and_changes_no_loss(
+    project: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: UndisturbedRuns
+) -> None:
+    """fp16 needs a GPU, its scaler does not: powers of two scale float32 gradients without rounding."""
+    overrides = {"train.gradient_clip": 1.0}
+    settings, unscaled = load_settings(variant="exact", overrides=overrides), undisturbed("exact", overrides)
+    real = torch.amp.GradScaler
+
+    def scaler(device: str, *, enabled: bool) -> torch.amp.GradScaler:
+        return real(device, init_scale=2.0**10, growth_interval=3)
+
+    monkeypatch.setattr("pipeline.train_step.step.torch.amp.GradScaler", scaler)
+    first, second = Recorder(at=5, do=crash), Recorder()
+    with pytest.raises(MemoryError):
+        train(settings, first)
+    last = checkpoint_folder(settings) / "last.safetensors"
+    scale = load_checkpoint(last, header_only=True).progress["scale"]
+    assert (scale["scale"], scale["_growth_tracker"]) == (2.0**11, 1)
+    result = train(settings, second)
+    assert {**first.losses, **second.losses} == unscaled.losses
+    assert result.state.scale is not None
+    assert (result.state.scale["scale"], result.state.scale["_growth_tracker"]) == (2.0**12, 2)
+
+
+def test_half_precision_is_refused_on_the_cpu(project: Path) -> None:
+    with pytest.raises(UsageError, match=r"train\.precision(.|\n)*bf16"):
+        train(load_settings(variant="exact", overrides={"train.precision": "fp16"}), NoTracker())
+
+
+def test_determinism_is_switched_on_for_the_training_alone(project: Path) -> None:
+    seen = []
+    recorder = Recorder(at=2, do=lambda: seen.append(torch.are_deterministic_algorithms_enabled()))
+    train(load_settings(variant="exact", overrides={"train.deterministic": True}), recorder)
+    assert seen == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_operation_without_a_deterministic_kernel_is_refused_by_name(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*arguments: object) -> Losses:
+        raise RuntimeError("some_backward_cuda does not have a deterministic implementation, but you set ...")
+
+    monkeypatch.setattr("pipeline.train_step.step.segmentation_losses", refuses)
+    with pytest.raises(UsageError, match=r"train\.deterministic(.|\n)*some_backward_cuda"):
+        train(load_settings(variant="exact", overrides={"train.deterministic": True}), NoTracker())
+
+
+def test_deterministic_runs_on_several_threads_are_equal_to_the_bit(project: Path) -> None:
+    overrides = {"train.deterministic": True, "runtime.threads": 2, "train.steps": 2, "train.ema": 0.5}
+    before = torch.get_num_threads()
+    try:
+        for name in "ab":
+            train(load_settings(variant="exact", overrides=overrides), NoTracker(), folder=project / name)
+    finally:
+        torch.set_num_threads(before)
+    one, other = (load_checkpoint(project / name / "last.safetensors") for name in "ab")
+    for mine, theirs in ((one.model, other.model), (one.optimizer, other.optimizer)):
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_compiled_network_trains_as_the_plain_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's capture of the network but not its code generation, which takes minutes on two cores."""
+    real = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda network, **options: real(network, backend="eager", **options)
+    )
+    plain, compiled = Recorder(), Recorder()
+    train(load_settings(variant="exact", overrides={"train.steps": 2}), plain, folder=project / "plain")
+    settings = load_settings(variant="exact", overrides={"train.steps": 2, "train.compile": True})
+    result = train(settings, compiled)
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-5)
+    assert load_checkpoint(result.checkpoint).segmenter() is not None
+
+
+def test_a_network_that_cannot_be_compiled_is_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(*arguments: object) -> None:
+        raise torch._dynamo.exc.BackendCompilerFailed(no_compiler, RuntimeError("no C++ compiler"), None)
+
+    monkeypatch.setattr(torch, "compile", lambda network, **options: no_compiler)
+    with pytest.raises(KilosegError, match=r"could not be compiled(.|\n)*train\.compile"):
+        train(load_settings(variant="exact", overrides={"train.compile": True}), NoTracker())
