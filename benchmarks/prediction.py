@@ -37,7 +37,7 @@ from pipeline.inference.windows import network_output
 from pipeline.memory.batch_size import USABLE, capacity_bytes
 from pipeline.memory.predict import allocated_cpu_bytes
 from pipeline.runtime.device import choose_device, set_threads
-from pipeline.runtime.signals import run
+from pipeline.runtime.signals import run_command
 
 try:
     import segmentation_models_pytorch as smp
@@ -235,4 +235,4 @@ def main(
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    sys.exit(run(app))
+    sys.exit(run_command(app))

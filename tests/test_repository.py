@@ -54,8 +54,8 @@ WINGS = {
     "pipeline.checkpoint": "models pipeline.runtime pipeline.config pipeline.data.labels",
     "pipeline.evaluation": "models pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
     "pipeline.data.loading pipeline.checkpoint",
-    "pipeline.inference": "models pipeline.runtime pipeline.config pipeline.data.labels pipeline.data.loading "
-    "pipeline.checkpoint",
+    "pipeline.inference": "models pipeline.runtime pipeline.data.labels pipeline.data.store "
+    "pipeline.data.loading pipeline.checkpoint",
     "pipeline.memory": "models pipeline.runtime pipeline.config pipeline.data.labels pipeline.train_step",
     "pipeline.training": "models pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
     "pipeline.data.loading "

@@ -88,9 +88,9 @@ def _on_cluster(
     address: str, source: str, options: dict[str, Any], pictures: list[Input], job: Job
 ) -> Outcome:
     from pipeline.inference.cluster import predict_on_cluster
-    from pipeline.tuning.cluster import join
+    from pipeline.tuning.cluster import connect
 
-    machines = join(address)
+    machines = connect(address)
     gpus = int(sum(machine.gpus for machine in machines))
     if options["device"] == "auto":
         options = {**options, "device": "cuda" if gpus else "cpu"}

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from pipeline.runtime.errors import DataError, UsageError
+from pipeline.data.store.images import open_image
+from pipeline.runtime.errors import UsageError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """What is taken as a picture when a folder is searched; a file named outright may have any suffix."""
@@ -29,25 +30,9 @@ def read_picture(path: Path | str) -> np.ndarray:
     Raises:
         DataError: missing, truncated, or not a picture.
     """
-    path = Path(path)
-    try:
-        with Image.open(path) as opened:
-            return _rgb(opened)
-    except UnidentifiedImageError as error:
-        raise DataError(
-            "not a picture that can be read",
-            where=path,
-            found=f"{path.stat().st_size} bytes of an unknown format",
-            allowed=", ".join(sorted(SUFFIXES)),
-            hint="convert it to JPEG or PNG",
-        ) from error
-    except Exception as error:  # Pillow raises nearly anything on damaged files
-        raise DataError(
-            "unreadable picture" if path.is_file() else "missing picture",
-            where=path,
-            found=error,
-            hint="take the file from its source again" if path.is_file() else "check the path",
-        ) from error
+    hint = "convert it to JPEG or PNG, or take the file from its source again"
+    with open_image(Path(path), kind="picture", hint=hint) as opened:
+        return _rgb(opened)
 
 
 def as_pixels(image: Picture) -> np.ndarray:

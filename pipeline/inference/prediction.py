@@ -68,7 +68,7 @@ class Prediction:
         """
         colors = np.zeros((max((c.class_id for c in self.classes), default=0) + 1, 3), dtype=np.uint8)
         for found in self.classes:
-            colors[found.class_id] = class_color(found.class_id - 1)
+            colors[found.class_id] = class_color(found.class_id)
         blended = self.image.copy()
         for first in range(0, len(blended), _ROWS):
             rows = slice(first, first + _ROWS)

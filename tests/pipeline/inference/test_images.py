@@ -108,10 +108,10 @@ def test_bad_files_are_named_with_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing picture(.|\n)*none\.jpg"):
         read_picture(tmp_path / "none.jpg")
     (tmp_path / "text.jpg").write_text("not a picture")
-    with pytest.raises(DataError, match=r"not a picture that can be read(.|\n)*text\.jpg(.|\n)*13 bytes"):
+    with pytest.raises(DataError, match=r"unreadable picture(.|\n)*text\.jpg(.|\n)*convert it"):
         read_picture(tmp_path / "text.jpg")
     (tmp_path / "empty.png").touch()
-    with pytest.raises(DataError, match=r"empty\.png(.|\n)*0 bytes"):
+    with pytest.raises(DataError, match=r"unreadable picture(.|\n)*empty\.png"):
         read_picture(tmp_path / "empty.png")
     for name in ("cut.jpg", "cut.png"):
         Image.fromarray(photo(200, 200)).save(tmp_path / name)

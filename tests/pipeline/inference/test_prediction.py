@@ -43,10 +43,10 @@ def test_an_overlay_blends_the_classes_colors_and_leaves_the_rest(prediction: Pr
     plain = np.asarray(prediction.overlay(names=False)).astype(int)
     np.testing.assert_array_equal(plain[:10, :10], prediction.image[:10, :10])
     for columns, class_id in ((slice(12, 30), 7), (slice(30, 60), 299)):
-        expected = (prediction.image[:, columns] + np.array(class_color(class_id - 1), dtype=float)) / 2
+        expected = (prediction.image[:, columns] + np.array(class_color(class_id), dtype=float)) / 2
         assert np.abs(plain[:, columns] - expected).max() <= 0.5
     solid = np.asarray(prediction.overlay(opacity=1, names=False))
-    assert (solid[:, 30:] == class_color(298)).all()
+    assert (solid[:, 30:] == class_color(299)).all()
 
 
 def test_names_are_written_on_their_classes(prediction: Prediction) -> None:
