@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.classes import app as classes_app
 from pipeline.cli.data import app as data_app
 from pipeline.cli.memory import memory
 from pipeline.cli.predict import predict
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(classes_app, name="classes")
 app.add_typer(tune_app, name="tune")
 app.command()(memory)
 app.command()(predict)

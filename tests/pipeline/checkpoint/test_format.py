@@ -108,7 +108,7 @@ def test_a_checkpoint_of_a_newer_version_says_so(
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.checkpoint.format.FORMAT", 2)
         checkpoint.save(path)
-    with pytest.raises(DataError, match=r"format 2(.|\n)*allowed:  format 1(.|\n)*update kiloseg"):
+    with pytest.raises(DataError, match=r"format 2(.|\n)*allowed: format 1(.|\n)*update kiloseg"):
         load_checkpoint(path)
     with monkeypatch.context() as patch:
         tree = checkpoint.arguments.to_dict() | {"attention": "new"}
