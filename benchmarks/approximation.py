@@ -152,7 +152,7 @@ class Bench:
         checkpoints = self.folder / "checkpoints" / f"{variant}-{seed}-{steps}".replace(" ", "-")
         print(f"{variant}, seed {seed}, {steps} steps", file=sys.stderr, flush=True)
         result = train(settings, NoTracker(), folder=checkpoints)
-        val, seen = (_judge(settings, result.checkpoint, split) for split in ("val", "train"))
+        val, seen = (_evaluate(settings, result.checkpoint, split) for split in ("val", "train"))
         cell = Cell(
             key=key,
             variant=variant,
@@ -177,7 +177,7 @@ class Bench:
         return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def _judge(settings: Settings, checkpoint: Path, split: str) -> Metrics:
+def _evaluate(settings: Settings, checkpoint: Path, split: str) -> Metrics:
     device = choose_device(settings.runtime.device)
     data = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, split)
     limit = settings.evaluate.max_images

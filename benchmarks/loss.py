@@ -1,4 +1,4 @@
-"""Time and memory of one forward and backward pass of every loss, against the dense one and its peers.
+"""Measure time and memory of one forward and backward pass of every loss, the dense one and peers.
 
     python -m benchmarks.loss --device cpu --pixels 65536 --classes 1284 --classes 10000
     python -m benchmarks.loss --device cuda --pixels 4194304 --save

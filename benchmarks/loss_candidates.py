@@ -1,4 +1,4 @@
-"""What `benchmarks.loss` compares: one problem, our losses, the dense one, and the peers that are installed.
+"""Make what `benchmarks.loss` compares: one problem, our losses, the dense one, and installed peers.
 
 Nothing but torch is needed (and triton on a GPU); a peer that is missing, or cannot run here, stays in the
 table with the reason.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models import fused
+from models.embeddings import LossOptions
 from models.fused.launch import require
 from models.losses.knn import knn_cross_entropy
 from models.losses.sampled import sampled_cross_entropy
@@ -93,9 +93,9 @@ def dense_logits(pixels: Tensor, classes: Tensor, similarity: str, temperature: 
 
 
 def exact_in_torch(inputs: Inputs) -> Tensor:
-    """The pure-torch function even where the public one would choose the fused kernels."""
+    """Compute the loss in plain torch, even where the public function would use the kernels."""
     return ExactCrossEntropy.apply(
-        inputs.pixels, inputs.classes, inputs.target, None, TEMPERATURE, inputs.similarity, -1, 2**25, True
+        inputs.pixels, inputs.classes, inputs.target, None, LossOptions(TEMPERATURE, inputs.similarity), True
     )
 
 
@@ -118,14 +118,14 @@ def make_candidates(inputs: Inputs, num_negatives: int) -> list[Candidate]:
         ),
     ]
     candidates.insert(2, map_candidate(inputs))
-    candidates += fused_candidates(inputs, options)
+    candidates += fused_candidates(inputs)
     if inputs.similarity == "cosine":
         candidates += peer_candidates(inputs)
     return candidates
 
 
 def low_resolution(inputs: Inputs) -> tuple[Tensor, Tensor] | None:
-    """Maps (N, D, h, w) and a target (N, 4h, 4w), or None where the pixels make no square image.
+    """Make maps (N, D, h, w) and a target (N, 4h, 4w); None where the pixels make no square image.
 
     They are every fourth row and column of the very pixels, so that both see like similarities.
     """
@@ -140,32 +140,31 @@ def low_resolution(inputs: Inputs) -> tuple[Tensor, Tensor] | None:
 
 
 def map_candidate(inputs: Inputs) -> Candidate:
-    """The exact loss at the full resolution of maps at a quarter of it."""
+    """Make the candidate for the exact loss of maps at a quarter of the target's resolution."""
     name, both = "exact of maps (torch)", (inputs.pixels, inputs.classes)
     found = low_resolution(inputs)
     if found is None:
         return Candidate(name, lambda: torch.zeros(()), both, left_out="needs a multiple of 8x8 pixels")
     maps, target = found
-    arguments = maps, inputs.classes, target, None, TEMPERATURE, inputs.similarity, -1, 2**25, True
+    arguments = maps, inputs.classes, target, None, LossOptions(TEMPERATURE, inputs.similarity), True
     steps = 3 * len(inputs.pixels) * len(inputs.classes)
     return Candidate(
         name, lambda: ExactCrossEntropyOfMaps.apply(*arguments), (maps, inputs.classes), 0, steps
     )
 
 
-def fused_candidates(inputs: Inputs, options: dict[str, Any]) -> list[Candidate]:
+def fused_candidates(inputs: Inputs) -> list[Candidate]:
     names = ("exact (fused)", "exact (fused + upsample)")
     both = (inputs.pixels, inputs.classes)
     try:
-        require(*both, inputs.similarity)
+        require(*both)
     except (RuntimeError, ValueError) as error:
         missing = str(error).split(";")[0]
         return [Candidate(name, lambda: torch.zeros(()), both, left_out=missing) for name in names]
+    options = LossOptions(TEMPERATURE, inputs.similarity)
     flat = Candidate(
         names[0],
-        lambda: fused.fused_exact_cross_entropy(
-            inputs.pixels, inputs.classes, inputs.target, ignore_index=-1, **options
-        ),
+        lambda: fused.fused_exact_cross_entropy(inputs.pixels, inputs.classes, inputs.target, options),
         both,
     )
     found = low_resolution(inputs)
@@ -175,9 +174,7 @@ def fused_candidates(inputs: Inputs, options: dict[str, Any]) -> list[Candidate]
     maps, target = found
     folded = Candidate(
         names[1],
-        lambda: fused.fused_exact_cross_entropy_upsampled(
-            maps, inputs.classes, target, ignore_index=-1, **options
-        ),
+        lambda: fused.fused_exact_cross_entropy(maps, inputs.classes, target, options),
         (maps, inputs.classes),
     )
     return [flat, folded]

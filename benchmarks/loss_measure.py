@@ -1,4 +1,4 @@
-"""Time and memory of the candidates of `benchmarks.loss`, and the least time a GPU needs for one."""
+"""Measure time and memory of the candidates of `benchmarks.loss`, and the least time a GPU needs."""
 
 from __future__ import annotations
 

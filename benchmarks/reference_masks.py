@@ -1,4 +1,4 @@
-"""How the reference implementation makes a mask, written anew after a description of its steps.
+"""Make a mask as the reference implementation does, written anew after a description of its steps.
 
 For each image: every annotation is decoded to a whole mask and added where the mask is still zero; whether
 the image has stuff is looked up in a list of all images that have; stuff ids are renumbered in the whole

@@ -1,15 +1,18 @@
-"""A full training step: images a second and peak memory, for few and for many classes, beside its peers.
+"""Measure a full training step beside its peers: images per second and peak memory, by classes.
 
     python -m benchmarks.training --threads 2 --save
     python -m benchmarks.training --device cuda --crop 512 --batch 10 --precision bf16 --channels-last --save
 
-Every candidate takes the step that `pipeline.training.trainer` takes (forward, loss, backward, SGD with momentum), in
-turns, on one synthetic batch with every pixel labeled. `embedding` is ours with the exact loss; `dense` the
-same network with the same cross-entropy, of the logits of all pixels and classes; `softmax` our network with
-the usual head; `smp` the DeepLabV3Plus of segmentation_models_pytorch with the same timm backbone and plain
-cross-entropy. Its decoder is made of depthwise separable convolutions, and so is ours here unless --decoder
-says otherwise. The rows that name a number of pixels hand no more than these to the loss
-(`loss.pixel_budget`).
+Every candidate takes the step that `pipeline.training.trainer` takes (forward, loss, backward, SGD with
+momentum), in turns, on one synthetic batch with every pixel labeled:
+
+    embedding   our network with the exact loss
+    dense       the same network with the same cross-entropy, of the logits of all pixels and classes
+    softmax     our network with the usual head
+    smp         the DeepLabV3Plus of segmentation_models_pytorch, same timm backbone, plain cross-entropy
+
+The decoder of smp is made of depthwise separable convolutions, and so is ours here unless --decoder says
+otherwise. The rows that name a number of pixels pass no more than these to the loss (`loss.pixel_budget`).
 
 The fastest of the steps counts. The column `loss` is the loss alone, forward and backward from the network's
 output on. Memory is the most that torch's allocator held, the model, its gradients and momentum included. A
@@ -59,7 +62,7 @@ class Row:
 def measure(
     settings: Settings, budget: int | None, classes: int, device: torch.device, repeats: int
 ) -> list[Row]:
-    """A row for each candidate; all of them take turns."""
+    """Measure every candidate in turns and return a row for each."""
     rows: list[Row] = []
     steps: list[tuple[Row, Step, Step | None]] = []
     for candidate in make_candidates(settings, budget, classes, device):
@@ -85,7 +88,7 @@ def measure(
 
 
 def peak_bytes(make: Callable[[], Step], device: torch.device) -> int | None:
-    """The most that was held in two steps of a new model; None where they do not fit."""
+    """Measure the most memory held in two steps of a new model; None where they do not fit."""
 
     def two_steps() -> None:
         step = make()
@@ -119,7 +122,7 @@ def seconds_of(step: Step, device: torch.device) -> float:
 
 
 def table(groups: list[list[Row]], images: int) -> str:
-    """A line a row: its figures, and relative to `embedding` at as many and at the fewest classes."""
+    """Format a line per row: figures, and ratios to `embedding` at as many and at the fewest classes."""
     fewest = groups[0][0]
     lines = [
         f"{'':22}{'classes':>8}{'ms/step':>10}{'loss, ms':>10}{'images/s':>10}{'peak MiB':>10}"
@@ -142,7 +145,7 @@ def table(groups: list[list[Row]], images: int) -> str:
 
 
 def verdicts(groups: list[list[Row]]) -> Iterator[str]:
-    """What the targets of a step compare, each in a line with the figures that decide it."""
+    """Format each target of a step as a line with the figures that decide it."""
     fewest = {row.name: row for row in groups[0] if row.peak_bytes is not None}
     ours = fewest.get("embedding")
     if ours is not None and "smp" in fewest:

@@ -1,4 +1,4 @@
-"""The steps that `benchmarks.training` compares: ours, the same network with all logits, and the peer's."""
+"""Make the steps that `benchmarks.training` compares: ours, one with all logits, and the peer's."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def make_candidates(
 
 
 def synthetic(settings: Settings, classes: int) -> Batch:
-    """A batch of noise, every pixel labeled."""
+    """Make a batch of noise, every pixel labeled."""
     options, generator = settings.train, torch.Generator().manual_seed(0)
     size = (options.images_per_step, options.crop_size, options.crop_size)
     images = torch.randint(256, (size[0], 3, *size[1:]), dtype=torch.uint8, generator=generator)
@@ -75,7 +75,7 @@ def synthetic(settings: Settings, classes: int) -> Batch:
 
 
 def own_step(settings: Settings, classes: int, device: torch.device) -> Step:
-    """The very step of the training."""
+    """Make the step that the training takes."""
     segmenter = build_model(settings.model, classes).to(device).train()
     optimization = TrainStep(segmenter, settings, accumulation_steps=settings.train.accumulation_steps)
     batch = synthetic(settings, classes)
@@ -83,7 +83,7 @@ def own_step(settings: Settings, classes: int, device: torch.device) -> Step:
 
 
 def own_loss(settings: Settings, classes: int, device: torch.device) -> Step:
-    """What of that step comes after the network's output: upsampling and loss, forward and backward."""
+    """Make the part of that step after the network's output: upsampling and loss, forward and backward."""
     segmenter = build_model(settings.model, classes).to(device)
     batch, generator = synthetic(settings, classes), torch.Generator(device).manual_seed(0)
     target, channels = batch.target.to(device), classes
@@ -101,7 +101,7 @@ def own_loss(settings: Settings, classes: int, device: torch.device) -> Step:
 
 
 def dense_step(settings: Settings, classes: int, device: torch.device) -> Step:
-    """The same network and the same cross-entropy as `embedding`, on the logits of all pixels and classes."""
+    """Make a step of the same network and cross-entropy, on the logits of all pixels and classes."""
     segmenter = build_model(settings.model, classes).to(device).train()
     loss_settings = settings.loss
 
@@ -115,7 +115,7 @@ def dense_step(settings: Settings, classes: int, device: torch.device) -> Step:
 
 
 def smp_step(settings: Settings, classes: int, device: torch.device) -> Step:
-    """The peer's network with full-resolution logits; its ASPP is as separable as ours."""
+    """Make a step of the peer's network with full-resolution logits; its ASPP is as separable as ours."""
     model = settings.model
     network = smp.DeepLabV3Plus(
         f"tu-{model.backbone}",

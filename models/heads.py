@@ -1,28 +1,34 @@
-"""What turns decoded features into classes: embeddings compared with class embeddings, or plain logits.
+"""Turn decoded features into what is compared with the classes, and hold the classes' side of it.
 
 `EmbeddingHead` is the paper's: D channels per pixel, L2-normalized at stride 4, and a table of one learned
-vector per class, normalized at every use. `SoftmaxHead` is the baseline: C channels per pixel. Both predict
-without ever holding scores of all pixels and all classes.
+vector per class, normalized at every use. `SoftmaxHead` is the usual classifier: the features are compared as
+they are with the rows of a 1x1 convolution's weight, and its bias is added. Neither forms the scores of all
+pixels and all classes: the losses of `losses` and `predict_classes` do that in tiles.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .embeddings import WORK_BYTES
-from .nearest import nearest_classes
+from .nearest import predict_classes
 
 
 class EmbeddingHead(nn.Module):
-    """A 1x1 convolution to D normalized channels, and the class embeddings they are compared with.
+    """Project features to D normalized channels by a 1x1 convolution, and hold the class embeddings.
 
     Args:
         in_channels: of the decoded features.
         embedding_dim: D, the same for any number of classes.
         num_classes: C.
     """
+
+    bias: None = None
+    """No class has an advantage."""
 
     def __init__(self, in_channels: int, embedding_dim: int, num_classes: int) -> None:
         super().__init__()
@@ -32,42 +38,35 @@ class EmbeddingHead(nn.Module):
 
     @property
     def class_embeddings(self) -> Tensor:
-        """(C, D) float32 of length 1, differentiable; computed from the table at every access."""
+        """Normalize the table to (C, D) float32 of length 1, differentiable, at every access."""
         return _normalize(self.class_table)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, in_channels, h, w) to pixel embeddings (N, D, h, w), float32 of length 1 per pixel."""
+        """Map (N, in_channels, h, w) to pixel embeddings (N, D, h, w), float32 of length 1 per pixel."""
         return _normalize(self.projection(features))
 
     @torch.no_grad()
     def predict(self, features: Tensor, size: tuple[int, int], *, work_bytes: int = WORK_BYTES) -> Tensor:
-        """The nearest class of each pixel.
+        """Predict the nearest class of each pixel.
 
-        The embeddings of one image at a time are upsampled, bilinearly and not normalized again, as in
-        training; the search then holds `work_bytes` of scores.
+        The embeddings are upsampled bilinearly and not normalized again, as in training.
 
         Args:
             features: decoded features (N, in_channels, h, w).
             size: height and width of the result.
-            work_bytes: budget of the search.
+            work_bytes: size of the work buffer of the search.
 
         Returns:
             (N, *size) int64 train ids.
         """
-        pixel_embeddings, class_embeddings = self(features), self.class_embeddings
-        maps = []
-        for image in pixel_embeddings.split(1):
-            upsampled = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
-            pixels = upsampled[0].flatten(1).T  # (H*W, D)
-            maps.append(nearest_classes(pixels, class_embeddings, 1, work_bytes=work_bytes).view(size))
-        return torch.stack(maps)
+        return _predict(self, features, size, "distance", work_bytes)
 
 
 class SoftmaxHead(nn.Module):
-    """A 1x1 convolution to C logits: the baseline whose training memory grows with the classes.
+    """Compare features with the rows of a linear classifier: the usual head, whose logits need not exist.
 
     Args:
-        in_channels: of the decoded features.
+        in_channels: D, of the decoded features.
         num_classes: C.
     """
 
@@ -76,47 +75,59 @@ class SoftmaxHead(nn.Module):
         _check_sizes(num_classes=num_classes)
         self.classifier = nn.Conv2d(in_channels, num_classes, 1)
 
+    @property
+    def class_embeddings(self) -> Tensor:
+        """Return the weight of the classifier, (C, D)."""
+        return self.classifier.weight.flatten(1)
+
+    @property
+    def bias(self) -> Tensor:
+        """Return the bias of the classifier, (C,)."""
+        assert self.classifier.bias is not None
+        return self.classifier.bias
+
     def forward(self, features: Tensor) -> Tensor:
-        """(N, in_channels, h, w) to logits (N, C, h, w)."""
+        """Return the features (N, D, h, w) as they are: they are compared with `class_embeddings`."""
+        return features
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Map (N, D, h, w) to all logits (N, C, h, w), whose memory grows with the classes."""
         return self.classifier(features)
 
     @torch.no_grad()
     def predict(self, features: Tensor, size: tuple[int, int], *, work_bytes: int = WORK_BYTES) -> Tensor:
-        """The class of the largest upsampled logit of each pixel, the lower id where several are equal.
-
-        One image and one slice of the classes at a time, keeping the best so far: the argmax of the fully
-        upsampled logits without ever holding them.
+        """Predict the class of each pixel's largest upsampled logit.
 
         Args:
-            features: decoded features (N, in_channels, h, w).
+            features: decoded features (N, D, h, w).
             size: height and width of the result.
-            work_bytes: budget of the upsampled logits; at least one class is held.
+            work_bytes: size of the work buffer of the search.
 
         Returns:
             (N, *size) int64 train ids.
         """
-        return torch.stack([self._predict_image(image, size, work_bytes) for image in features.split(1)])
+        return _predict(self, features, size, "dot", work_bytes)
 
-    def _predict_image(self, features: Tensor, size: tuple[int, int], work_bytes: int) -> Tensor:
-        weight, bias = self.classifier.weight, self.classifier.bias
-        assert bias is not None
-        # Four bytes per pixel and class, and a sixteenth of the pixels at stride 4 besides.
-        classes = max(1, work_bytes // (5 * size[0] * size[1]))
-        best = torch.full(size, -torch.inf, device=features.device)
-        best_class = torch.zeros(size, dtype=torch.int64, device=features.device)
-        for first in range(0, len(weight), classes):
-            part = slice(first, first + classes)
-            logits = F.conv2d(features, weight[part], bias[part])
-            upsampled = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
-            value, index = upsampled.max(dim=0)  # of equal values the first
-            better = value > best
-            best = torch.where(better, value.float(), best)
-            best_class = torch.where(better, index + first, best_class)
-        return best_class
+
+def _predict(
+    head: EmbeddingHead | SoftmaxHead,
+    features: Tensor,
+    size: tuple[int, int],
+    similarity: Literal["distance", "dot"],
+    work_bytes: int,
+) -> Tensor:
+    return predict_classes(
+        head(features),
+        head.class_embeddings,
+        size,
+        bias=head.bias,
+        similarity=similarity,
+        work_bytes=work_bytes,
+    )
 
 
 def _normalize(vectors: Tensor) -> Tensor:
-    """Length 1 along dimension 1, in float32: bfloat16 rounds away what tells many classes apart."""
+    """Normalize along dimension 1, in float32: bfloat16 is too coarse to tell many classes apart."""
     with torch.autocast(vectors.device.type, enabled=False):
         return F.normalize(vectors.float(), dim=1, eps=1e-6)
 

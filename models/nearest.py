@@ -1,57 +1,146 @@
-"""The classes nearest to each pixel, searched tile by tile.
+"""Find the classes nearest to each pixel, without scores of all pixels and all classes.
 
-One search serves the paper's hard negatives (`models.losses.knn.knn_cross_entropy`), the separation term and
-prediction. Scores exist for one tile of pixels x classes at a time, never for all pixels and all classes.
+One search serves the paper's hard negatives (`losses.knn`), the separation term and prediction.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
-from .embeddings import WORK_BYTES, Similarity, check_embeddings, check_similarity, full_precision
-from .fused.launch import fused_kernels, to_kernel_dtype
-from .tiled.search import _search
+from .embeddings import (
+    WORK_BYTES,
+    Similarity,
+    check_class_vectors,
+    check_embeddings,
+    check_search_bias,
+    check_similarity,
+    class_matrix,
+    full_precision,
+    never_compiled,
+)
+from .fused import MAX_NEAREST, fused_nearest_classes, supports, to_kernel_dtype
+from .tiled.search import class_keys, search_cells, search_nearest
+from .upsampling import rows_of_pixels, whole_factor
 
 
-@torch.compiler.disable
+@never_compiled
 @torch.no_grad()
 def nearest_classes(
     pixel_embeddings: Tensor,
     class_embeddings: Tensor,
     k: int,
     *,
+    bias: Tensor | None = None,
     similarity: Similarity = "distance",
     work_bytes: int = WORK_BYTES,
 ) -> Tensor:
     """Find the k classes most similar to each pixel, without gradient.
 
     Classes at exactly the same distance are listed in the order of their ids (which of them are listed, when
-    only some fit, is left open). Inputs of lower precision are compared in float32; distances closer to each
+    only some fit, is left open). Inputs of lower precision are compared in float32. Distances closer to each
     other than the rounding of their squares, about 1e-7 for unit vectors, may change places.
 
     Args:
         pixel_embeddings: (P, D), any floating dtype.
-        class_embeddings: (C, D), on the same device.
+        class_embeddings: (C, D), or the weight (C, D, 1, 1) of a 1 x 1 convolution, on the same device.
         k: classes to return for each pixel, 1..C.
-        similarity: "distance" (Euclidean, smallest first) or "cosine" (inner product, largest first).
+        bias: (C,) float, added to inner products.
+        similarity: "distance" (Euclidean, smallest first), "dot" or "cosine" (inner product, largest first).
         work_bytes: size of the work buffer in bytes. It bounds the memory beyond inputs and result.
 
     Returns:
         (P, k) int64 class indices, nearest first.
 
     Raises:
-        ValueError: shapes that do not fit together, `k` outside 1..C, unknown `similarity`.
+        ValueError: shapes that do not fit together, `k` outside 1..C, unknown `similarity`, a bias of
+            distances.
     """
+    class_embeddings = class_matrix(class_embeddings)
     check_embeddings(pixel_embeddings, class_embeddings)
     check_similarity(similarity)
+    check_search_bias(similarity, bias)
+    check_class_vectors(len(class_embeddings), pixel_embeddings, bias=bias)
     num_classes = len(class_embeddings)
     if not 1 <= k <= num_classes:
         raise ValueError(f"k is {k}; allowed are 1 to {num_classes}, the number of classes")
-    fused = fused_kernels(pixel_embeddings, class_embeddings)
-    if fused is not None and k <= fused.MAX_NEAREST:
-        return fused.fused_nearest_classes(
-            to_kernel_dtype(pixel_embeddings), to_kernel_dtype(class_embeddings), k, similarity=similarity
-        )
+    if k <= MAX_NEAREST and bias is None and supports(pixel_embeddings, class_embeddings):
+        embeddings = to_kernel_dtype(pixel_embeddings), to_kernel_dtype(class_embeddings)
+        return fused_nearest_classes(*embeddings, k, similarity=similarity)
     with full_precision(pixel_embeddings):
-        return _search(pixel_embeddings, class_embeddings, k, similarity, work_bytes)
+        keys = class_keys(pixel_embeddings, class_embeddings, bias, similarity)
+        return search_nearest(pixel_embeddings, keys, k, work_bytes)
+
+
+@never_compiled
+@torch.no_grad()
+def predict_classes(
+    embeddings: Tensor,
+    class_embeddings: Tensor,
+    size: Sequence[int] | None = None,
+    *,
+    bias: Tensor | None = None,
+    similarity: Similarity = "distance",
+    align_corners: bool = False,
+    work_bytes: int = WORK_BYTES,
+) -> Tensor:
+    """Find the nearest class of every pixel at full resolution, the argmax of a network's upsampled logits.
+
+    With "dot", the embeddings are the features that go into the last layer of any network, a 1 x 1
+    convolution, and its weight and bias are the class embeddings and the bias. Scores exist for a few pixels
+    at a time.
+    Where H and W are the same multiple of h and w, they are multiplied at low resolution and interpolated, as
+    the logits of a network are.
+
+    Args:
+        embeddings: (N, D, h, w), any floating dtype.
+        class_embeddings: (C, D), or the weight (C, D, 1, 1) of a 1 x 1 convolution, on the same device.
+        size: (H, W) of the result; None for (h, w).
+        bias: (C,) float, added to inner products.
+        similarity: "distance", "dot" or "cosine", as of `nearest_classes`.
+        align_corners: how maps are upsampled, as in `torch.nn.functional.interpolate`.
+        work_bytes: size of the work buffer in bytes. It bounds the memory beyond inputs and result.
+
+    Returns:
+        (N, H, W) int64 class indices.
+
+    Raises:
+        ValueError: as `nearest_classes`.
+    """
+    class_embeddings = class_matrix(class_embeddings)
+    if embeddings.dim() != 4:
+        raise ValueError(f"embeddings has shape {tuple(embeddings.shape)}; allowed is (N, D, h, w)")
+    check_embeddings(embeddings[:0].movedim(1, -1).flatten(0, 2), class_embeddings)
+    check_similarity(similarity)
+    check_search_bias(similarity, bias)
+    check_class_vectors(len(class_embeddings), embeddings, bias=bias)
+    low_res = embeddings.shape[2:]
+    full_res = tuple(size) if size is not None else tuple(low_res)
+    found = embeddings.new_empty((len(embeddings), *full_res), dtype=torch.int64)
+    factor = None if align_corners else whole_factor(low_res, full_res)
+    fused = bias is None and supports(embeddings, class_embeddings)
+    with full_precision(embeddings):
+        keys = class_keys(embeddings, class_embeddings, bias, similarity)
+        for image, of_image in zip(embeddings, found, strict=True):
+            if factor is not None and factor > 1 and not fused:
+                search_cells(image, keys, factor, work_bytes, out=of_image)
+                continue
+            for pixels, rows in _bands(image, full_res, align_corners, work_bytes):
+                of_image.view(-1)[pixels] = nearest_classes(
+                    rows, class_embeddings, 1, bias=bias, similarity=similarity, work_bytes=work_bytes // 2
+                )[:, 0]
+    return found
+
+
+def _bands(
+    image: Tensor, size: Sequence[int], align_corners: bool, work_bytes: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Interpolate (D, h, w) to rows (p, D), some pixels at a time, and tell which they are."""
+    total, dim = size[0] * size[1], image.shape[0]
+    step = max(1, work_bytes // 2 // (4 * dim + 64) // 4)
+    for first in range(0, total, step):
+        pixels = torch.arange(first, min(first + step, total), device=image.device)
+        rows = rows_of_pixels(image[None], size, pixels, align_corners=align_corners)
+        yield slice(first, first + step), rows

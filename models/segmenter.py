@@ -1,4 +1,7 @@
-"""The whole network: backbone, decoder and head, and the arguments that rebuild it from a checkpoint."""
+"""Build the whole network: backbone, decoder and head, from arguments that a checkpoint can store.
+
+Importing this module needs torch only; building a backbone needs timm.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +10,34 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone.backbone import LOW_STRIDE, Backbone
-from .decoders.deeplabv3plus import DeepLabV3PlusDecoder
-from .decoders.fpn import FPNDecoder
-from .decoders.linear import LinearDecoder
-from .decoders.upernet import UPerNetDecoder
+from .backbone import LOW_STRIDE
+from .decoders import DECODERS
 from .embeddings import WORK_BYTES
 from .heads import EmbeddingHead, SoftmaxHead
 
-Decoder = DeepLabV3PlusDecoder | FPNDecoder | UPerNetDecoder | LinearDecoder
-DecoderName = Literal["deeplabv3plus", "deeplabv3plus_separable", "fpn", "upernet", "linear"]
+if TYPE_CHECKING:
+    from .backbone.backbone import Backbone
+
+_HEADS = ("embedding", "softmax")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterConfig:
-    """Everything needed to build the segmenter again, weights aside.
+    """Hold everything needed to build the segmenter again, weights aside.
 
     Attributes:
         num_classes: C.
         backbone: timm's name of the model.
         output_stride: wanted stride of the backbone's last features.
-        decoder: the kind of decoder.
+        decoder: a name of `models.decoders.DECODERS`.
         decoder_channels: its output channels.
-        head: "embedding" (the method) or "softmax" (the baseline).
+        head: "embedding" (the method) or "softmax" (the usual classifier).
         embedding_dim: D; unused by the softmax head.
         batch_norm_momentum: of the backbone's running statistics; None leaves the model's own.
         input_scale: images are resized by this before the backbone sees them.
@@ -44,7 +46,7 @@ class SegmenterConfig:
     num_classes: int
     backbone: str = "resnet50"
     output_stride: int = 16
-    decoder: DecoderName = "deeplabv3plus"
+    decoder: str = "deeplabv3plus"
     decoder_channels: int = 256
     head: Literal["embedding", "softmax"] = "embedding"
     embedding_dim: int = 16
@@ -52,12 +54,12 @@ class SegmenterConfig:
     input_scale: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The arguments by name, ready for JSON."""
+        """Return the arguments by name, ready for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SegmenterConfig:
-        """The inverse of `to_dict`.
+        """Make the arguments from what `to_dict` returned.
 
         Raises:
             ValueError: a name that is no argument, or `num_classes` missing.
@@ -71,7 +73,7 @@ class SegmenterConfig:
 
 
 class ParameterGroups(NamedTuple):
-    """The trainable parameters by what may be trained differently, each with its name in the state dict."""
+    """Group the trainable parameters for learning rates of their own, each with its state-dict name."""
 
     backbone: list[tuple[str, nn.Parameter]]
     decoder: list[tuple[str, nn.Parameter]]  # and the head's convolution
@@ -79,7 +81,7 @@ class ParameterGroups(NamedTuple):
 
 
 class Segmenter(nn.Module):
-    """Images to pixel embeddings or logits at stride 4, and to classes at full resolution.
+    """Map images to pixel embeddings or logits at stride 4, and to classes at full resolution.
 
     Args:
         backbone: features from stride 4 to the output stride.
@@ -94,7 +96,7 @@ class Segmenter(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        decoder: Decoder,
+        decoder: nn.Module,
         head: EmbeddingHead | SoftmaxHead,
         *,
         input_scale: float = 1.0,
@@ -109,33 +111,35 @@ class Segmenter(nn.Module):
         self.backbone_frozen = False
 
     def freeze_backbone(self) -> None:
-        """Keeps the backbone as it is: no gradients, and its statistics and dropout as in evaluation."""
+        """Freeze the backbone: no gradients, and its statistics and dropout as in evaluation."""
         self.backbone_frozen = True
         self.backbone.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Segmenter:
-        """As `torch.nn.Module.train`, but a frozen backbone stays in evaluation mode."""
+        """Set the mode as `torch.nn.Module.train`, but a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if self.backbone_frozen:
             self.backbone.eval()
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pixel embeddings of length 1 or logits, at stride 4 of the resized images.
+        """Compute what is compared with the classes, at stride 4 of the resized images.
+
+        These are pixel embeddings of length 1, or the decoded features of a softmax head.
 
         Args:
             images: (N, 3, H, W) float in [0, 1]; mean and standard deviation are applied inside.
 
         Returns:
-            (N, D or C, ceil(H/4), ceil(W/4)), H and W after resizing by `input_scale`.
+            (N, D, ceil(H/4), ceil(W/4)), H and W after resizing by `input_scale`.
         """
         return self.head(self._decoded(images))
 
     def predict(
         self, images: Tensor, size: tuple[int, int] | None = None, *, work_bytes: int = WORK_BYTES
     ) -> Tensor:
-        """The class of each pixel, in evaluation mode and without gradient, at constant work memory.
+        """Predict the class of each pixel, in evaluation mode and without gradient, in bounded work memory.
 
         Args:
             images: (N, 3, H, W) float in [0, 1].
@@ -157,12 +161,12 @@ class Segmenter(nn.Module):
                 module.training = mode
 
     def output_size(self, size: Sequence[int]) -> tuple[int, int]:
-        """Height and width of the output for images of this height and width."""
+        """Compute height and width of the output for images of this height and width."""
         height, width = (-(-side // LOW_STRIDE) for side in self._resized(size))
         return height, width
 
     def parameter_groups(self) -> ParameterGroups:
-        """Backbone, decoder with the head's convolution, and the class table, for rates of their own."""
+        """Return the parameters of backbone, decoder with the head's convolution, and class table apart."""
         groups = ParameterGroups([], [], [])
         for name, parameter in self.named_parameters():
             if name.startswith("backbone."):
@@ -174,7 +178,7 @@ class Segmenter(nn.Module):
         return groups
 
     def _decoded(self, images: Tensor) -> Tensor:
-        """(N, channels, ceil(H/4), ceil(W/4)); what the backbone padded is cut off again."""
+        """Decode to (N, channels, ceil(H/4), ceil(W/4)); the backbone's padding is cut off again."""
         height, width = self.output_size(images.shape[-2:])
         if self.input_scale != 1:
             size = self._resized(images.shape[-2:])
@@ -198,12 +202,20 @@ def build_segmenter(
     Raises:
         ValueError, FileNotFoundError, ConnectionError: as `Backbone`, and for arguments out of range.
     """
-    if arguments.decoder not in get_args(DecoderName) or arguments.head not in ("embedding", "softmax"):
+    if arguments.decoder not in DECODERS or arguments.head not in _HEADS:
         raise ValueError(
             f"decoder is {arguments.decoder!r}, head is {arguments.head!r}; "
-            f"allowed: decoder {', '.join(get_args(DecoderName))} (each with every backbone that gives "
+            f"allowed: decoder {', '.join(DECODERS)} (each with every backbone that gives "
             "features), head 'embedding' or 'softmax'"
         )
+    try:
+        from .backbone.backbone import Backbone
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"a backbone needs the package {error.name!r}, which is not installed\n"
+            '  fix: pip install "kiloseg[timm]"; losses, heads and searches need torch only',
+            name=error.name,
+        ) from error
     backbone = Backbone(
         arguments.backbone,
         output_stride=arguments.output_stride,
@@ -211,26 +223,13 @@ def build_segmenter(
         weights=weights,
         batch_norm_momentum=arguments.batch_norm_momentum,
     )
-    decoder = _decoder(arguments.decoder, backbone, arguments.decoder_channels)
+    channels = arguments.decoder_channels
+    decoder = DECODERS[arguments.decoder](
+        backbone.channels, channels=channels, output_stride=backbone.output_stride
+    )
     head: EmbeddingHead | SoftmaxHead
     if arguments.head == "embedding":
-        head = EmbeddingHead(decoder.channels, arguments.embedding_dim, arguments.num_classes)
+        head = EmbeddingHead(channels, arguments.embedding_dim, arguments.num_classes)
     else:
-        head = SoftmaxHead(decoder.channels, arguments.num_classes)
+        head = SoftmaxHead(channels, arguments.num_classes)
     return Segmenter(backbone, decoder, head, input_scale=arguments.input_scale)
-
-
-def _decoder(name: DecoderName, backbone: Backbone, channels: int) -> Decoder:
-    if name == "fpn":
-        return FPNDecoder(backbone.channels, channels=channels)
-    if name == "upernet":
-        return UPerNetDecoder(backbone.channels, channels=channels)
-    if name == "linear":
-        return LinearDecoder(backbone.channels[-1], channels=channels)
-    return DeepLabV3PlusDecoder(
-        backbone.channels[0],
-        backbone.channels[-1],
-        output_stride=backbone.output_stride,
-        channels=channels,
-        separable=name == "deeplabv3plus_separable",
-    )

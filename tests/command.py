@@ -14,7 +14,7 @@ from pipeline.cli.main import main
 
 
 def pipeline_here(*arguments: str, environment: Mapping[str, str] | None = None) -> int:
-    """`pipeline ...` in this process and folder, for what starts no Ray; returns the exit code.
+    """`pipeline ...` in this process and folder; returns the exit code.
 
     What the command would end with a traceback is raised here. `environment` replaces this process's.
     """

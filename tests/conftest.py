@@ -48,6 +48,7 @@ PARAMS = {
         "essnet": {"loss": {"name": "knn", "num_negatives": 3}},
         "sampled": {"loss": {"name": "sampled", "num_negatives": 16}},
         "softmax": {"model": {"head": "softmax"}},
+        "dense": {"model": {"head": "softmax"}, "loss": {"name": "dense"}},
     },
 }
 

@@ -79,7 +79,7 @@ def test_with_torch_and_triton_alone_every_loss_has_its_row_and_what_is_missing_
 def test_without_a_gpu_the_fused_rows_say_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     inputs = make_inputs(8, 3, 4, "cosine", torch.float32, "cpu")
-    for candidate in loss_candidates.fused_candidates(inputs, {}):
+    for candidate in loss_candidates.fused_candidates(inputs):
         assert candidate.left_out is not None
         assert "the fused kernels need" in candidate.left_out
         assert candidate.left_out in table(inputs, [candidate], None)

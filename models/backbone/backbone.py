@@ -1,7 +1,7 @@
-"""The backbone: any timm model that gives features, made to give the levels that decoders take.
+"""Wrap any timm model with features as a backbone that gives the levels decoders take.
 
-The first level has stride 4, the last the output stride: what was asked where timm can dilate the model,
-the model's own stride where it cannot (said in a warning, with what would work).
+The first level has stride 4, the last the output stride: the stride asked for where timm can dilate the
+model, else the model's own stride, with a warning that says what would work.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import LOW_STRIDE
 from .weights import LoadedWeights, check_weights_reachable, load_weights
 
 OutputStride = Literal[8, 16, 32]
 
-LOW_STRIDE = 4
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _REFUSALS = (TypeError, NotImplementedError, RuntimeError, ValueError, AssertionError)
 """What timm's models raise on an argument they do not take; VGG and GhostNet assert."""
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class OutputStrideWarning(UserWarning):
@@ -33,7 +34,7 @@ class OutputStrideWarning(UserWarning):
 
 
 class Backbone(nn.Module):
-    """A timm model without its classifier, giving features at several levels, fine to coarse.
+    """Compute features at several levels, fine to coarse, with a timm model without its classifier.
 
     Images are normalized with the mean and standard deviation that the model's weights were trained with
     (buffers, so they travel with the weights) and padded at the right and the bottom with the mean color.
@@ -91,7 +92,7 @@ class Backbone(nn.Module):
             self.loaded = load_weights(self.network, Path(weights), name=name)
         if batch_norm_momentum is not None:
             for module in self.network.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, _BATCH_NORMS):
                     module.momentum = batch_norm_momentum
 
         levels: Any = self.network.feature_info
@@ -109,7 +110,7 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(config.std or _IMAGENET_STD).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Features of (N, 3, H, W) images in [0, 1]; any H and W unless `image_size` is set.
+        """Compute the features of (N, 3, H, W) images in [0, 1]; any H and W unless `image_size` is set.
 
         Returns:
             (N, channels[i], Hp / strides[i], Wp / strides[i]) each, Hp x Wp being the padded size, both
@@ -144,7 +145,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _only_size(self, input_size: tuple[int, int, int]) -> tuple[int, int] | None:
-        """None if the model runs on a small oblong image too, else the size it was made for."""
+        """Return None if the model runs on a small oblong image too, else the size it was made for."""
         was_training = self.network.training
         self.network.eval()
         try:
@@ -162,7 +163,7 @@ class Backbone(nn.Module):
 
 
 def _pretrained_config(name: str) -> Any:
-    """timm's description of the model's weights: mean, std, input size, where they are."""
+    """Return timm's description of the model's weights: mean, std, input size, where they are."""
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
         raise ValueError(
@@ -184,7 +185,7 @@ def _pretrained_config(name: str) -> Any:
 
 
 def _create(name: str, output_stride: int, *, fixed_size: bool) -> tuple[nn.Module, dict[str, Any]]:
-    """The features of the model, untrained, by the first arguments that timm takes, and those arguments."""
+    """Build the untrained feature extractor with the first arguments that timm takes; return both."""
     strides: list[dict[str, Any]] = [{"output_stride": output_stride}]
     strides += [{"output_stride": stride} for stride in (16, 32) if stride > output_stride]
     # Swin took strict_img_size before it took dynamic_img_size.

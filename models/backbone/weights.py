@@ -1,4 +1,4 @@
-"""Weights of a backbone: from a local safetensors file, or from timm's download if it can be reached."""
+"""Load a backbone's weights from a local safetensors file, and check that timm's download can be reached."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONNECT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What a file gave to a backbone, by parameter and buffer names.
+    """List what a file gave to a backbone, by parameter and buffer names.
 
     Attributes:
         loaded: names in the backbone that were set from the file.
@@ -121,7 +121,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _plain(key: str) -> str:
-    """A parameter's name as it is with and without timm's feature extractors around the model."""
+    """Reduce a parameter's name to what is the same with and without timm's feature extractor around it."""
     for prefix in ("model.", "body."):
         key = key.removeprefix(prefix)
     return key.replace("_", ".")
@@ -130,7 +130,7 @@ def _plain(key: str) -> str:
 def _match(
     target: dict[str, Tensor], tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """Tensors by the target's names, the target's names left over, and the tensors' names left over."""
+    """Return (matched tensors, missing names, unexpected names), matched by the target's names."""
     source = {_plain(key): key for key in tensors}
     matched = {key: tensors[source[_plain(key)]] for key in target if _plain(key) in source}
     known = {_plain(key) for key in target}
@@ -139,7 +139,7 @@ def _match(
 
 
 def _convert(name: str, path: Path) -> dict[str, Tensor] | None:
-    """The file as timm reads it into the whole model, converting old names; None where it does not fit."""
+    """Read the file through timm, which converts old names; None where it does not fit the whole model."""
     try:
         with torch.random.fork_rng(devices=[]):
             model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)})

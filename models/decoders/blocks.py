@@ -1,4 +1,4 @@
-"""TODO"""
+"""Build the blocks that decoders share: convolutions with batch norm, and the top-down pathway."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, *, dilation: int = 1) -> nn.Sequential:
-    """A convolution that keeps the size, batch norm and ReLU."""
+    """Build a convolution that keeps the size, batch norm and ReLU."""
     padding = dilation * (kernel // 2)
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation, bias=False),
@@ -21,7 +21,7 @@ def convolution(in_channels: int, out_channels: int, kernel: int, *, dilation: i
 def separable_convolution(
     in_channels: int, out_channels: int, kernel: int, *, dilation: int = 1
 ) -> nn.Sequential:
-    """A convolution within each channel and one across them, instead of `convolution`."""
+    """Build a depthwise convolution and a 1x1 convolution, in place of `convolution`."""
     depthwise = nn.Conv2d(
         in_channels,
         in_channels,
@@ -34,8 +34,13 @@ def separable_convolution(
     return nn.Sequential(depthwise, *convolution(in_channels, out_channels, 1))
 
 
-class _TopDown(nn.Module):
-    """All levels in `channels` channels, each with the coarser ones added, smoothed by a 3x3 convolution."""
+class TopDown(nn.Module):
+    """Bring all levels to `channels` channels, add each to the next finer one, and smooth them by a 3x3.
+
+    Args:
+        in_channels: of each level, fine to coarse.
+        channels: of every level of the result.
+    """
 
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()
@@ -43,12 +48,14 @@ class _TopDown(nn.Module):
         self.smooth = nn.ModuleList(convolution(channels, channels, 3) for _ in in_channels)
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Map (N, C_i, h_i, w_i) each, fine to coarse, to (N, channels, h_i, w_i) each."""
         merged: list[Tensor] = []  # coarse to fine
         for lateral, level in zip(reversed(self.lateral), reversed(levels), strict=True):
             own = lateral(level)
-            merged.append(own + _resized(merged[-1], own) if merged else own)
+            merged.append(own + resize(merged[-1], own) if merged else own)
         return [smooth(level) for smooth, level in zip(self.smooth, reversed(merged), strict=True)]
 
 
-def _resized(features: Tensor, like: Tensor) -> Tensor:
+def resize(features: Tensor, like: Tensor) -> Tensor:
+    """Resize features bilinearly to the height and width of others."""
     return F.interpolate(features, size=like.shape[-2:], mode="bilinear", align_corners=False)

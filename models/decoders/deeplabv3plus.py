@@ -1,14 +1,11 @@
-"""Decoders of a backbone's ends: DeepLabV3+ takes the finest and the coarsest level, `linear` the coarsest.
+"""Decode the finest and the coarsest level as DeepLabV3+ does: context from the coarse, edges from the fine.
 
-Every decoder takes all levels of a backbone, fine to coarse and the first at stride 4, and gives one map at
-stride 4. Those that use all of them are in `models.decoders.fpn`.
+As in the paper's reference network: atrous spatial pyramid pooling (ASPP) with rates that follow the output
+stride, low-level features cut to 48 channels, both concatenated (304) and fused by one 3x3 convolution.
 
-DeepLabV3+: context from the high-level features, edges from the low-level ones. As in the paper's reference
-network: atrous spatial pyramid pooling (ASPP) with rates that follow the output stride, low-level features
-cut to 48 channels, both concatenated (304) and fused by one 3x3 convolution. Departure: the
-image-pooling branch has no batch norm. Its maps are 1x1, so a batch of one image has a single value per
-channel, of which batch norm can take no variance. With `separable`, its 3x3 convolutions are depthwise
-separable, as in DeepLabV3+ itself (Chen et al., ECCV 2018): about an eighth of their arithmetic.
+Departure: the image-pooling branch has no batch norm. Its maps are 1x1, so a batch of one image has a single
+value per channel, of which batch norm can take no variance. With `separable`, its 3x3 convolutions are
+depthwise separable, as in DeepLabV3+ itself (Chen et al., ECCV 2018): about an eighth of the multiplications.
 """
 
 from __future__ import annotations
@@ -25,13 +22,13 @@ _RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: a 1x1, three dilated 3x3 and an image-pooling branch, fused by a 1x1.
+    """Pool an atrous spatial pyramid: a 1x1, three dilated 3x3 and an image-pooling branch, fused by a 1x1.
 
     Args:
         in_channels: of the high-level features.
         channels: of every branch and of the output.
         rates: dilations of the 3x3 branches, in cells of the high-level map.
-        dropout: share of the fused values that training sets to zero.
+        dropout: fraction of the fused values that training sets to zero.
         separable: depthwise separable 3x3 convolutions.
     """
 
@@ -58,43 +55,41 @@ class ASPP(nn.Module):
         self.fuse = nn.Sequential(convolution(5 * channels, channels, 1), nn.Dropout(dropout))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, in_channels, h, w) to (N, channels, h, w)."""
+        """Map (N, in_channels, h, w) to (N, channels, h, w)."""
         pooled = self.image_pooling(features).expand(-1, -1, *features.shape[-2:])
         return self.fuse(torch.cat([*(branch(features) for branch in self.branches), pooled], dim=1))
 
 
 class DeepLabV3PlusDecoder(nn.Module):
-    """ASPP on the high-level features, resized to stride 4 and fused with the low-level ones.
+    """Apply ASPP to the high-level features, resize them to stride 4 and fuse them with the low-level ones.
 
     Args:
-        low_channels: channels of the features at stride 4.
-        high_channels: channels of the features at the output stride.
-        output_stride: of the high-level features; picks the rates of the nearest of 8, 16 and 32.
+        in_channels: of each level, fine to coarse; the first and the last are used.
         channels: of the output, 256 in the paper.
+        output_stride: of the high-level features; picks the rates of the nearest of 8, 16 and 32.
         low_channels_out: to which the low-level features are cut.
         separable: depthwise separable 3x3 convolutions.
     """
 
     def __init__(
         self,
-        low_channels: int,
-        high_channels: int,
+        in_channels: Sequence[int],
         *,
-        output_stride: int,
         channels: int = 256,
+        output_stride: int = 16,
         low_channels_out: int = 48,
         separable: bool = False,
     ) -> None:
         super().__init__()
         of_3x3 = separable_convolution if separable else convolution
         rates = _RATES[min(_RATES, key=lambda stride: abs(stride - output_stride))]
-        self.aspp = ASPP(high_channels, channels, rates, separable=separable)
-        self.low = convolution(low_channels, low_channels_out, 1)
+        self.aspp = ASPP(in_channels[-1], channels, rates, separable=separable)
+        self.low = convolution(in_channels[0], low_channels_out, 1)
         self.fuse = of_3x3(channels + low_channels_out, channels, 3)
         self.channels = channels
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """(N, low_channels, h, w), ..., (N, high_channels, h', w') to (N, channels, h, w)."""
+        """Decode (N, C_0, h, w), ..., (N, C_n, h', w') to (N, channels, h, w)."""
         low, high = levels[0], levels[-1]
         context = F.interpolate(self.aspp(high), size=low.shape[-2:], mode="bilinear", align_corners=False)
         return self.fuse(torch.cat([context, self.low(low)], dim=1))

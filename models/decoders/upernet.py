@@ -1,4 +1,8 @@
-"""TODO"""
+"""Decode all levels by pyramid pooling and a feature pyramid (UPerNet; Xiao et al., ECCV 2018).
+
+Departure, as in `deeplabv3plus`: maps pooled from the whole image have no batch norm, since a batch of one
+image has a single value per channel there. Any number of levels of any strides will do, as in `fpn`.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +11,35 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .blocks import _resized, _TopDown, convolution
+from .blocks import TopDown, convolution, resize
 
-POOLED_SIZES = (1, 2, 3, 6)  # cells a side, in UPerNet's pyramid pooling
+POOLED_SIZES = (1, 2, 3, 6)  # cells along each side of the grids of pyramid pooling
 
 
 class UPerNetDecoder(nn.Module):
-    """Pyramid pooling on the coarsest level, a feature pyramid, and all levels fused by a 3x3 convolution.
+    """Pool the coarsest level, build a feature pyramid, and fuse all levels by a 3x3 convolution.
 
     Args:
         in_channels: of each level, fine to coarse.
         channels: of the pyramid and of the output.
+        output_stride: unused here.
     """
 
-    def __init__(self, in_channels: Sequence[int], *, channels: int = 256) -> None:
+    def __init__(self, in_channels: Sequence[int], *, channels: int = 256, output_stride: int = 16) -> None:
         super().__init__()
         self.pooling = PyramidPooling(in_channels[-1], channels)
-        self.pyramid = _TopDown([*in_channels[:-1], channels], channels)
+        self.pyramid = TopDown([*in_channels[:-1], channels], channels)
         self.fuse = convolution(len(in_channels) * channels, channels, 3)
         self.channels = channels
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """(N, C_i, h_i, w_i) each, fine to coarse, to (N, channels, h_0, w_0)."""
+        """Decode (N, C_i, h_i, w_i) each, fine to coarse, to (N, channels, h_0, w_0)."""
         finest, *coarser = self.pyramid([*levels[:-1], self.pooling(levels[-1])])
-        return self.fuse(torch.cat([finest, *(_resized(level, finest) for level in coarser)], dim=1))
+        return self.fuse(torch.cat([finest, *(resize(level, finest) for level in coarser)], dim=1))
 
 
 class PyramidPooling(nn.Module):
-    """The features beside their means over grids of 1, 2, 3 and 6 cells a side, fused by a 3x3 convolution.
+    """Add the features' means over grids of 1, 2, 3 and 6 cells a side, fused by a 3x3 convolution.
 
     Args:
         in_channels: of the features.
@@ -52,6 +57,6 @@ class PyramidPooling(nn.Module):
         self.fuse = convolution(in_channels + len(POOLED_SIZES) * channels, channels, 3)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, in_channels, h, w) to (N, channels, h, w)."""
-        pooled = [_resized(grid(features), features) for grid in self.grids]
+        """Map (N, in_channels, h, w) to (N, channels, h, w)."""
+        pooled = [resize(grid(features), features) for grid in self.grids]
         return self.fuse(torch.cat([features, *pooled], dim=1))

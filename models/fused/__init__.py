@@ -1,16 +1,16 @@
-"""The exact loss and the nearest-class search as Triton kernels: scores exist in registers only.
+"""Compute the exact loss and the nearest-class search as Triton kernels: scores exist in registers only.
 
-Imports cleanly without Triton. `supports` tells whether the kernels can take two tensors.
+Imports cleanly without Triton. `supports` is the one rule for when the kernels apply.
 """
 
-from .cross_entropy import fused_exact_cross_entropy, fused_exact_cross_entropy_upsampled
-from .launch import supports
+from .cross_entropy import fused_exact_cross_entropy
+from .launch import supports, to_kernel_dtype
 from .search import MAX_NEAREST, fused_nearest_classes
 
 __all__ = [
     "MAX_NEAREST",
     "fused_exact_cross_entropy",
-    "fused_exact_cross_entropy_upsampled",
     "fused_nearest_classes",
     "supports",
+    "to_kernel_dtype",
 ]

@@ -1,5 +1,4 @@
-"""What every fused function needs before it can launch: is Triton here, do the tensors fit, how large are the
-tiles.
+"""Decide whether the kernels apply to two tensors, and prepare what every launch needs.
 
 Imports cleanly where Triton is not installed (macOS, CPU-only builds); the functions then raise with the
 reason.
@@ -12,25 +11,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from ..embeddings import compute_dtype
 
 TRITON_INSTALLED = find_spec("triton") is not None
 SMALLEST_DIM = 4
 LARGEST_DIM = 256
 LARGEST_TILE = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SIMILARITIES = ("distance", "cosine")
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How one program is cut: pixels, classes, warps, loads in flight, most registers of a thread."""
+    """Size of one program: pixels, classes, warps, loads in flight, most registers of a thread."""
 
     pixels: int
     classes: int
@@ -39,7 +34,7 @@ class Tile:
     registers: int | None = None
 
     def options(self) -> dict[str, Any]:
-        """Triton's launch options; fused multiply-adds by name: from 3.10 on they are not the default."""
+        """Return Triton's launch options, with fused multiply-adds: from 3.10 on not its default."""
         options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
         return options if self.registers is None else options | {"maxnreg": self.registers}
 
@@ -51,17 +46,17 @@ SMALL_TILES = {128: Tile(32, 32, 4, 1), 256: Tile(16, 16, 4, 1)}
 
 
 def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that one program can have; in the interpreter as on an H100."""
+    """Return the bytes of shared memory that one program can have; in the interpreter as on an H100."""
     if device.type != "cuda":
         return LARGE_SHARED_MEMORY
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def small_tile(constants: dict[str, Any], device: torch.device) -> Tile | None:
-    """The tile to take instead of the usual one where the device has no room for that; else None.
+    """Return the tile for a device whose shared memory is too small for the usual one, else None.
 
     Args:
-        constants: from `arithmetic`.
+        constants: from `kernel_constants`.
         device: to launch on.
     """
     if constants["ROW_PARTS"] == 1 or shared_memory(device) >= LARGE_SHARED_MEMORY:
@@ -69,20 +64,18 @@ def small_tile(constants: dict[str, Any], device: torch.device) -> Tile | None:
     return SMALL_TILES.get(constants["PADDED_DIM"])
 
 
-def supports(pixel_embeddings: torch.Tensor, class_embeddings: torch.Tensor) -> bool:
-    """True where the fused functions can take these two tensors.
+def supports(pixel_embeddings: Tensor, class_embeddings: Tensor) -> bool:
+    """Tell whether the kernels apply to these two tensors: the one rule for choosing them.
 
-    That is: Triton is installed, D is 4..256, both are fp32, bf16 or fp16, and both lie on one CUDA device,
-    or anywhere while TRITON_INTERPRET=1 is set (Triton's interpreter, thousands of times slower: for tests
-    only).
+    They apply where Triton is installed, D is 4..256, both are fp32, bf16 or fp16 (the kernels accumulate in
+    fp32, so float64 stays in torch), and both lie on one CUDA device. While TRITON_INTERPRET=1 is set they
+    may lie anywhere: for tests only, Triton's interpreter is thousands of times slower.
     """
     return _reason_against(pixel_embeddings, class_embeddings) is None
 
 
-def require(pixel_embeddings: torch.Tensor, class_embeddings: torch.Tensor, similarity: str) -> None:
-    """Raises what `supports` only answers: RuntimeError for the machine, ValueError for the call."""
-    if similarity not in SIMILARITIES:
-        raise ValueError(f"similarity is {similarity!r}; allowed: {', '.join(SIMILARITIES)}")
+def require(pixel_embeddings: Tensor, class_embeddings: Tensor) -> None:
+    """Raise where `supports` says no: RuntimeError for the machine, ValueError for the call."""
     if class_embeddings.dim() != 2 or class_embeddings.shape[0] < 1:
         raise ValueError(
             f"class_embeddings has shape {tuple(class_embeddings.shape)}; allowed: (C, D) with C >= 1"
@@ -92,7 +85,7 @@ def require(pixel_embeddings: torch.Tensor, class_embeddings: torch.Tensor, simi
         raise reason
 
 
-def _reason_against(pixel_embeddings: torch.Tensor, class_embeddings: torch.Tensor) -> Exception | None:
+def _reason_against(pixel_embeddings: Tensor, class_embeddings: Tensor) -> Exception | None:
     hint = "use the functions of models.losses.exact and models.nearest instead"
     if not TRITON_INSTALLED:
         return RuntimeError(f"the fused kernels need Triton, which is not installed; {hint}")
@@ -111,8 +104,13 @@ def _reason_against(pixel_embeddings: torch.Tensor, class_embeddings: torch.Tens
     return None
 
 
-def arithmetic(pixel_dtype: torch.dtype, class_dtype: torch.dtype, dim: int) -> dict[str, Any]:
-    """The compile-time constants for D and for the precision of the two matrix products.
+def to_kernel_dtype(tensor: Tensor) -> Tensor:
+    """Return the tensor in the dtype that losses and search pass to the kernels: float16 as float32."""
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+
+def kernel_constants(pixel_dtype: torch.dtype, class_dtype: torch.dtype, dim: int) -> dict[str, Any]:
+    """Return the kernels' compile-time constants: D and the precision of the two matrix products.
 
     Products of embeddings (the similarity): a distance is a small difference of large terms, so nothing may
     be lost. bf16 times bf16, and fp16 rows in one TF32 pass, are exact in the fp32 accumulator. fp32 rows are
@@ -131,7 +129,7 @@ def arithmetic(pixel_dtype: torch.dtype, class_dtype: torch.dtype, dim: int) -> 
     dtypes = {pixel_dtype, class_dtype}
     split = torch.float32 in dtypes
     only_bf16 = dtypes == {torch.bfloat16}
-    # The interpreter multiplies bf16 wrongly; it gets the same numbers, rounded alike, as fp32.
+    # The interpreter multiplies bf16 wrongly: give it the same rounded numbers as fp32.
     interpreted = not isinstance(kernels.loss_forward, triton.JITFunction)
     return {
         "DIM": dim,
@@ -144,8 +142,8 @@ def arithmetic(pixel_dtype: torch.dtype, class_dtype: torch.dtype, dim: int) -> 
     }
 
 
-def class_terms(class_embeddings: torch.Tensor, similarity: str, absent: float) -> torch.Tensor:
-    """|w|² ("distance") or 0 ("cosine") of each class, fp32, then `absent` up to a whole number of tiles."""
+def class_terms(class_embeddings: Tensor, similarity: str, absent: float) -> Tensor:
+    """Compute |w|² ("distance") or 0 ("cosine") per class, fp32, padded by `absent` to whole tiles."""
     num_classes = class_embeddings.shape[0]
     padded = -(-num_classes // LARGEST_TILE) * LARGEST_TILE
     terms = torch.full((padded,), absent, dtype=torch.float32, device=class_embeddings.device)
@@ -156,8 +154,8 @@ def class_terms(class_embeddings: torch.Tensor, similarity: str, absent: float) 
     return terms
 
 
-def write_squared_lengths(table: torch.Tensor, out: torch.Tensor) -> None:
-    """out[r] = |table[r]|² for a contiguous (R, D) table; `out` is fp32 and may be longer."""
+def write_squared_lengths(table: Tensor, out: Tensor) -> None:
+    """Write out[r] = |table[r]|² for a contiguous (R, D) table; `out` is fp32 and may be longer."""
     from . import loss_kernels as kernels
 
     block = 128
@@ -170,31 +168,10 @@ def write_squared_lengths(table: torch.Tensor, out: torch.Tensor) -> None:
 
 
 @contextmanager
-def on_device_of(tensor: torch.Tensor) -> Iterator[None]:
-    """Triton launches on the current device, whatever its arguments: make it theirs."""
+def on_device_of(tensor: Tensor) -> Iterator[None]:
+    """Make the tensor's device the current one, on which Triton launches whatever its arguments."""
     if tensor.is_cuda:
         with torch.cuda.device(tensor.device):
             yield
     else:
         yield
-
-
-def fused_kernels(pixel_embeddings: Tensor, class_embeddings: Tensor) -> ModuleType | None:
-    """Return the package `fused` where its kernels can take these tensors, else None.
-
-    They need CUDA, triton and 4 to 256 channels, and accumulate in float32, so float64 stays in torch.
-    """
-    if not pixel_embeddings.is_cuda or not 4 <= pixel_embeddings.shape[1] <= 256:
-        return None
-    if compute_dtype(pixel_embeddings, class_embeddings) == torch.float64:
-        return None
-    if not TRITON_INSTALLED:
-        return None
-    from .. import fused
-
-    return fused
-
-
-def to_kernel_dtype(tensor: Tensor) -> Tensor:
-    """Return the tensor as the kernels read it: float16 as float32, everything else unchanged."""
-    return tensor.float() if tensor.dtype == torch.float16 else tensor

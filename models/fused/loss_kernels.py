@@ -1,23 +1,19 @@
-"""The GPU programs behind `models.fused.cross_entropy` and `models.fused.search`; only those two modules import this one.
+"""Define the GPU kernels of the loss and its gradients, and what they share with the search.
 
-What bounds these programs is the special-function unit, not the matrix products: with D of 6..64 a pair of
-pixel and class costs one exponential (and, for "distance", one reciprocal root) but few multiplications. So
-each pair is visited twice in all (2·P·C exponentials): once for the loss and the pixel gradient, once for the
-class gradient.
+The special-function unit is the bottleneck, not the matrix products: with D of 6..64 a pair of pixel and
+class costs one exponential (and, for "distance", one reciprocal root) but few multiplications. So each pair
+is visited only twice (2·P·C exponentials): for the loss and the pixel gradient, and for the class gradient.
 
-Habits shared by all of them:
+Shared by all kernels:
 
 * Scores are kept in base 2 (`scale` = log2(e) / temperature), so an exponential is one `exp2`.
-* `class_terms` (one float per class, padded to whole tiles) carries |w|² for "distance" and 0 for "cosine".
-  Rows past the last class read the last class again and are pushed out of reach by their term; no tile needs
-  a class mask.
+* `class_terms` (one float per class, padded to whole tiles) is |w|² for "distance" and 0 for "cosine". Rows
+  past the last class read the last class again, with a term that makes it infinitely far: no class mask.
 * |e - w|² = |e|² + |w|² - 2 e·w, from which one reciprocal root gives both the distance and its inverse. A
   value below `ROUNDING_SHARE` of |w|² is rounding noise, counts as distance 0, and has gradient 0.
-* The squares |e|², |w|² come from memory, not from a reduction in the same program: what is loaded can be
-  loaded in the layout of the matrix unit, what is reduced has to be carried there through shared memory, tile
-  after tile.
-* A value needed only after the loop is loaded again there: kept, it would occupy registers all through the
-  loop.
+* The squares |e|², |w|² come from memory, not from a reduction in the same program: loads can use the layout
+  of the matrix unit, while reduced values would pass through shared memory for every tile.
+* A value needed only after the loop is loaded again there, so that it takes no registers during the loop.
 * The target's own distance, the one that goes to zero as training succeeds, is formed from the differences
   and kept out of the running sums: 1 - p(target) is then (sum of the others) / (sum of all), without
   cancellation.
@@ -36,7 +32,7 @@ ROUNDING_SHARE = tl.constexpr(1e-8)
 
 @triton.jit
 def load_rows(table, rows, DIM: tl.constexpr, PADDED_DIM: tl.constexpr):
-    """Rows of a contiguous (R, DIM) table as (len(rows), PADDED_DIM), zeros past DIM."""
+    """Load rows of a contiguous (R, DIM) table as (len(rows), PADDED_DIM), zeros past DIM."""
     dims = tl.arange(0, PADDED_DIM)
     addresses = table + rows.to(tl.int64)[:, None] * DIM + dims[None, :]
     if PADDED_DIM == DIM:
@@ -48,7 +44,7 @@ def load_rows(table, rows, DIM: tl.constexpr, PADDED_DIM: tl.constexpr):
 
 @triton.jit
 def store_rows(table, rows, values, inside, DIM: tl.constexpr, PADDED_DIM: tl.constexpr):
-    """The counterpart of `load_rows` for the rows marked `inside`."""
+    """Store the rows marked `inside`, as `load_rows` loads them."""
     dims = tl.arange(0, PADDED_DIM)
     addresses = table + rows.to(tl.int64)[:, None] * DIM + dims[None, :]
     tl.store(addresses, values, mask=inside[:, None] & (dims[None, :] < DIM))
@@ -56,7 +52,7 @@ def store_rows(table, rows, values, inside, DIM: tl.constexpr, PADDED_DIM: tl.co
 
 @triton.jit
 def rounded(values, DROPPED: tl.constexpr):
-    """fp32 values rounded to the nearest with the last DROPPED bits zero (13: TF32, 16: bf16)."""
+    """Round fp32 values to the nearest with the last DROPPED bits zero (13: TF32, 16: bf16)."""
     bits = values.to(tl.int32, bitcast=True)
     bits = (bits + (1 << (DROPPED - 1))) & -(1 << DROPPED)
     return bits.to(tl.float32, bitcast=True)
@@ -64,7 +60,7 @@ def rounded(values, DROPPED: tl.constexpr):
 
 @triton.jit
 def products(left, right, SPLIT: tl.constexpr):
-    """left · rightᵀ of two tiles of rows. With SPLIT, of fp32 rows in three TF32 passes: about 2^-21."""
+    """Compute left · rightᵀ of two tiles of rows; with SPLIT, of fp32 rows in three TF32 passes (2^-21)."""
     if SPLIT:
         left_high = rounded(left, 13)
         right_high = rounded(right, 13)
@@ -78,7 +74,7 @@ def products(left, right, SPLIT: tl.constexpr):
 
 @triton.jit
 def as_factors(weights, FACTOR_PARTS: tl.constexpr):
-    """Weights rounded to what FACTOR_PARTS numbers of 8 significant bits can carry together.
+    """Round weights to what FACTOR_PARTS numbers of 8 significant bits can represent together.
 
     sum(weight · (w - e)) is formed as a product minus e times the plain sum of the weights: were the two not
     rounded alike, the error would grow as 1 / distance.
@@ -90,9 +86,9 @@ def as_factors(weights, FACTOR_PARTS: tl.constexpr):
 def add_weighted(
     total, factors, rows, FACTOR_PARTS: tl.constexpr, ROW_PARTS: tl.constexpr, PART: tl.constexpr
 ):
-    """total + factors · rows, in bf16 passes: what a 16-bit product reads, the threads already hold in place.
+    """Compute total + factors · rows in bf16 passes, whose operands the threads already hold in place.
 
-    (TF32 operands would have to change hands by shuffles: two for every pair of pixel and class.)
+    (TF32 operands would need two shuffles between threads for every pair of pixel and class.)
     """
     if ROW_PARTS == 2:
         row_high = rounded(rows.to(tl.float32), 16)
@@ -140,8 +136,7 @@ def loss_forward(
     ROW_PARTS: tl.constexpr,
     PART: tl.constexpr,
 ):
-    """One tile of pixels against all classes: its summed loss, its gradient, and what the class gradient
-    needs.
+    """Compare one tile of pixels with all classes: summed loss, gradient, and inputs of the class gradient.
 
     The online softmax starts at the target's score and runs over the other classes. `log_sums` (base 2, +inf
     where ignored) and `target_weights` (the target's factor in the gradient, 0 where ignored) are for
@@ -169,7 +164,7 @@ def loss_forward(
     others = tl.zeros((BLOCK_P,), tl.float32)
     weight_sum = tl.zeros((BLOCK_P,), tl.float32)
     weighted_classes = tl.zeros((BLOCK_P, PADDED_DIM), tl.float32)
-    # A tile without a single labeled pixel (crop padding, large unlabeled regions) visits no class.
+    # A tile without a labeled pixel (crop padding, large unlabeled regions) visits no class.
     end = tl.where(tl.max(labeled.to(tl.int32), 0) > 0, num_classes, 0)
     for start in range(0, end, BLOCK_C):
         class_ids = start + tl.arange(0, BLOCK_C)
@@ -215,12 +210,12 @@ def loss_forward(
         pixels = load_rows(pixel_embeddings, tl.minimum(rows, num_pixels - 1), DIM, PADDED_DIM)
         pixels = pixels.to(WORK).to(tl.float32)
         own = load_rows(class_embeddings, tl.maximum(own_class, 0), DIM, PADDED_DIM).to(WORK).to(tl.float32)
-        share = tl.where(labeled, 1.0 / total, 0.0)
+        inverse_total = tl.where(labeled, 1.0 / total, 0.0)
         if DISTANCE:
-            pull = (weighted_classes - pixels * weight_sum[:, None]) * share[:, None]
+            pull = (weighted_classes - pixels * weight_sum[:, None]) * inverse_total[:, None]
             gradient = pull - own_weight[:, None] * (pixels - own)
         else:
-            gradient = weighted_classes * share[:, None] + own_weight[:, None] * own
+            gradient = weighted_classes * inverse_total[:, None] + own_weight[:, None] * own
         gradient *= scale * NATURAL_LOG_OF_2
         store_rows(pixel_gradient, rows, gradient, inside, DIM, PADDED_DIM)
 
@@ -250,9 +245,9 @@ def class_backward(
     ROW_PARTS: tl.constexpr,
     PART: tl.constexpr,
 ):
-    """One tile of classes against one slice of the pixels, added to that slice's own (C, D) partial gradient.
+    """Compare one tile of classes with one slice of pixels, and add to the slice's (C, D) partial gradient.
 
-    Nobody else writes those rows, so the sum needs no atomics and its order is always the same.
+    No other program writes those rows, so the sum needs no atomics and its order is always the same.
     """
     class_ids = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     slice_index = tl.program_id(1)
@@ -300,7 +295,7 @@ def class_backward(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def squared_lengths(table, out, num_rows, DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """out[r] = |table[r]|², in fp32."""
+    """Write out[r] = |table[r]|², in fp32."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     values = load_rows(table, tl.minimum(rows, num_rows - 1), DIM, PADDED_DIM).to(tl.float32)
     tl.store(out + rows, tl.sum(values * values, 1), mask=rows < num_rows)
@@ -308,7 +303,7 @@ def squared_lengths(table, out, num_rows, DIM: tl.constexpr, PADDED_DIM: tl.cons
 
 @triton.jit(do_not_specialize=["num_values"])
 def scale_in_place(values, factor, num_values, BLOCK: tl.constexpr):
-    """values *= factor, in fp32 whatever the dtype of `values`; `factor` is one fp32 number on the device."""
+    """Multiply in place by one fp32 number on the device, in fp32 whatever the dtype of `values`."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < num_values
     scaled = tl.load(values + index, mask=inside, other=0.0).to(tl.float32) * tl.load(factor)

@@ -1,22 +1,25 @@
-"""Drives the loss kernels over chunks of pixels and collects the loss and both gradients."""
+"""Run the loss kernels over chunks of pixels and collect the loss and both gradients."""
+
+from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from .launch import Tile, arithmetic, class_terms, small_tile, write_squared_lengths
+from ..embeddings import LossOptions
+from .launch import Tile, class_terms, kernel_constants, small_tile, write_squared_lengths
 
-WORK_BYTES = 32 * 2**20
 LOG2_E = 1.4426950408889634
 FAR_AWAY = 1e30
 """Squared length of a class that does not exist: its exponential is 0, its reciprocal root above 0."""
 CHUNK_PIXELS = 2**19
 """Fills a large GPU several times over, and its embeddings at D = 16 still fit the second-level cache."""
 CLASS_PROGRAMS = 1024
-"""Class tiles times pixel slices aimed at; a constant, so that no result depends on the size of the GPU."""
+"""Wanted class tiles times pixel slices; a constant, so that results do not depend on the GPU's size."""
 SLICE_PIXELS = 512
-"""A slice of fewer pixels is not worth its partial gradient."""
+"""Fewest pixels of a slice; below, writing its partial gradient costs more than it saves."""
 
 # By padded D, and by whether all rows are bf16. Chosen by what ptxas reports for sm_90 under Triton 3.6 and
 # 3.9: no spills in the loop, then fewest instructions for a pair of pixel and class, then most programs at
@@ -36,33 +39,22 @@ FORWARD_TILES = {
 }
 
 
-def exchanged(tile: Tile) -> Tile:
-    """The tile of the class gradient: there the classes stay and the pixels pass."""
+def transposed(tile: Tile) -> Tile:
+    """Return the tile of the class gradient, where a program keeps classes and loops over pixels."""
     return dataclasses.replace(tile, pixels=tile.classes, classes=tile.pixels)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The options of one call."""
-
-    temperature: float
-    similarity: str
-    ignore_index: int
-    work_bytes: int
-    with_gradients: bool
-
-
 @dataclass
-class Measured:
-    """What one forward pass leaves behind: the mean loss, and the gradients of the *summed* loss."""
+class LossAndGrads:
+    """Hold the result of a forward pass: the mean loss, and the gradients of the *summed* loss."""
 
-    loss: torch.Tensor  # fp32 scalar
-    labeled: torch.Tensor  # number of labeled pixels, at least 1
-    pixel_gradient: torch.Tensor | None  # shaped and typed by the measuring function
-    class_gradient: torch.Tensor | None  # (C, D) fp32
+    loss: Tensor  # fp32 scalar
+    labeled: Tensor  # number of labeled pixels, at least 1
+    pixel_gradient: Tensor | None  # (P, D) in the pixels' dtype, or (N, h, w, D) fp32
+    class_gradient: Tensor | None  # (C, D) fp32
 
-    def scaled_gradients(self, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Both gradients times grad_output / labeled, scaled in place and in fp32."""
+    def scaled_gradients(self, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Multiply both gradients by grad_output / labeled, in place and in fp32, and return them."""
         from . import loss_kernels as kernels
 
         factor = (grad_output.double() / self.labeled).float().reshape(1)
@@ -75,46 +67,46 @@ class Measured:
 
 
 class LossPass:
-    """One forward pass: `add` the chunks in turn, then `finish`.
+    """Run one forward pass: `add` the chunks in turn, then `finish`.
 
     Args:
         class_embeddings: (C, D), contiguous.
         pixel_dtype: dtype of the chunks to come.
-        plan: the options of the call.
+        options: of the loss.
         chunk_pixels: most pixels that one chunk has.
         with_classes: whether the class gradient is wanted.
     """
 
     def __init__(
         self,
-        class_embeddings: torch.Tensor,
+        class_embeddings: Tensor,
         pixel_dtype: torch.dtype,
-        plan: Plan,
+        options: LossOptions,
         chunk_pixels: int,
         with_classes: bool,
     ) -> None:
         device = class_embeddings.device
         num_classes, dim = class_embeddings.shape
-        self.constants = arithmetic(pixel_dtype, class_embeddings.dtype, dim)
-        self.constants["DISTANCE"] = plan.similarity == "distance"
+        self.constants = kernel_constants(pixel_dtype, class_embeddings.dtype, dim)
+        self.constants["DISTANCE"] = options.similarity == "distance"
         key = self.constants["PADDED_DIM"], self.constants["ROW_PARTS"] == 1
         self.forward_tile = small_tile(self.constants, device) or FORWARD_TILES[key]
-        self.class_tile = exchanged(self.forward_tile)
+        self.class_tile = transposed(self.forward_tile)
         self.classes = class_embeddings
-        self.terms = class_terms(class_embeddings, plan.similarity, FAR_AWAY)
-        self.plan = plan
-        self.scale = LOG2_E / plan.temperature
+        self.terms = class_terms(class_embeddings, options.similarity, FAR_AWAY)
+        self.ignore_index = options.ignore_index
+        self.scale = LOG2_E / options.temperature
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.labeled = torch.zeros((), dtype=torch.int64, device=device)
         # Of the current chunk: pixel terms, log sums, target weights; each row aligned for wide loads.
         self.sums = torch.empty(3, -(-chunk_pixels // 64) * 64, dtype=torch.float32, device=device)
-        self.partial_gradients: torch.Tensor | None = None
+        self.partial_gradients: Tensor | None = None
         if with_classes:
-            slices = number_of_slices(num_classes, dim, chunk_pixels, plan.work_bytes, self.class_tile)
+            slices = number_of_slices(num_classes, dim, chunk_pixels, options.work_bytes, self.class_tile)
             self.partial_gradients = torch.zeros(slices, num_classes, dim, dtype=torch.float32, device=device)
 
-    def add(self, pixels: torch.Tensor, target: torch.Tensor, gradient: torch.Tensor | None) -> None:
-        """Counts a chunk in.
+    def add(self, pixels: Tensor, target: Tensor, gradient: Tensor | None) -> None:
+        """Add a chunk to the loss and the class gradient, and write its pixel gradient.
 
         Args:
             pixels: (B, D), contiguous.
@@ -134,7 +126,7 @@ class LossPass:
         kernels.loss_forward[(tiles,)](
             pixels, pixel_terms, self.classes, self.terms, target, losses, counts, log_sums, target_weights,
             pixels if gradient is None else gradient,
-            num_pixels, num_classes, self.scale, self.plan.ignore_index,
+            num_pixels, num_classes, self.scale, self.ignore_index,
             BLOCK_P=tile.pixels, BLOCK_C=tile.classes, WITH_PIXEL_GRADIENT=gradient is not None,
             WITH_CLASS_GRADIENT=self.partial_gradients is not None, **self.constants, **tile.options(),
         )  # fmt: skip
@@ -150,33 +142,33 @@ class LossPass:
                 BLOCK_P=tile.pixels, BLOCK_C=tile.classes, **self.constants, **tile.options(),
             )  # fmt: skip
 
-    def finish(self, pixel_gradient: torch.Tensor | None) -> Measured:
-        """The mean over all chunks; a finite zero where no pixel was labeled."""
+    def finish(self, pixel_gradient: Tensor | None) -> LossAndGrads:
+        """Return the mean over all chunks; a finite zero where no pixel was labeled."""
         labeled = self.labeled.clamp(min=1)
         partial = self.partial_gradients
         class_gradient = None if partial is None else partial[0] if len(partial) == 1 else partial.sum(0)
-        return Measured((self.loss / labeled).float(), labeled, pixel_gradient, class_gradient)
+        return LossAndGrads((self.loss / labeled).float(), labeled, pixel_gradient, class_gradient)
 
 
 def number_of_slices(num_classes: int, dim: int, chunk_pixels: int, work_bytes: int, tile: Tile) -> int:
-    """Pixel slices for the class gradient: enough programs, in a quarter of the work buffer, at least 1."""
+    """Count pixel slices of the class gradient: enough programs, in a quarter of the work buffer, or 1."""
     wanted = -(-CLASS_PROGRAMS // -(-num_classes // tile.classes))
     affordable = work_bytes // 4 // (num_classes * dim * 4)
     return max(1, min(wanted, affordable, -(-chunk_pixels // SLICE_PIXELS)))
 
 
-def measure_rows(
-    pixel_embeddings: torch.Tensor,
-    class_embeddings: torch.Tensor,
-    target: torch.Tensor,
-    plan: Plan,
+def loss_and_grads_of_rows(
+    pixel_embeddings: Tensor,
+    class_embeddings: Tensor,
+    target: Tensor,
+    options: LossOptions,
     with_pixels: bool,
     with_classes: bool,
-) -> Measured:
-    """The loss of (P, D) embeddings; the pixel gradient has their shape and dtype."""
+) -> LossAndGrads:
+    """Compute the loss of (P, D) embeddings; the pixel gradient has their shape and dtype."""
     rows = pixel_embeddings.contiguous()
     chunk = min(CHUNK_PIXELS, max(1, len(rows)))
-    loss_pass = LossPass(class_embeddings, rows.dtype, plan, chunk, with_classes)
+    loss_pass = LossPass(class_embeddings, rows.dtype, options, chunk, with_classes)
     gradient = torch.empty_like(rows) if with_pixels else None
     for start in range(0, len(rows), chunk):
         part = slice(start, start + chunk)

@@ -1,11 +1,15 @@
-"""Nearest-class search as GPU kernels: what `models.nearest.nearest_classes` answers, without its chunks."""
+"""Search the nearest classes with GPU kernels, without a buffer of scores."""
+
+from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from .launch import Tile, arithmetic, class_terms, on_device_of, require, small_tile
+from ..embeddings import check_similarity
+from .launch import Tile, class_terms, kernel_constants, on_device_of, require, small_tile
 
 MAX_NEAREST = 64
-"""Longest list that still fits a program's registers; ask `models.nearest` for more."""
+"""Longest list that still fits a program's registers; `models.nearest` has no such limit."""
 
 # By padded D; see FORWARD_TILES in models.fused.loss_pass for how they were chosen.
 SEARCH_TILES = {
@@ -19,9 +23,9 @@ SEARCH_TILES = {
 
 @torch.no_grad()
 def fused_nearest_classes(
-    pixel_embeddings: torch.Tensor, class_embeddings: torch.Tensor, k: int, *, similarity: str = "distance"
-) -> torch.Tensor:
-    """Ids of the k classes nearest to each pixel, nearest first, the lower id first among equals.
+    pixel_embeddings: Tensor, class_embeddings: Tensor, k: int, *, similarity: str = "distance"
+) -> Tensor:
+    """Find the k classes nearest to each pixel, nearest first, the lower id first among equals.
 
     Args:
         pixel_embeddings: (P, D), D of 4..256, fp32, bf16 or fp16.
@@ -36,7 +40,8 @@ def fused_nearest_classes(
         ValueError: a shape, dtype, k or option outside the above.
         RuntimeError: no Triton, or tensors not on a CUDA device.
     """
-    require(pixel_embeddings, class_embeddings, similarity)
+    check_similarity(similarity)
+    require(pixel_embeddings, class_embeddings)
     num_classes, dim = class_embeddings.shape
     if pixel_embeddings.dim() != 2 or pixel_embeddings.shape[1] != dim:
         raise ValueError(f"pixel_embeddings has shape {tuple(pixel_embeddings.shape)}; allowed: (P, {dim})")
@@ -51,7 +56,7 @@ def fused_nearest_classes(
     found = torch.empty(len(pixels), k, dtype=torch.int64, device=pixels.device)
     if len(pixels) == 0:
         return found
-    constants = arithmetic(pixels.dtype, classes.dtype, dim)
+    constants = kernel_constants(pixels.dtype, classes.dtype, dim)
     tile = small_tile(constants, pixels.device) or SEARCH_TILES[constants["PADDED_DIM"]]
     for name in ("FACTOR_PARTS", "ROW_PARTS", "PART"):
         del constants[name]

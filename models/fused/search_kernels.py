@@ -1,7 +1,7 @@
-"""Nearest-class search on the GPU: one running best, or a short list of them, per pixel; no pixels x classes.
+"""Search the nearest classes on the GPU: keep the best class, or a short list, of each pixel in registers.
 
-Only the order matters, so "distance" compares |w|² - 2 e·w (the pixel's own |e|² is the same for all classes)
-and "cosine" -e·w: smaller is nearer. `class_terms` is |w|² or 0, and infinite past the last class.
+Only the order matters. "distance" compares |w|² - 2 e·w (the pixel's own |e|² is the same for all classes),
+"cosine" -e·w; smaller is nearer. `class_terms` is |w|² or 0, and infinite past the last class.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -14,7 +14,7 @@ from .loss_kernels import load_rows, products
 
 
 @triton.jit
-def remoteness(
+def search_keys(
     pixels,
     class_embeddings,
     class_terms,
@@ -27,7 +27,7 @@ def remoteness(
     WORK: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """(BLOCK_P, BLOCK_C) values to be minimized, for the classes from `start` on; NaN becomes infinite."""
+    """Compute (BLOCK_P, BLOCK_C) values to minimize, of the classes from `start` on; NaN becomes infinite."""
     class_ids = start + tl.arange(0, BLOCK_C)
     classes = load_rows(class_embeddings, tl.minimum(class_ids, num_classes - 1), DIM, PADDED_DIM).to(WORK)
     terms = tl.load(class_terms + class_ids)
@@ -52,9 +52,9 @@ def nearest_one(
     WORK: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """The nearest class of each pixel of a tile, the lower id among equals.
+    """Find the nearest class of each pixel of a tile, the lower id among equals.
 
-    Each column of the tile keeps its own best through all classes; the columns are compared once, at the end.
+    Each column of the tile keeps its own best over all classes; the columns are compared once, at the end.
     """
     rows = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = rows < num_pixels
@@ -62,7 +62,7 @@ def nearest_one(
     best = tl.full((BLOCK_P, BLOCK_C), float("inf"), tl.float32)
     best_start = tl.full((BLOCK_P, BLOCK_C), 0, tl.int32)
     for start in range(0, num_classes, BLOCK_C):
-        values = remoteness(
+        values = search_keys(
             pixels, class_embeddings, class_terms, start, num_classes, factor,
             DIM, PADDED_DIM, BLOCK_C, WORK, SPLIT,
         )  # fmt: skip
@@ -93,11 +93,11 @@ def nearest_many(
     WORK: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """The `wanted` nearest classes of each pixel of a tile, nearest first, the lower id first among equals.
+    """Find the `wanted` nearest classes of each pixel of a tile, nearest first, the lower id among equals.
 
-    A list of `wanted` slots per pixel, in no order. While a tile of classes still has one that beats the
-    worst slot of its pixel, each pixel puts its best remaining one in place of its worst slot. Lists fill in
-    the first tiles; after that most tiles cost the comparison only.
+    Each pixel has `wanted` slots in no order. While a tile still has a class that beats the worst slot of its
+    pixel, each pixel replaces its worst slot by its best remaining class. Slots fill in the first tiles;
+    after that most tiles cost the comparison only.
     """
     rows = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = rows < num_pixels
@@ -105,13 +105,12 @@ def nearest_many(
     columns = tl.arange(0, BLOCK_C)[None, :]
     slots = tl.arange(0, SLOTS)[None, :]
     usable = (slots < wanted) & inside[:, None]
-    # An empty slot is infinitely far and carries its own number as id, so even a pixel of NaN gets ids that
-    # exist.
+    # An empty slot is infinitely far, with its own number as id: even a pixel of NaN gets ids that exist.
     slot_values = tl.where(usable, float("inf"), float("-inf"))
     slot_ids = tl.zeros((BLOCK_P, SLOTS), tl.int32) + slots
     worst = tl.max(slot_values, 1)
     for start in range(0, num_classes, BLOCK_C):
-        values = remoteness(
+        values = search_keys(
             pixels, class_embeddings, class_terms, start, num_classes, factor,
             DIM, PADDED_DIM, BLOCK_C, WORK, SPLIT,
         )  # fmt: skip

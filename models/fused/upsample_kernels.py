@@ -1,8 +1,8 @@
-"""Bilinear upsampling of a band of full-resolution rows, and its exact transpose, without atomics.
+"""Upsample a band of full-resolution rows bilinearly, and apply the exact transpose, without atomics.
 
-The same arithmetic as `F.interpolate(mode="bilinear", align_corners=False)` towards a given size: the source
-position of full-resolution row Y is max((Y + 0.5)·h/H - 0.5, 0) in fp32, and its two neighbors share it
-linearly. Maps are channels-last, so that one neighbor is one contiguous row of D.
+The arithmetic is that of `F.interpolate(mode="bilinear", align_corners=False)` to a given size: row Y lies at
+max((Y + 0.5)·h/H - 0.5, 0) among the low-resolution rows, in fp32, and is interpolated linearly from the two
+around it. Maps are channels-last, so that one neighbor is one contiguous row of D.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -14,7 +14,7 @@ import triton.language as tl
 
 @triton.jit
 def neighbors(position, ratio, size):
-    """The two source indices of an output index, and the share of the second."""
+    """Find the two source indices of an output index, and the weight of the second."""
     source = tl.maximum((position.to(tl.float32) + 0.5) * ratio - 0.5, 0.0)
     first = tl.minimum(source.to(tl.int32), size - 1)
     second = tl.minimum(first + 1, size - 1)
@@ -22,10 +22,10 @@ def neighbors(position, ratio, size):
 
 
 @triton.jit
-def share_of(position, cell, ratio, size):
-    """How much of the source index `cell` an output index receives (0 when it is not a neighbor)."""
-    first, second, share = neighbors(position, ratio, size)
-    return tl.where(first == cell, 1.0 - share, 0.0) + tl.where(second == cell, share, 0.0)
+def weight_of(position, cell, ratio, size):
+    """Compute the weight of the source index `cell` in an output index (0 when it is not a neighbor)."""
+    first, second, weight = neighbors(position, ratio, size)
+    return tl.where(first == cell, 1.0 - weight, 0.0) + tl.where(second == cell, weight, 0.0)
 
 
 @triton.jit(do_not_specialize=["first_row", "num_pixels"])
@@ -44,7 +44,7 @@ def upsample_band(
     PADDED_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Full-resolution pixels as rows of a band (B, D), from maps (N, h, w, D); `first_row` counts n·H + Y."""
+    """Interpolate a band (B, D) of full-resolution pixels from maps (N, h, w, D); `first_row` is n·H + Y."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < num_pixels
     row = first_row + index // full_width
@@ -84,11 +84,11 @@ def add_band_gradient(
     PADDED_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Adds to each low-resolution pixel what the full-resolution pixels of the band owe it.
+    """Add the gradients of the band's full-resolution pixels to the low-resolution pixels, weighted.
 
-    One program owns BLOCK neighboring low-resolution pixels of one row; `footprint` is a bound on the
-    full-resolution columns that one of them reaches. Bands follow one another, so nobody else writes these
-    rows meanwhile.
+    One program owns BLOCK neighboring low-resolution pixels of one row; `footprint` bounds the
+    full-resolution columns that one of them reaches. Bands run one after another, so no other program writes
+    these rows at the same time.
     """
     cell_row = first_cell_row + tl.program_id(0)
     image = cell_row // height
@@ -98,8 +98,7 @@ def add_band_gradient(
     inside = (cell_x < width)[:, None] & (dims[None, :] < DIM)
     total = tl.zeros((BLOCK, PADDED_DIM), tl.float32)
 
-    # One row or column more on either side than the exact footprint: the shares decide, the bounds only save
-    # time.
+    # One row or column more on either side than the exact footprint: wrong ones have weight 0.
     top = tl.maximum(((cell_y.to(tl.float32) - 0.5) / row_ratio - 0.5).to(tl.int32) - 1, 0)
     bottom = tl.minimum(((cell_y.to(tl.float32) + 1.5) / row_ratio - 0.5).to(tl.int32) + 3, full_height)
     begin = tl.maximum(top, first_row - image * full_height)
@@ -107,14 +106,14 @@ def add_band_gradient(
     left = tl.maximum(((cell_x.to(tl.float32) - 0.5) / column_ratio - 0.5).to(tl.int32) - 1, 0)
     for step in range(footprint):
         column = left + step
-        column_share = share_of(column, cell_x, column_ratio, width)
-        mask = inside & (column_share != 0.0)[:, None] & (column < full_width)[:, None]
+        column_weight = weight_of(column, cell_x, column_ratio, width)
+        mask = inside & (column_weight != 0.0)[:, None] & (column < full_width)[:, None]
         for below in range(end - begin):
             row = begin + below
-            share = column_share * share_of(row, cell_y, row_ratio, height)
+            weight = column_weight * weight_of(row, cell_y, row_ratio, height)
             place = ((image * full_height + row - first_row).to(tl.int64) * full_width + column) * DIM
             values = tl.load(band_gradient + place[:, None] + dims[None, :], mask=mask, other=0.0)
-            total += values * share[:, None]
+            total += values * weight[:, None]
 
     place = (cell_row.to(tl.int64) * width + cell_x)[:, None] * DIM + dims[None, :]
     earlier = tl.load(map_gradient + place, mask=inside, other=0.0)

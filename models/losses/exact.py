@@ -1,151 +1,190 @@
-"""Losses between pixel embeddings and class embeddings, in memory that does not grow with pixels x classes.
+"""Compute the cross-entropy over all classes, without the pixels x classes matrix.
 
-A logit is -|e - w| / temperature ("distance", Jain et al., ICCV 2021) or e.w / temperature ("cosine").
-`exact_cross_entropy` compares every pixel with every class. `knn_cross_entropy` is the paper's approximation,
-`sampled_cross_entropy` the usual one for very many classes. The paper's loss mends two things of its released
-code: a class is never its own negative, and ignored pixels take no part.
+A logit is -|e - w| / temperature ("distance", Jain et al., ICCV 2021) or e.w / temperature ("dot"), plus a
+bias. With "dot", the embeddings may be the features that go into the last layer of any network, a linear
+layer or a 1 x 1 convolution, with its weight as class embeddings and its bias. The loss is then the one that
+the network would have had from its logits, upsampled or not. Triton kernels (`fused`) are used where they
+apply, tiles in plain torch (`tiled`) elsewhere.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import dataclasses
 
-from ..embeddings import WORK_BYTES, Similarity, check_loss_inputs, check_target
-from ..fused.launch import fused_kernels, to_kernel_dtype
+import torch
+from torch import Tensor, nn
+
+from ..embeddings import (
+    IGNORE_INDEX,
+    WORK_BYTES,
+    LossOptions,
+    Reduction,
+    Similarity,
+    check_class_vectors,
+    check_maps,
+    check_rows,
+    check_target,
+    class_matrix,
+    default_temperature,
+    never_compiled,
+)
+from ..fused import fused_exact_cross_entropy, supports, to_kernel_dtype
 from ..tiled.cross_entropy import ExactCrossEntropy
 from ..tiled.cross_entropy_of_maps import ExactCrossEntropyOfMaps
 from ..upsampling import rows_of_pixels
 
 
-@torch.compiler.disable
+@never_compiled
 def exact_cross_entropy(
-    pixel_embeddings: Tensor,
+    embeddings: Tensor,
     class_embeddings: Tensor,
     target: Tensor,
     *,
-    temperature: float = 0.05,
+    bias: Tensor | None = None,
+    pixels: Tensor | None = None,
+    temperature: float | None = None,
     similarity: Similarity = "distance",
-    ignore_index: int = -1,
+    align_corners: bool = False,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    ignore_index: int = IGNORE_INDEX,
     work_bytes: int = WORK_BYTES,
 ) -> Tensor:
     """Compute the mean cross-entropy of the labeled pixels over all classes.
 
     Forward and backward together allocate O(P D + C D) and a fixed work buffer. Differentiable once.
 
+    Takes rows (P, D), or maps (N, D, h, w) with a target of any size (N, H, W). Maps are upsampled bilinearly
+    to the target's size (not normalized again), a few pixels at a time. This is fastest where H and W are the
+    same multiple of h and w and corners are not aligned.
+
     Args:
-        pixel_embeddings: (P, D) float; used as they are, normalize them beforehand.
-        class_embeddings: (C, D) float; likewise.
-        target: (P,) int64, the class of each pixel, 0..C-1, or `ignore_index`.
-        temperature: divides the similarities; the paper multiplies by 20, so 0.05.
-        similarity: "distance" or "cosine".
+        embeddings: (P, D) or (N, D, h, w) float, any D; used as they are, normalize them beforehand.
+        class_embeddings: (C, D) float, or the weight (C, D, 1, 1) of a 1 x 1 convolution; likewise.
+        target: (P,) or (N, H, W) int64, the class of each pixel, 0..C-1, or `ignore_index`.
+        bias: (C,) float, added to the logits.
+        pixels: for maps only: (B,) int64 in 0..N * H * W - 1, the only pixels that take part, all labeled;
+            None for all labeled pixels.
+        temperature: divides the similarities, not the bias. None is 1 for "dot", and 0.05 for "distance" and
+            "cosine": the paper multiplies by 20.
+        similarity: "distance", "dot", or "cosine", which is "dot" of vectors that you normalized.
+        align_corners: how maps are upsampled, as in `torch.nn.functional.interpolate`.
+        class_weights: (C,) float, weights of the classes, as `weight` of `torch.nn.functional.cross_entropy`.
+        label_smoothing: share of the target spread evenly over all classes; for inner products only.
+        reduction: "mean" or "sum".
         ignore_index: target of pixels that take no part.
-        work_bytes: size of the work buffer in bytes (the fused CUDA kernels need none).
+        work_bytes: size of the work buffer in bytes (for rows, the CUDA kernels need none).
 
     Returns:
-        Scalar in float32 (float64 for float64 inputs): zero, with zero gradients, if no pixel is labeled.
+        Scalar in float32 (float64 for float64 inputs): zero, with zero gradients, if no pixel counts.
 
     Raises:
-        ValueError: shapes that do not fit together, an unknown similarity, a temperature that is not
-            positive; a target outside its range (with the fused CUDA kernels the loss is NaN instead, since
-            looking for it would stall the GPU).
+        ValueError: shapes that do not fit together, an option outside its range, label smoothing of
+            distances; a target outside its range (with the CUDA kernels the loss is NaN instead, since
+            checking the target would stall the GPU).
     """
-    check_loss_inputs(pixel_embeddings, class_embeddings, target, temperature, similarity)
-    fused = fused_kernels(pixel_embeddings, class_embeddings)
-    if fused is not None:
-        return fused.fused_exact_cross_entropy(
-            to_kernel_dtype(pixel_embeddings),
-            to_kernel_dtype(class_embeddings),
-            target,
-            temperature=temperature,
-            similarity=similarity,
-            ignore_index=ignore_index,
-        )
-    check_target(target, len(class_embeddings), ignore_index)
-    return ExactCrossEntropy.apply(
-        pixel_embeddings,
-        class_embeddings,
-        target,
-        None,
-        temperature,
-        similarity,
-        ignore_index,
-        work_bytes,
-        torch.is_grad_enabled(),
+    if temperature is None:
+        temperature = default_temperature(similarity)
+    options = LossOptions(
+        temperature, similarity, ignore_index, work_bytes, label_smoothing, reduction, align_corners
     )
+    table = class_matrix(class_embeddings)
+    is_map = embeddings.dim() == 4
+    (check_maps if is_map else check_rows)(embeddings, table, target)
+    check_class_vectors(len(table), embeddings, bias=bias, class_weights=class_weights)
+    if not is_map and pixels is not None:
+        raise ValueError(
+            "pixels chooses among the pixels of maps (N, D, h, w); of rows (P, D) pass only those that count"
+        )
+    if not is_map and align_corners:
+        raise ValueError("align_corners is for maps (N, D, h, w); rows (P, D) are not upsampled")
+    if class_weights is None and bias is None and _is_plain(options) and supports(embeddings, table):
+        if pixels is not None:
+            embeddings = rows_of_pixels(embeddings, target.shape[1:], pixels)
+            target = target.flatten()[pixels]
+        return fused_exact_cross_entropy(to_kernel_dtype(embeddings), to_kernel_dtype(table), target, options)
+    check_target(target, len(table), ignore_index)
+    with_gradients = torch.is_grad_enabled()
+    if is_map:
+        return ExactCrossEntropyOfMaps.apply(
+            embeddings, table, bias, target, pixels, class_weights, options, with_gradients
+        )
+    return ExactCrossEntropy.apply(embeddings, table, bias, target, class_weights, options, with_gradients)
 
 
-@torch.compiler.disable
-def exact_cross_entropy_of_maps(
-    pixel_embeddings: Tensor,
-    class_embeddings: Tensor,
-    target: Tensor,
-    *,
-    pixels: Tensor | None = None,
-    temperature: float = 0.05,
-    similarity: Similarity = "distance",
-    ignore_index: int = -1,
-    work_bytes: int = WORK_BYTES,
-) -> Tensor:
-    """Compute `exact_cross_entropy` at the target's resolution, of embeddings at a lower one.
+exact_cross_entropy_of_maps = exact_cross_entropy
+"""Alias, kept for one release: `exact_cross_entropy` takes maps itself."""
 
-    They are upsampled bilinearly (not normalized again), a few pixels at a time: on CUDA folded into the
-    fused kernels, elsewhere by `models.tiled.cross_entropy_of_maps`, fastest where H and W are the same multiple of h and w.
+
+def _is_plain(options: LossOptions) -> bool:
+    """Tell whether the kernels know these options."""
+    return not options.label_smoothing and options.reduction == "mean" and not options.align_corners
+
+
+class EmbeddingCrossEntropy(nn.Module):
+    """Compute `exact_cross_entropy` as a module, as `torch.nn.CrossEntropyLoss` does of logits.
+
+    The module has no parameters: class embeddings and bias are inputs, learned elsewhere (`EmbeddingHead`, or
+    the last layer of your network).
 
     Args:
-        pixel_embeddings: (N, D, h, w) float.
-        class_embeddings: (C, D) float.
-        target: (N, H, W) int64, 0..C-1 or `ignore_index`.
-        pixels: (B,) int64 in 0..N * H * W - 1, the only ones that take part, all of them labeled; or None
-            for all that are labeled.
-        temperature: divides the similarities.
-        similarity: "distance" or "cosine".
+        temperature: divides the similarities; None as for the function.
+        similarity: "distance", "dot" or "cosine".
+        align_corners: how maps are upsampled.
+        class_weights: (C,) float, weights of the classes; a buffer of the module.
+        label_smoothing: share of the target spread evenly over all classes; for inner products only.
+        reduction: "mean" or "sum".
         ignore_index: target of pixels that take no part.
         work_bytes: size of the work buffer in bytes.
 
-    Returns:
-        Scalar, as `exact_cross_entropy`.
-
     Raises:
-        ValueError: as `exact_cross_entropy`.
+        ValueError: as `exact_cross_entropy`, for options outside their range.
     """
-    if pixel_embeddings.dim() != 4 or target.dim() != 3 or len(pixel_embeddings) != len(target):
-        raise ValueError(
-            f"pixel_embeddings has shape {tuple(pixel_embeddings.shape)} and target {tuple(target.shape)}; "
-            "allowed are (N, D, h, w) and (N, H, W)"
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        temperature: float | None = None,
+        similarity: Similarity = "distance",
+        align_corners: bool = False,
+        class_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        reduction: Reduction = "mean",
+        ignore_index: int = IGNORE_INDEX,
+        work_bytes: int = WORK_BYTES,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.options = LossOptions(
+            default_temperature(similarity) if temperature is None else temperature,
+            similarity,
+            ignore_index,
+            work_bytes,
+            label_smoothing,
+            reduction,
+            align_corners,
         )
-    some_rows = pixel_embeddings[:0].movedim(1, -1).flatten(0, 2)  # (0, D): what can be checked of the maps
-    check_loss_inputs(some_rows, class_embeddings, target.flatten()[:0], temperature, similarity)
-    fused = fused_kernels(pixel_embeddings, class_embeddings)
-    if fused is not None and pixels is not None:
-        rows = rows_of_pixels(pixel_embeddings, target.shape[1:], pixels)
+
+    def forward(
+        self, embeddings: Tensor, class_embeddings: Tensor, target: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """Compute the loss of rows (P, D) or maps (N, D, h, w), as `exact_cross_entropy`."""
         return exact_cross_entropy(
-            rows,
+            embeddings,
             class_embeddings,
-            target.flatten()[pixels],
-            temperature=temperature,
-            similarity=similarity,
-            ignore_index=ignore_index,
-        )
-    if fused is not None:
-        return fused.fused_exact_cross_entropy_upsampled(
-            to_kernel_dtype(pixel_embeddings),
-            to_kernel_dtype(class_embeddings),
             target,
-            temperature=temperature,
-            similarity=similarity,
-            ignore_index=ignore_index,
-            work_bytes=work_bytes,
+            bias=bias,
+            class_weights=self.class_weights,
+            **dataclasses.asdict(self.options),
         )
-    check_target(target, len(class_embeddings), ignore_index)
-    return ExactCrossEntropyOfMaps.apply(
-        pixel_embeddings,
-        class_embeddings,
-        target,
-        pixels,
-        temperature,
-        similarity,
-        ignore_index,
-        work_bytes,
-        torch.is_grad_enabled(),
-    )
+
+    def extra_repr(self) -> str:
+        """Show the options that decide the value."""
+        options = self.options
+        shown = f"temperature={options.temperature}, similarity={options.similarity!r}"
+        if options.label_smoothing:
+            shown += f", label_smoothing={options.label_smoothing}"
+        return f"{shown}, ignore_index={options.ignore_index}"

@@ -1,4 +1,4 @@
-"""Cross-entropy over the target and its nearest competitors (the paper's loss), a few pixels at a time.
+"""Compute the paper's loss: cross-entropy over the target and the classes nearest to each pixel.
 
 Gathering K class embeddings for every pixel at once, as autograd would, takes P K D numbers: about 1 GB at
 batch 10, 512 x 512, K = 7, D = 12. Here they exist for one chunk of pixels, and so do their gradients.
@@ -12,82 +12,168 @@ import torch
 from torch import Tensor
 
 from ..embeddings import (
+    IGNORE_INDEX,
     WORK_BYTES,
+    LossOptions,
     Similarity,
-    check_loss_inputs,
+    check_class_vectors,
+    check_rows,
+    check_search_bias,
     check_target,
+    class_matrix,
     compute_dtype,
+    default_temperature,
     full_precision,
+    never_compiled,
 )
 from ..nearest import nearest_classes
 from ..tiled.cross_entropy import labeled_rows, row_chunks, scaled_gradients
 from ..tiled.threads import for_each, num_workers, pieces_of
 
 
+@never_compiled
+def knn_cross_entropy(
+    embeddings: Tensor,
+    class_embeddings: Tensor,
+    target: Tensor,
+    *,
+    num_negatives: int = 7,
+    bias: Tensor | None = None,
+    temperature: float | None = None,
+    similarity: Similarity = "distance",
+    ignore_index: int = IGNORE_INDEX,
+    work_bytes: int = WORK_BYTES,
+) -> Tensor:
+    """Compute the paper's loss: cross-entropy over the target and the classes nearest to each pixel.
+
+    num_negatives + 1 classes are searched; the target is dropped from them, or the furthest where it is not
+    among them. A lower bound of `exact_cross_entropy`, and equal to it with num_negatives = C - 1.
+
+    Args:
+        embeddings: (P, D) float.
+        class_embeddings: (C, D) float.
+        target: (P,) int64, 0..C-1 or `ignore_index`.
+        num_negatives: K, other classes a pixel is compared with; at most C - 1 are used.
+        bias: (C,) float, added to the logits; for inner products only, in the search too.
+        temperature: divides the similarities; None as for `exact_cross_entropy`.
+        similarity: "distance", "dot" or "cosine", of the search and of the logits.
+        ignore_index: target of pixels that take no part.
+        work_bytes: size of the work buffer in bytes.
+
+    Returns:
+        Scalar, as `exact_cross_entropy`.
+
+    Raises:
+        ValueError: as `exact_cross_entropy`, and `num_negatives` below 1.
+    """
+    class_embeddings = class_matrix(class_embeddings)
+    temperature = default_temperature(similarity) if temperature is None else temperature
+    options = LossOptions(temperature, similarity, ignore_index, work_bytes)
+    check_search_bias(similarity, bias)
+    check_class_vectors(len(class_embeddings), embeddings, bias=bias)
+    check_rows(embeddings, class_embeddings, target)
+    check_target(target, len(class_embeddings), ignore_index)
+    check_num_negatives(num_negatives)
+    used = min(num_negatives, len(class_embeddings) - 1)
+    return KnnCrossEntropy.apply(
+        embeddings, class_embeddings, bias, target, used, options, torch.is_grad_enabled()
+    )
+
+
+def check_num_negatives(num_negatives: int) -> None:
+    """Refuse fewer than one negative."""
+    if num_negatives < 1:
+        raise ValueError(f"num_negatives is {num_negatives}; allowed are 1 and more")
+
+
 class KnnCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy over the target and K nearest others; `models.losses.exact` has the public function."""
+    """Compute `knn_cross_entropy` and both gradients in the forward pass."""
 
     @staticmethod
     def forward(
         ctx: Any,
         pixel_embeddings: Tensor,
         class_embeddings: Tensor,
+        bias: Tensor | None,
         target: Tensor,
         num_negatives: int,
-        temperature: float,
-        similarity: Similarity,
-        ignore_index: int,
-        work_bytes: int,
+        options: LossOptions,
         with_gradients: bool,
     ) -> Tensor:
-        """Return the scalar loss and keep both gradients. Arguments as `models.losses.knn.knn_cross_entropy`."""
-        need_pixel, need_class = (with_gradients and need for need in ctx.needs_input_grad[:2])
+        """Return the scalar loss and save both gradients.
+
+        Args:
+            ctx: what autograd hands to `backward`.
+            pixel_embeddings: (P, D).
+            class_embeddings: (C, D).
+            bias: (C,) added to the logits; or None.
+            target: (P,) int64, 0..C-1 or the options' `ignore_index`.
+            num_negatives: K, at most C - 1.
+            options: of the loss.
+            with_gradients: False where nothing will be differentiated.
+        """
+        need_pixel, need_class, need_bias = (with_gradients and need for need in ctx.needs_input_grad[:3])
         classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
-        rows = labeled_rows(target, ignore_index)
+        added = None if bias is None else bias.to(classes.dtype)
+        search_bias = None if added is None else added * options.temperature
+        rows = labeled_rows(target, options.ignore_index)
         count = len(target) if rows is None else len(rows)
-        workers = num_workers(classes.device, pieces_of(count, len(classes)), work_bytes, classes.nbytes)
+        pieces = pieces_of(count, len(classes))
+        workers = num_workers(classes.device, pieces, options.work_bytes, classes.nbytes)
         # Half of a worker's part for the search; the other half for about four (p, 1+K, D) tensors.
-        share = work_bytes // workers // 2
+        share = options.work_bytes // workers // 2
         size = max(1, share // (4 * (num_negatives + 2) * (classes.shape[1] + 4) * classes.element_size()))
         pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
         class_gradients = [torch.zeros_like(classes) for _ in range(workers if need_class else 0)]
+        bias_gradients = [classes.new_zeros(len(classes)) for _ in range(workers if need_bias else 0)]
         totals = classes.new_zeros(workers, dtype=torch.float64)
 
         def work(worker: int, chosen: slice | Tensor) -> None:
             pixels, own = pixel_embeddings[chosen].to(classes.dtype), target[chosen]
             nearest = nearest_classes(
-                pixels, classes, num_negatives + 1, similarity=similarity, work_bytes=share
+                pixels,
+                classes,
+                num_negatives + 1,
+                bias=search_bias,
+                similarity=options.similarity,
+                work_bytes=share,
             )
             ids = target_first(nearest, own)  # (p, 1+K)
             compared = classes[ids]  # (p, 1+K, D)
-            logits, slopes_of_pixels, slopes_of_classes = _logits_and_slopes(
-                pixels, compared, temperature, similarity
-            )
+            logits, pixel_grads, class_grads = _logits_and_grads(pixels, compared, options)
+            if added is not None:
+                logits = logits + added[ids]
             losses = logits.logsumexp(dim=1) - logits[:, 0]
             totals[worker] += losses.sum(dtype=torch.float64)
-            if not need_pixel and not need_class:
+            if not need_pixel and not need_class and not need_bias:
                 return
             weights = logits.softmax(dim=1)
             weights[:, 0] -= 1
-            weights = weights.div_(count * temperature)[:, :, None]  # (p, 1+K, 1)
+            weights = weights.div_(count * options.temperature)[:, :, None]  # (p, 1+K, 1)
             if pixel_gradient is not None:
-                pixel_gradient[chosen] = slopes_of_pixels.mul(weights).sum(dim=1).to(pixel_gradient.dtype)
+                pixel_gradient[chosen] = pixel_grads.mul(weights).sum(dim=1).to(pixel_gradient.dtype)
             if class_gradients:
-                slopes = slopes_of_classes * weights
-                class_gradients[worker].index_add_(0, ids.flatten(), slopes.flatten(0, 1))
+                weighted = class_grads * weights
+                class_gradients[worker].index_add_(0, ids.flatten(), weighted.flatten(0, 1))
+            if bias_gradients:
+                bias_gradients[worker].index_add_(
+                    0, ids.flatten(), weights.flatten(), alpha=options.temperature
+                )
 
         with full_precision(pixel_embeddings):
             for_each(list(row_chunks(rows, count, size)), work, workers)
-        class_gradient = None
+        class_gradient = bias_gradient = None
         if class_gradients:
             class_gradient = torch.stack(class_gradients).sum(dim=0).to(class_embeddings.dtype)
-        ctx.save_for_backward(pixel_gradient, class_gradient)
+        if bias is not None and bias_gradients:
+            bias_gradient = torch.stack(bias_gradients).sum(dim=0).to(bias.dtype)
+        ctx.save_for_backward(pixel_gradient, class_gradient, bias_gradient)
         return (totals.sum() / max(count, 1)).to(classes.dtype)
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: Tensor) -> Any:
-        """Scale the gradients that the forward pass left."""
-        return *scaled_gradients(ctx, loss_gradient), None, None, None, None, None, None, None
+        """Scale the saved gradients."""
+        return *scaled_gradients(ctx, loss_gradient), None, None, None, None
 
 
 def target_first(nearest: Tensor, target: Tensor) -> Tensor:
@@ -109,74 +195,19 @@ def target_first(nearest: Tensor, target: Tensor) -> Tensor:
     return torch.cat([target[:, None], negatives], dim=1)
 
 
-def _logits_and_slopes(
-    pixels: Tensor, compared: Tensor, temperature: float, similarity: str
+def _logits_and_grads(
+    pixels: Tensor, compared: Tensor, options: LossOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits (p, 1+K) and, times the temperature, their derivatives for the pixels and the classes.
+    """Return logits (p, 1+K) and their gradients for the pixels and the classes, times the temperature.
 
     Args:
         pixels: (p, D).
         compared: (p, 1+K, D), the classes of each pixel.
-        temperature: divides the similarities.
-        similarity: "distance" or "cosine".
+        options: temperature and similarity.
     """
-    if similarity == "cosine":
-        return torch.einsum("pd,pkd->pk", pixels, compared) / temperature, compared, pixels[:, None]
+    if options.is_dot:
+        return torch.einsum("pd,pkd->pk", pixels, compared) / options.temperature, compared, pixels[:, None]
     differences = pixels[:, None] - compared
     distances = torch.linalg.vector_norm(differences, dim=2)
     directions = differences.div_(distances.masked_fill(distances == 0, 1)[:, :, None])
-    return -distances / temperature, -directions, directions
-
-
-@torch.compiler.disable
-def knn_cross_entropy(
-    pixel_embeddings: Tensor,
-    class_embeddings: Tensor,
-    target: Tensor,
-    *,
-    num_negatives: int = 7,
-    temperature: float = 0.05,
-    similarity: Similarity = "distance",
-    ignore_index: int = -1,
-    work_bytes: int = WORK_BYTES,
-) -> Tensor:
-    """Compute the paper's loss: cross-entropy over the target and the classes nearest to each pixel.
-
-    num_negatives + 1 classes are searched; the target is dropped from them, or the furthest where it is not
-    among them. A lower bound of `exact_cross_entropy`, and equal to it with num_negatives = C - 1.
-
-    Args:
-        pixel_embeddings: (P, D) float.
-        class_embeddings: (C, D) float.
-        target: (P,) int64, 0..C-1 or `ignore_index`.
-        num_negatives: K, other classes a pixel is compared with; at most C - 1 are used.
-        temperature: divides the similarities.
-        similarity: "distance" or "cosine", of the search and of the logits.
-        ignore_index: target of pixels that take no part.
-        work_bytes: size of the work buffer in bytes.
-
-    Returns:
-        Scalar, as `exact_cross_entropy`.
-
-    Raises:
-        ValueError: as `exact_cross_entropy`, and `num_negatives` below 1.
-    """
-    check_loss_inputs(pixel_embeddings, class_embeddings, target, temperature, similarity)
-    check_target(target, len(class_embeddings), ignore_index)
-    _check_num_negatives(num_negatives)
-    return KnnCrossEntropy.apply(
-        pixel_embeddings,
-        class_embeddings,
-        target,
-        min(num_negatives, len(class_embeddings) - 1),
-        temperature,
-        similarity,
-        ignore_index,
-        work_bytes,
-        torch.is_grad_enabled(),
-    )
-
-
-def _check_num_negatives(num_negatives: int) -> None:
-    if num_negatives < 1:
-        raise ValueError(f"num_negatives is {num_negatives}; allowed are 1 and more")
+    return -distances / options.temperature, -directions, directions

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Compute cross-entropy over the classes present in a batch and a random sample of the others."""
 
 from __future__ import annotations
 
@@ -7,22 +7,34 @@ import math
 import torch
 from torch import Tensor
 
-from ..embeddings import WORK_BYTES, Similarity, check_loss_inputs, check_target
+from ..embeddings import (
+    IGNORE_INDEX,
+    WORK_BYTES,
+    LossOptions,
+    Similarity,
+    check_class_vectors,
+    check_rows,
+    check_target,
+    class_matrix,
+    default_temperature,
+    never_compiled,
+)
 from ..tiled.cross_entropy import ExactCrossEntropy
-from .knn import _check_num_negatives
+from .knn import check_num_negatives
 
 
-@torch.compiler.disable
+@never_compiled
 def sampled_cross_entropy(
-    pixel_embeddings: Tensor,
+    embeddings: Tensor,
     class_embeddings: Tensor,
     target: Tensor,
     *,
     num_negatives: int = 256,
     generator: torch.Generator | None = None,
-    temperature: float = 0.05,
+    bias: Tensor | None = None,
+    temperature: float | None = None,
     similarity: Similarity = "distance",
-    ignore_index: int = -1,
+    ignore_index: int = IGNORE_INDEX,
     work_bytes: int = WORK_BYTES,
 ) -> Tensor:
     """Compute cross-entropy over the classes present in the batch and a sample of the others.
@@ -33,13 +45,14 @@ def sampled_cross_entropy(
     always with num_negatives >= C - 1, this equals `exact_cross_entropy`.
 
     Args:
-        pixel_embeddings: (P, D) float.
+        embeddings: (P, D) float.
         class_embeddings: (C, D) float.
         target: (P,) int64, 0..C-1 or `ignore_index`.
         num_negatives: K, classes drawn from those that no labeled pixel has; at most all of them.
         generator: source of the draw, on any device; the default generator where None.
-        temperature: divides the similarities.
-        similarity: "distance" or "cosine".
+        bias: (C,) float, added to the logits.
+        temperature: divides the similarities; None as for `exact_cross_entropy`.
+        similarity: "distance", "dot" or "cosine".
         ignore_index: target of pixels that take no part.
         work_bytes: size of the work buffer in bytes.
 
@@ -49,9 +62,13 @@ def sampled_cross_entropy(
     Raises:
         ValueError: as `exact_cross_entropy`, and `num_negatives` below 1.
     """
-    check_loss_inputs(pixel_embeddings, class_embeddings, target, temperature, similarity)
+    class_embeddings = class_matrix(class_embeddings)
+    temperature = default_temperature(similarity) if temperature is None else temperature
+    options = LossOptions(temperature, similarity, IGNORE_INDEX, work_bytes)
+    check_rows(embeddings, class_embeddings, target)
+    check_class_vectors(len(class_embeddings), embeddings, bias=bias)
     check_target(target, len(class_embeddings), ignore_index)
-    _check_num_negatives(num_negatives)
+    check_num_negatives(num_negatives)
     device, num_classes = class_embeddings.device, len(class_embeddings)
     labeled = target[target != ignore_index]
     present = torch.zeros(num_classes, dtype=torch.bool, device=device)
@@ -64,18 +81,11 @@ def sampled_cross_entropy(
     offsets = class_embeddings.new_zeros(len(kept), dtype=torch.float32)
     if len(drawn) > 0:
         offsets[-len(drawn) :] = math.log(len(absent) / len(drawn))
-    places = torch.zeros(num_classes, dtype=torch.int64, device=device)
-    places[kept] = torch.arange(len(kept), device=device)
-    kept_target = torch.full_like(target, -1)
-    kept_target[target != ignore_index] = places[labeled]
+    index_among_kept = torch.zeros(num_classes, dtype=torch.int64, device=device)
+    index_among_kept[kept] = torch.arange(len(kept), device=device)
+    kept_target = torch.full_like(target, options.ignore_index)
+    kept_target[target != ignore_index] = index_among_kept[labeled]
+    offsets = offsets if bias is None else bias[kept] + offsets
     return ExactCrossEntropy.apply(
-        pixel_embeddings,
-        class_embeddings[kept],
-        kept_target,
-        offsets,
-        temperature,
-        similarity,
-        -1,
-        work_bytes,
-        torch.is_grad_enabled(),
+        embeddings, class_embeddings[kept], offsets, kept_target, None, options, torch.is_grad_enabled()
     )

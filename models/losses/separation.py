@@ -1,4 +1,4 @@
-"""TODO"""
+"""Keep the class embeddings apart: the paper's separation term, without a classes x classes matrix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from ..embeddings import WORK_BYTES, check_embeddings
 from ..nearest import nearest_classes
 
-_SEPARATION_BYTES = 2**21  # of pairs of classes there are few; a larger buffer would only show in the peak
+_MAX_WORK_BYTES = 2 * 2**20  # C x C is small next to P x C: 2 MiB are enough
 
 
 def separation_loss(
@@ -17,7 +17,7 @@ def separation_loss(
     """Compute (1/C) sum over c of max(0, min_separation - distance from c to the nearest other class).
 
     The nearest is searched without a C x C matrix, and the gradient goes to both classes of a pair. Two
-    classes at the very same place get none: no direction leads apart.
+    classes at exactly the same place get no gradient: the distance has no direction there.
 
     Args:
         class_embeddings: (C, D) float.
@@ -38,7 +38,7 @@ def separation_loss(
         classes = class_embeddings if class_embeddings.dtype == torch.float64 else class_embeddings.float()
         if num_classes == 1:
             return classes.sum() * 0
-        enough = min(work_bytes, _SEPARATION_BYTES)
+        enough = min(work_bytes, _MAX_WORK_BYTES)
         two = nearest_classes(class_embeddings, class_embeddings, 2, work_bytes=enough)
         own = torch.arange(num_classes, device=two.device)
         other = torch.where(two[:, 0] == own, two[:, 1], two[:, 0])

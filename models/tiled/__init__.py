@@ -1,1 +1,1 @@
-"""The portable implementation: a tile of pixels x classes at a time, on any device."""
+"""Compute losses and searches in plain torch on any device, one tile of pixels x classes at a time."""

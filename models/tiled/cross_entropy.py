@@ -1,10 +1,10 @@
-"""Cross-entropy over all classes, formed with both gradients tile by tile: an autograd function of its own.
+"""Compute exact cross-entropy of rows and both its gradients tile by tile, as one autograd function.
 
-The softmax of one tile of pixels x classes is turned into its share of the loss and of the gradients, and
-overwritten by the next tile. The gradients are ready when the loss is; backward only scales them.
+The softmax of one tile of pixels x classes gives the tile's part of the loss and of the gradients. Then the
+next tile overwrites it. The gradients are ready when the loss is; backward only scales them.
 
-A tile spans all classes where at least a few pixels of them fit the work buffer. Beyond that (a hundred
-thousand classes) it spans some, and each tile is formed twice: for the normalizer, then for the gradients.
+A tile spans all classes as long as at least 8 pixels of such a tile fit the work buffer. With more classes
+(a hundred thousand) it spans some, and each tile is computed twice: for log-sum-exp, then for the gradients.
 """
 
 from __future__ import annotations
@@ -16,83 +16,102 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..embeddings import compute_dtype, full_precision
-from .cosine_tiles import CosineTiles
+from ..embeddings import LossOptions, full_precision
 from .distance_tiles import DistanceTiles
+from .dot_tiles import DotTiles
 from .threads import for_each, num_workers, pieces_of
-from .tiles import PixelChunk, Tiles
+from .tiles import ClassBlock, Classes, PixelChunk, Tiles
 
-# Of distances two tiles are held, and for a moment half as much again: a tile is a quarter of the buffer. Of
-# products one is held: it is an eighth, which caches like, but for very many classes up to three quarters.
-# With fewer pixels in a tile of all classes than these, moving the class gradient costs the most.
+# Tile size. Distance needs two tile buffers and a temporary, so a tile gets 1/4 of the work buffer. Cosine
+# needs one; 1/8 is fastest (fits the cache), up to 3/4 with very many classes. With fewer pixels in a tile of
+# all classes than these, reading and writing the class gradient takes most of the time.
 _FEWEST_ROWS, _ENOUGH_ROWS = 8, 16
 _BLOCK_ROWS = 512  # pixels in a tile of some classes
 _CHUNK_ROWS = 2048  # pixels prepared together for tiles of all classes
 
 
 class ExactCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of the labeled pixels over all classes; `models.losses.exact` has the public function."""
+    """Compute the mean cross-entropy of rows; the public function is `losses.exact.exact_cross_entropy`."""
 
     @staticmethod
     def forward(
         ctx: Any,
         pixel_embeddings: Tensor,
         class_embeddings: Tensor,
+        bias: Tensor | None,
         target: Tensor,
-        class_offsets: Tensor | None,
-        temperature: float,
-        similarity: str,
-        ignore_index: int,
-        work_bytes: int,
+        class_weights: Tensor | None,
+        options: LossOptions,
         with_gradients: bool,
     ) -> Tensor:
-        """Return the scalar loss and keep both gradients.
+        """Return the scalar loss and save both gradients.
 
         Args:
             ctx: what autograd hands to `backward`.
             pixel_embeddings: (P, D).
             class_embeddings: (C, D).
-            target: (P,) int64, 0..C-1 or `ignore_index`.
-            class_offsets: (C,) added to the logits, zero for every class that is somebody's target; or None.
-            temperature: divides the similarities.
-            similarity: "distance" or "cosine".
-            ignore_index: target of the pixels left out.
-            work_bytes: size of the work buffer.
+            bias: (C,) added to the logits; or None.
+            target: (P,) int64, 0..C-1 or the options' `ignore_index`.
+            class_weights: (C,), of the pixels in the mean by their target; None for all one.
+            options: of the loss.
             with_gradients: False where nothing will be differentiated.
         """
-        need_pixel, need_class = (with_gradients and need for need in ctx.needs_input_grad[:2])
-        classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
-        rows = labeled_rows(target, ignore_index)
+        need_pixel, need_class, need_bias = (with_gradients and need for need in ctx.needs_input_grad[:3])
+        classes = Classes.of(pixel_embeddings, class_embeddings, bias, class_weights)
+        dtype = classes.embeddings.dtype
+        rows = labeled_rows(target, options.ignore_index)
         count = len(target) if rows is None else len(rows)
-        workers, size = share_out(count, classes, work_bytes, similarity)
+        weight = pixel_weight(target if rows is None else target[rows], classes, options)
+        workers, size = plan_tiles(count, classes.embeddings, options)
         pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
         with full_precision(pixel_embeddings):
-            first = make_tiles(classes, class_offsets, temperature, similarity, size, need_class)
-            tiles = [first, *(first.another() for _ in range(workers - 1))]
-            totals = classes.new_zeros(workers, dtype=torch.float64)
+            tiles = make_tiles(classes, options, size, (need_class, need_bias), workers)
+            totals = torch.zeros(workers, dtype=torch.float64, device=target.device)
 
             def work(worker: int, chosen: slice | Tensor) -> None:
                 own = tiles[worker]
-                scaled = pixel_embeddings[chosen].to(classes.dtype) / temperature
+                scaled = pixel_embeddings[chosen].to(dtype) / options.temperature
                 chunk = own.chunk(scaled, target[chosen])
-                losses, gradient = compare(own, chunk, size, 1 / count, need_pixel)
+                losses, gradient = compare(own, chunk, size, weight, need_pixel)
                 totals[worker] += losses.sum(dtype=torch.float64)
                 if pixel_gradient is not None and gradient is not None:
-                    pixel_gradient[chosen] = gradient.div_(temperature).to(pixel_gradient.dtype)
+                    pixel_gradient[chosen] = gradient.div_(options.temperature).to(pixel_gradient.dtype)
 
             for_each(list(row_chunks(rows, count, size.chunk_rows)), work, workers)
-            class_gradient = summed_class_gradients(tiles).to(class_embeddings.dtype) if need_class else None
-        ctx.save_for_backward(pixel_gradient, class_gradient)
-        return (totals.sum() / max(count, 1)).to(classes.dtype)
+            of_classes = class_side_gradients(
+                tiles, class_embeddings if need_class else None, bias if need_bias else None
+            )
+        ctx.save_for_backward(pixel_gradient, *of_classes)
+        return (totals.sum() * weight).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: Tensor) -> Any:
-        """Scale the gradients that the forward pass left."""
-        return *scaled_gradients(ctx, loss_gradient), None, None, None, None, None, None, None
+        """Scale the saved gradients."""
+        return *scaled_gradients(ctx, loss_gradient), None, None, None, None
+
+
+def pixel_weight(targets: Tensor, classes: Classes, options: LossOptions) -> float:
+    """Return one divided by what the sum of the losses is divided by: the weight of each pixel's loss.
+
+    Args:
+        targets: those of the labeled pixels, of any shape.
+        classes: whose weights count.
+        options: `reduction` counts.
+
+    Returns:
+        1 for a sum; else one over the sum of the pixels' class weights, zero where that is zero.
+    """
+    if options.reduction == "sum":
+        return 1.0
+    total = float(targets.numel())
+    if classes.weights is not None:
+        pixels = torch.bincount(targets.flatten(), minlength=len(classes.weights))
+        total = float(pixels.double() @ classes.weights.double())
+    return 1 / total if total > 0 else 0.0
 
 
 def scaled_gradients(ctx: Any, loss_gradient: Tensor) -> list[Tensor | None]:
-    """Return the saved gradients times that of the loss, and leave the saved ones as they are."""
+    """Return the saved gradients times that of the loss, without changing the saved ones."""
     with torch.no_grad():
         gradients = [
             None if gradient is None else gradient * loss_gradient.to(gradient.dtype)
@@ -107,10 +126,10 @@ def scaled_gradients(ctx: Any, loss_gradient: Tensor) -> list[Tensor | None]:
 
 
 class _FirstDerivativeOnly(torch.autograd.Function):
-    """Pass a gradient on, and refuse to differentiate it instead of leaving its derivative out unnoticed.
+    """Pass a gradient on, and refuse to differentiate it.
 
-    (`once_differentiable` refuses only where the gradient that came in needs one itself, which that of a loss
-    does not.)
+    Without this, a second derivative would silently lack a term. `once_differentiable` refuses only where the
+    incoming gradient requires one itself, which that of a loss does not.
     """
 
     @staticmethod
@@ -140,55 +159,83 @@ def row_chunks(rows: Tensor | None, count: int, size: int) -> Iterator[slice | T
 
 @dataclass(frozen=True)
 class TileSize:
-    """Pixels of a tile, pixels that are prepared together, and classes of a tile."""
+    """Say how large a tile is.
+
+    Attributes:
+        rows: pixels of a tile.
+        chunk_rows: pixels that are prepared together, for one tile or several.
+        columns: classes of a tile.
+    """
 
     rows: int
     chunk_rows: int
     columns: int
 
 
-def share_out(num_pixels: int, classes: Tensor, work_bytes: int, similarity: str) -> tuple[int, TileSize]:
-    """Tell how many threads work, and on tiles of which size each, within one buffer for all."""
+def plan_tiles(num_pixels: int, classes: Tensor, options: LossOptions) -> tuple[int, TileSize]:
+    """Choose the number of threads, and the tiles of each, within one work buffer for all."""
     pieces = pieces_of(num_pixels, len(classes))
-    of_gradients = classes.nbytes * (classes.shape[1] + 1) // classes.shape[1]
-    workers = num_workers(classes.device, pieces, work_bytes, of_gradients)
-    size = _tile_size(-(-num_pixels // workers), classes, work_bytes // workers, similarity)
+    gradient_bytes = classes.nbytes * (classes.shape[1] + 1) // classes.shape[1]
+    workers = num_workers(classes.device, pieces, options.work_bytes, gradient_bytes)
+    size = _tile_size(-(-num_pixels // workers), classes, options.work_bytes // workers, options.is_dot)
     return workers, size
 
 
-def _tile_size(num_pixels: int, classes: Tensor, work_bytes: int, similarity: str) -> TileSize:
+def _tile_size(num_pixels: int, classes: Tensor, work_bytes: int, is_dot: bool) -> TileSize:
     num_classes, dim = classes.shape
     elements = work_bytes // 8 // classes.element_size()
-    most_elements = max(1, 2 * elements)
-    if similarity == "cosine":
-        most_elements = max(1, min(6 * elements, max(elements, _ENOUGH_ROWS * num_classes)))
-    most_rows = max(1, min(num_pixels, most_elements // (4 * (dim + 2))))  # a chunk takes about 6 D a pixel
-    rows, columns = min(most_rows, most_elements // num_classes), num_classes
-    if rows < min(most_rows, _FEWEST_ROWS):
-        rows = min(most_rows, _BLOCK_ROWS)
-        columns = min(num_classes, max(1, most_elements // rows))
-    together = max(rows, min(most_rows // 4, _CHUNK_ROWS)) if columns == num_classes else rows
-    return TileSize(rows, together, columns)
+    max_elements = max(1, 2 * elements)
+    if is_dot:
+        max_elements = max(1, min(6 * elements, max(elements, _ENOUGH_ROWS * num_classes)))
+    max_rows = max(1, min(num_pixels, max_elements // (4 * (dim + 2))))  # a chunk takes about 6 D a pixel
+    rows, columns = min(max_rows, max_elements // num_classes), num_classes
+    if rows < min(max_rows, _FEWEST_ROWS):
+        rows = min(max_rows, _BLOCK_ROWS)
+        columns = min(num_classes, max(1, max_elements // rows))
+    chunk_rows = max(rows, min(max_rows // 4, _CHUNK_ROWS)) if columns == num_classes else rows
+    return TileSize(rows, chunk_rows, columns)
 
 
 def make_tiles(
-    classes: Tensor,
-    offsets: Tensor | None,
-    temperature: float,
-    similarity: str,
-    size: TileSize,
-    need_class_gradient: bool,
-) -> Tiles:
-    """The tiles of a similarity."""
-    kind = DistanceTiles if similarity == "distance" else CosineTiles
-    return kind(classes, offsets, temperature, size.rows * size.columns, need_class_gradient)
+    classes: Classes, options: LossOptions, size: TileSize, need_gradients: tuple[bool, bool], workers: int
+) -> list[Tiles]:
+    """Make the tiles of the similarity, one for each worker.
+
+    Args:
+        classes: embeddings, bias and weights.
+        options: of the loss.
+        size: of a tile.
+        need_gradients: whether those of the class embeddings and of the bias are wanted.
+        workers: how many.
+    """
+    kind = DotTiles if options.is_dot else DistanceTiles
+    first = kind(classes, options, size.rows * size.columns, *need_gradients)
+    return [first, *(first.clone_for_worker() for _ in range(workers - 1))]
 
 
-def summed_class_gradients(tiles: Sequence[Tiles]) -> Tensor:
-    """(C, D), what all threads found."""
-    total = tiles[0].class_gradient()
-    for others in tiles[1:]:
-        total = total + others.class_gradient()
+def class_side_gradients(
+    tiles: Sequence[Tiles], class_embeddings: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Sum the gradients (C, D) of the class embeddings and (C,) of the bias over all workers.
+
+    Args:
+        tiles: of the workers.
+        class_embeddings: whose dtype the gradient gets; None where it is not wanted.
+        bias: likewise.
+    """
+    of_classes = of_bias = None
+    if class_embeddings is not None:
+        of_classes = sum_in_order([own.class_gradient() for own in tiles]).to(class_embeddings.dtype)
+    if bias is not None:
+        of_bias = sum_in_order([own.bias_gradient() for own in tiles]).to(bias.dtype)
+    return of_classes, of_bias
+
+
+def sum_in_order(tensors: Sequence[Tensor]) -> Tensor:
+    """Add tensors from the first to the last."""
+    total = tensors[0]
+    for tensor in tensors[1:]:
+        total = total + tensor
     return total
 
 
@@ -198,27 +245,30 @@ def compare(
     """Compare p pixels, given by their own embeddings, with all classes.
 
     Returns:
-        Their (p, 1) losses, and the (p, D) gradient of the loss for e' times `weight`, or None where not
-        needed. The gradient of the classes is added to `tiles.sums`.
+        Their (p, 1) losses times the class weights, and the (p, D) gradient of the loss for e' times
+        `weight`, or None where not needed. The gradients of the classes are added to those of `tiles`.
     """
     num_classes = chunk.num_classes
     if size.columns == num_classes:
         return tiles.add_whole(chunk, size.rows, weight, need_gradient)
     starts = range(0, num_classes, size.columns)
-    blocks = [(start, min(start + size.columns, num_classes)) for start in starts]
-    normalizers = tiles.softmax(chunk, *blocks[0])[1]
+    blocks = [ClassBlock(start, min(start + size.columns, num_classes)) for start in starts]
+    lse = tiles.softmax(chunk, blocks[0])[1]
     for block in blocks[1:]:
-        normalizers = torch.logaddexp(normalizers, tiles.softmax(chunk, *block)[1])
-    losses = (normalizers - chunk.target_logits).clamp_min_(0)  # less than zero only by rounding
-    if not need_gradient and tiles.sums is None:
-        return losses, None
-
+        lse = torch.logaddexp(lse, tiles.softmax(chunk, block)[1])
+    losses = (lse - chunk.target_logits).clamp_min_(0)  # less than zero only by rounding
     gradient = torch.zeros_like(chunk.scaled) if need_gradient else None
-    missing = torch.expm1(-losses).mul_(-weight)
+    if gradient is None and not tiles.need_gradient:
+        blocks = []
+    one_minus_p_target = chunk.weighted(torch.expm1(-losses).mul_(-weight))
     for block in blocks:
-        shares, of_tile = tiles.softmax(chunk, *block)
-        scale = weight * (of_tile - normalizers).exp_().clamp_min_(1e-30)
-        of_block = tiles.add_gradients(shares, chunk, *block, scale, missing, need_gradient)
-        if gradient is not None and of_block is not None:
-            gradient += of_block
+        probs, tile_lse = tiles.softmax(chunk, block)
+        scale = chunk.weighted((tile_lse - lse).exp_().mul_(weight)).clamp_min_(1e-30)
+        block_gradient = tiles.add_gradients(
+            probs, chunk, block, scale, one_minus_p_target, need_gradient, weight
+        )
+        if gradient is not None and block_gradient is not None:
+            gradient += block_gradient
+    chunk.weighted(losses)
+    tiles.finish(chunk, losses, gradient, weight)
     return losses, gradient

@@ -1,8 +1,8 @@
-"""Independent pieces of work on the CPU, shared out to threads.
+"""Share independent pieces of work on the CPU out to threads.
 
-torch splits each operation over its threads, which meet at its end. A loss or a search in tiles is a chain of
-some thirty short operations a tile, each leaving its result in the caches of one core for another to fetch.
-Threads that each take tiles of their own, one core to a thread, meet once, at the end of it all.
+torch splits each operation over its threads and waits for the slowest. A loss or a search in tiles is a chain
+of some thirty short operations a tile, and each leaves its result in another core's cache. Threads that take
+whole tiles wait for each other once, at the end.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils import _python_dispatch
 
 _ELEMENTS_WORTH_A_THREAD = 2**20  # of pixels x classes: a few milliseconds of one core
-# Python's own time for a tile, some tenths of a millisecond, is spent by one thread at a time. So tiles must
-# not become small, nor workers many; further threads of torch's share the workers' operations.
+# Python itself takes some tenths of a millisecond per tile, one thread at a time. So tiles must not be small
+# nor workers many; torch's further threads speed up the workers' operations.
 _LEAST_WORK_BYTES, _MOST_WORKERS = 2**22, 4
 Piece = TypeVar("Piece")
 
 
 def pieces_of(num_pixels: int, num_classes: int) -> int:
-    """Into how many pieces, each worth a thread, comparing all pixels with all classes can be cut."""
+    """Count the pieces, each worth a thread, that comparing all pixels with all classes can be cut into."""
     return -(-num_pixels * num_classes // _ELEMENTS_WORTH_A_THREAD)
 
 
 def num_workers(device: torch.device, pieces: int, work_bytes: int, bytes_each: int = 0) -> int:
-    """Into how many threads work in tiles is best shared out.
+    """Choose the number of threads for work in tiles.
 
     Args:
         device: of the tensors; anything but a CPU takes one.
-        pieces: of the work.
-        work_bytes: size of the buffer that they will share.
-        bytes_each: what each will hold besides; all of it may take as much as the buffer.
+        pieces: of the work, see `pieces_of`.
+        work_bytes: size of the buffer that the threads will share.
+        bytes_each: what each thread will hold besides; all of them together at most as much as the buffer.
 
     Returns:
         1 to 4, at most torch's threads.
@@ -47,14 +47,14 @@ def num_workers(device: torch.device, pieces: int, work_bytes: int, bytes_each: 
 def for_each(pieces: Sequence[Piece], work: Callable[[int, Piece], None], workers: int) -> None:
     """Call `work(worker, piece)` for every piece, piece i by worker i modulo `workers`, without gradient.
 
-    The calling thread is worker 0; each takes its share of torch's threads. Who does what does not depend on
-    how fast it goes, so results that each worker sums up for itself are the same in every run. The first
-    exception, an interrupt of the calling thread too, stops all of them and is raised.
+    The calling thread is worker 0; each takes its share of torch's threads. The assignment of pieces is
+    fixed, so sums that each worker keeps for itself are the same in every run. The first exception, an
+    interrupt of the calling thread too, stops all of them and is raised.
 
-    Profilers and modes that watch torch's operations see the calling thread's alone, which then does all.
+    Profilers and dispatch modes see the operations of the calling thread only. While one is active, the
+    calling thread does all the work.
     """
-    watched = torch.autograd._profiler_enabled() or _get_current_dispatch_mode() is not None
-    if workers == 1 or watched:
+    if workers == 1 or profiler_is_active() or dispatch_mode_is_active():
         with torch.no_grad():
             for number, piece in enumerate(pieces):
                 work(number % workers, piece)
@@ -70,13 +70,13 @@ def for_each(pieces: Sequence[Piece], work: Callable[[int, Piece], None], worker
                     return
                 work(worker, piece)
 
-    def help_out(worker: int) -> None:
+    def run_helper(worker: int) -> None:
         try:
             take_turns(worker)
         except BaseException as failure:  # raised in the calling thread below
             failures.append(failure)
 
-    helpers = [threading.Thread(target=help_out, args=(worker,)) for worker in range(1, workers)]
+    helpers = [threading.Thread(target=run_helper, args=(worker,)) for worker in range(1, workers)]
     try:
         for thread in helpers:
             thread.start()
@@ -91,3 +91,13 @@ def for_each(pieces: Sequence[Piece], work: Callable[[int, Piece], None], worker
         torch.set_num_threads(total)
     if failures:
         raise failures[0]
+
+
+def profiler_is_active() -> bool:
+    """Tell whether torch.profiler or torch.autograd.profiler records this thread (private API of torch)."""
+    return bool(torch.autograd._profiler_enabled())
+
+
+def dispatch_mode_is_active() -> bool:
+    """Tell whether a TorchDispatchMode watches this thread's operations (private API of torch)."""
+    return _python_dispatch._get_current_dispatch_mode() is not None

@@ -1,13 +1,13 @@
-"""One tile of logits, pixels x classes, and what it adds to the gradients of cross-entropy.
+"""Compute one tile of logits, pixels x classes, and its contribution to the gradients of cross-entropy.
 
-Everything here is in coordinates divided by the temperature, e' = e / temperature, so that a logit is
--|e' - w'| (`models.tiled.distance_tiles`, the paper's) or e'.w (`models.tiled.cosine_tiles`), and no pass over the tile
-scales it. Buffers of the size of a tile, two for distances and one for products, are used again and again;
-nothing else here grows with pixels x classes.
+Everything here is in coordinates divided by the temperature, e' = e / temperature. A logit is then -|e' - w'|
+(`distance_tiles`, the paper's) or e'.w (`cosine_tiles`), and no pass over the tile scales it. Buffers of the
+size of a tile, two for distances and one for products, are reused; nothing else here grows with pixels x
+classes.
 
-The pixels of a tile may be given by their own embeddings, or by the fewer at low resolution from which these
-are interpolated. Then products with classes are formed at low resolution and interpolated, and a tile's share
-of the gradients is brought to low resolution before it meets the classes.
+The pixels of a tile are given by their own embeddings, or by the fewer at low resolution from which these are
+interpolated. Then products with classes are formed at low resolution and interpolated, and the gradients'
+weights are brought to low resolution before they meet the classes.
 """
 
 from __future__ import annotations
@@ -21,103 +21,154 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..embeddings import LossOptions, compute_dtype
 from ..upsampling import CellUpsampling
 
-_LEAST_SHARE = 1e-30  # well above what underflows
+_MIN_TARGET_PROB = 1e-30  # well above what underflows
+
+
+@dataclass(frozen=True)
+class ClassBlock:
+    """Name the classes start..stop-1, which one tile compares its pixels with."""
+
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Count the classes."""
+        return self.stop - self.start
+
+    def of(self, table: Tensor) -> Tensor:
+        """Select the block's rows of a table of all classes; the table itself if the block has all."""
+        return table if self.size == len(table) else table[self.start : self.stop]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Hold what pixels are compared with, in the dtype to compute in.
+
+    Attributes:
+        embeddings: (C, D).
+        bias: (C,) added to the logits; or None.
+        weights: (C,) of the classes in the mean, as `class_weights`; None for all one.
+    """
+
+    embeddings: Tensor
+    bias: Tensor | None = None
+    weights: Tensor | None = None
+
+    @classmethod
+    def of(cls, like: Tensor, embeddings: Tensor, bias: Tensor | None, weights: Tensor | None) -> Classes:
+        """Convert to the dtype in which pixels `like` these are compared."""
+        dtype = compute_dtype(like, embeddings)
+        rest = (None if vector is None else vector.detach().to(dtype) for vector in (bias, weights))
+        return cls(embeddings.to(dtype), *rest)
 
 
 @dataclass
 class PixelChunk:
-    """Some pixels, ready to be compared with the classes.
+    """Hold some pixels, ready to be compared with the classes.
 
     Attributes:
         scaled: (p, D) e'.
-        given: (q, D) the embeddings e' from which those are interpolated; without an upsampling the same.
+        low_res_embeddings: (q, D) the e' that `scaled` is interpolated from; `scaled` without an upsampling.
         targets: (p, 1) int64; any class for pixels without label.
         num_classes: C.
         target_logits: (p, 1), from the embeddings directly: a matrix product blurs small distances.
         upsampling: from the q to the p, of one or several blocks of a size; None where they are the same.
         unlabeled: (p, 1) bool, true for pixels that take no part; or None.
+        class_weights: (p, 1), those of the pixels' targets; None for all one.
         norms: (p, 1) |e'|^2; None for cosine.
         target_directions: (p, D), derivative of the target's logit for its embedding; None for cosine.
     """
 
     scaled: Tensor
-    given: Tensor
+    low_res_embeddings: Tensor
     targets: Tensor
     num_classes: int
     target_logits: Tensor
     upsampling: CellUpsampling | None = None
     unlabeled: Tensor | None = None
+    class_weights: Tensor | None = None
     norms: Tensor | None = None
     target_directions: Tensor | None = None
 
     def parts(self, rows: int) -> Iterator[PixelChunk]:
-        """`rows` pixels at a time, a block's where there is an upsampling; without `target_directions`."""
-        of_given = len(self.given) * rows // len(self.scaled) if self.upsampling else rows
+        """Yield `rows` pixels at a time, a block's with an upsampling; without `target_directions`."""
+        low_res_rows = len(self.low_res_embeddings) * rows // len(self.scaled) if self.upsampling else rows
         columns = [
             self.scaled.split(rows),
-            self.given.split(of_given),
+            self.low_res_embeddings.split(low_res_rows),
             self.targets.split(rows),
             self.target_logits.split(rows),
         ]
         nothing = repeat(None)
         unlabeled = nothing if self.unlabeled is None else self.unlabeled.split(rows)
+        class_weights = nothing if self.class_weights is None else self.class_weights.split(rows)
         norms = nothing if self.norms is None else self.norms.split(rows)
-        for scaled, given, targets, logits, lacking, norm in zip(*columns, unlabeled, norms, strict=False):
-            yield PixelChunk(
-                scaled, given, targets, self.num_classes, logits, self.upsampling, lacking, norm
-            )  # fmt: skip
+        for scaled, low_res, targets, logits, *optional in zip(
+            *columns, unlabeled, class_weights, norms, strict=False
+        ):
+            yield PixelChunk(scaled, low_res, targets, self.num_classes, logits, self.upsampling, *optional)
 
-    def has_target_in(self, start: int, stop: int) -> Tensor:
-        """(p, 1) bool: whether the target is one of classes start..stop-1."""
-        return (self.targets >= start) & (self.targets < stop)
+    def has_target_in(self, block: ClassBlock) -> Tensor:
+        """Tell whether each pixel's target is in the block: (p, 1) bool."""
+        return (self.targets >= block.start) & (self.targets < block.stop)
 
-    def put(self, tile: Tensor, start: int, stop: int, values: Tensor | float) -> None:
-        """Overwrite the targets among classes start..stop-1 in their (p, c) tile: by (p, 1) values or one."""
-        if start == 0 and stop == self.num_classes:
+    def set_targets(self, tile: Tensor, block: ClassBlock, values: Tensor | float) -> None:
+        """Overwrite the targets' entries of a (p, c) tile of the block: by (p, 1) values or by one value."""
+        if block.start == 0 and block.stop == self.num_classes:
             tile.scatter_(1, self.targets, values)
             return
-        rows = self.has_target_in(start, stop).nonzero()[:, 0]
-        of_rows = values[rows, 0] if isinstance(values, Tensor) else tile.new_tensor(values)
-        tile[rows, self.targets[rows, 0] - start] = of_rows
+        rows = self.has_target_in(block).nonzero()[:, 0]
+        row_values = values[rows, 0] if isinstance(values, Tensor) else tile.new_tensor(values)
+        tile[rows, self.targets[rows, 0] - block.start] = row_values
 
-    def gathered(self, values: Tensor) -> Tensor:
-        """(p, K) to (q, K) by the transpose of the interpolation."""
-        return values if self.upsampling is None else self.upsampling.gathered(values)
+    def weighted(self, values: Tensor) -> Tensor:
+        """Multiply (p, 1) values by the class weights, in place, and set those without label to zero."""
+        if self.class_weights is not None:
+            values.mul_(self.class_weights)
+        return values if self.unlabeled is None else values.masked_fill_(self.unlabeled, 0)
+
+    def upsample_transpose(self, values: Tensor) -> Tensor:
+        """Bring (p, K) to (q, K) by the transpose of the interpolation; unchanged without one."""
+        return values if self.upsampling is None else self.upsampling.upsample_transpose(values)
 
 
 class Tiles:
-    """What both similarities share: the buffer of logits and the softmax of one tile.
+    """Hold the buffer of logits and compute the softmax of one tile, for either similarity.
 
     Attributes:
-        sums: (C, D) of what the classes' gradient is made from, or None.
+        sums: (C, D) from which the gradient of the classes is formed, or None.
+        bias_sums: (C,) the gradient of the bias, or None.
 
     Args:
-        classes: (C, D), in the dtype to compute in.
-        offsets: (C,) added to the logits, zero for every class that is somebody's target; or None.
-        temperature: divides the similarities.
+        classes: what the pixels are compared with.
+        options: temperature and label smoothing count.
         tile_elements: most logits in a tile.
-        need_class_gradient: whether the gradient of the classes is wanted.
+        need_class_gradient: whether the gradient of the class embeddings is wanted.
+        need_bias_gradient: whether that of the bias is wanted.
     """
 
     _classes: Tensor  # (C, D), what is multiplied with weights
 
     def __init__(
         self,
-        classes: Tensor,
-        offsets: Tensor | None,
-        temperature: float,
+        classes: Classes,
+        options: LossOptions,
         tile_elements: int,
         need_class_gradient: bool,
+        need_bias_gradient: bool,
     ) -> None:
-        self.offsets, self.temperature = offsets, temperature
-        self._classes = classes
-        self._logits = classes.new_empty(tile_elements)
-        self.sums = torch.zeros_like(classes) if need_class_gradient else None
+        self.temperature = options.temperature
+        self._classes, self._bias, self._class_weights = classes.embeddings, classes.bias, classes.weights
+        self._logits = self._classes.new_empty(tile_elements)
+        self.sums = torch.zeros_like(self._classes) if need_class_gradient else None
+        self.bias_sums = self._classes.new_zeros(len(self._classes)) if need_bias_gradient else None
 
-    def another(self) -> Self:
-        """Tiles of the same classes for another thread, with buffers and sums of their own."""
+    def clone_for_worker(self) -> Self:
+        """Copy for another thread: the same classes, with buffers and sums of its own."""
         other = copy.copy(self)
         other._own_buffers()
         return other
@@ -125,22 +176,26 @@ class Tiles:
     def _own_buffers(self) -> None:
         self._logits = torch.empty_like(self._logits)
         self.sums = None if self.sums is None else torch.zeros_like(self.sums)
+        self.bias_sums = None if self.bias_sums is None else torch.zeros_like(self.bias_sums)
 
-    def softmax(self, chunk: PixelChunk, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Compare a chunk with classes start..stop-1.
+    @property
+    def need_gradient(self) -> bool:
+        """Tell whether any gradient on the side of the classes is wanted."""
+        return self.sums is not None or self.bias_sums is not None
+
+    def softmax(self, chunk: PixelChunk, block: ClassBlock) -> tuple[Tensor, Tensor]:
+        """Compare a chunk with a block of classes.
 
         Returns:
-            shares (p, c): the softmax of the logits within the tile, offsets included, in the buffer; and
-            normalizers (p, 1): the logarithm of its denominator.
+            probs (p, c): the softmax of the logits within the tile, in the buffer; and
+            lse (p, 1): the log-sum-exp of the tile's logits.
         """
-        shares = self._shares(chunk, start, stop)
-        return shares, self._normalizers(shares, chunk, start)
+        probs = self._probs(chunk, block)
+        return probs, self._lse(probs, chunk, block)
 
-    def _shares(self, chunk: PixelChunk, start: int, stop: int) -> Tensor:
-        tile = part_of(self._logits, len(chunk.targets), stop - start)
-        self._fill(tile, chunk, start, stop)
-        if self.offsets is not None:
-            tile += self.offsets[start:stop]
+    def _probs(self, chunk: PixelChunk, block: ClassBlock) -> Tensor:
+        tile = part_of(self._logits, len(chunk.targets), block.size)
+        self._fill(tile, chunk, block)
         return torch.softmax(tile, dim=1, out=tile)
 
     def add_whole(
@@ -148,93 +203,103 @@ class Tiles:
     ) -> tuple[Tensor, Tensor | None]:
         """Compare a chunk with all classes, `rows` pixels at a time, and add to the gradient of the classes.
 
-        Where a tile spans all classes its shares are the probabilities, and the loss is read off those of the
-        targets. What can be done for the whole chunk is done once: whatever is done for each tile shows.
+        A tile that spans all classes holds the probabilities, and the loss is -log of the targets' entries.
+        What can be done once per chunk is not done per tile: every operation per tile costs time.
 
         Args:
             chunk: p pixels.
             rows: pixels in a tile of all classes; with an upsampling, those of a block.
-            weight: of each pixel in the mean.
+            weight: one divided by what the sum of the losses is divided by.
             need_gradient: whether the gradient of the pixels is wanted.
 
         Returns:
-            The (p, 1) losses, zero where unlabeled, and the (q, D) gradient of the given e' or None.
+            The (p, 1) losses, zero where unlabeled and times the class weights, and the (q, D) gradient of
+            the low-resolution e' or None.
         """
-        of_targets, toward = torch.empty_like(chunk.target_logits), torch.empty_like(chunk.target_logits)
-        gradient = torch.empty_like(chunk.given) if need_gradient else None
-        parts = zip(chunk.parts(rows), of_targets.split(rows), toward.split(rows), strict=True)
-        done = 0
-        for part, of_part, toward_part in parts:
-            shares = self._shares(part, 0, chunk.num_classes)
-            torch.gather(shares, 1, part.targets, out=of_part)
-            if gradient is None and self.sums is None:
+        target_probs = torch.empty_like(chunk.target_logits)
+        weight_row_sums = torch.empty_like(chunk.target_logits)
+        gradient = torch.empty_like(chunk.low_res_embeddings) if need_gradient else None
+        all_classes = ClassBlock(0, chunk.num_classes)
+        outputs = target_probs.split(rows), weight_row_sums.split(rows)
+        done = 0  # rows of the gradient
+        for part, part_target_probs, part_row_sums in zip(chunk.parts(rows), *outputs, strict=True):
+            # 1. Probabilities of all classes, and those of the targets.
+            probs = self._probs(part, all_classes)
+            torch.gather(probs, 1, part.targets, out=part_target_probs)
+            if gradient is None and not self.need_gradient:
                 continue
-            weights = self._weights(shares, part, of_part)
+            # 2. The gradients' weights (p, C), in place of the probabilities, and at low resolution (q, C).
+            self._accumulate_probs(probs, part, weight)
+            weights = self._weights(probs, part, part_target_probs)
             if part.unlabeled is not None:
                 weights.index_fill_(0, part.unlabeled.nonzero()[:, 0], 0)
-            low = part.gathered(weights)
+            low_res_weights = part.upsample_transpose(weights)
+            # 3. Gradient of the pixels: weights x classes. Of the classes: weights^T x pixels.
             if gradient is not None:
-                torch.mm(low, self._classes, out=gradient[done : done + len(low)])
+                torch.mm(low_res_weights, self._classes, out=gradient[done : done + len(low_res_weights)])
             if self.sums is not None:
-                self.sums.addmm_(low.t(), part.given, alpha=weight)
-            self._note(weights, low, toward_part, weight)
-            done += len(low)
-        losses = of_targets.log().neg_()
-        self._lost_targets(losses, of_targets, chunk, rows)
-        if chunk.unlabeled is not None:
-            losses.masked_fill_(chunk.unlabeled, 0)
+                self.sums.addmm_(low_res_weights.t(), part.low_res_embeddings, alpha=weight)
+            self._accumulate_tile(weights, low_res_weights, part_row_sums, weight)
+            done += len(low_res_weights)
+        # 4. Losses of the whole chunk; those whose probability underflows are computed again.
+        losses = target_probs.log().neg_()
+        self._recompute_underflowed(losses, target_probs, chunk, rows)
+        chunk.weighted(losses)
+        # 5. What the gradients need once per chunk.
         if gradient is not None:
             gradient *= weight
-        self._finish(chunk, of_targets, toward, gradient, weight)
+        self._finish_chunk(chunk, target_probs, weight_row_sums, gradient, weight)
+        self.finish(chunk, losses, gradient, weight)
         return losses, gradient
 
-    def _lost_targets(self, losses: Tensor, of_targets: Tensor, chunk: PixelChunk, rows: int) -> None:
-        """Form the losses anew of those pixels whose target's share underflows."""
-        if of_targets.amin().item() > _LEAST_SHARE:
+    def _recompute_underflowed(
+        self, losses: Tensor, target_probs: Tensor, chunk: PixelChunk, rows: int
+    ) -> None:
+        """Overwrite the losses of pixels whose target's probability underflows: log-sum-exp minus logit."""
+        if target_probs.amin().item() > _MIN_TARGET_PROB:
             return
-        lost = (of_targets[:, 0] <= _LEAST_SHARE).nonzero()[:, 0]  # none where they are NaN
-        for some in lost.split(rows) if len(lost) > 0 else ():
+        underflowed = (target_probs[:, 0] <= _MIN_TARGET_PROB).nonzero()[:, 0]  # none where they are NaN
+        for some in underflowed.split(rows) if len(underflowed) > 0 else ():
             part = self.chunk(chunk.scaled[some], chunk.targets[some, 0])
-            losses[some] = self.softmax(part, 0, chunk.num_classes)[1] - part.target_logits
+            lse = self.softmax(part, ClassBlock(0, chunk.num_classes))[1]
+            losses[some] = lse - part.target_logits
 
-    def _normalizers(self, shares: Tensor, chunk: PixelChunk, start: int) -> Tensor:
-        """A share is exp(logit - normalizer): read off the largest, which does not underflow."""
-        largest, places = shares.max(dim=1, keepdim=True)
-        logits = self._logits_of(chunk, start + places)
-        if self.offsets is not None:
-            logits += self.offsets[start + places]
-        return logits - largest.log_()
+    def _lse(self, probs: Tensor, chunk: PixelChunk, block: ClassBlock) -> Tensor:
+        """Recover the log-sum-exp from prob = exp(logit - lse) at the largest, which cannot underflow."""
+        largest, columns = probs.max(dim=1, keepdim=True)
+        return self._logits_of(chunk, block.start + columns) - largest.log_()
 
     def chunk(
         self,
-        given: Tensor,
+        embeddings: Tensor,
         target: Tensor,
         upsampling: CellUpsampling | None = None,
         unlabeled: Tensor | None = None,
     ) -> PixelChunk:
-        """Prepare pixels with (p,) targets: `given` are their e', or the (q, D) to interpolate them from."""
+        """Prepare pixels with (p,) targets from their own e', or from the (q, D) e' at low resolution."""
         raise NotImplementedError
 
     def add_gradients(
         self,
-        shares: Tensor,
+        probs: Tensor,
         chunk: PixelChunk,
-        start: int,
-        stop: int,
+        block: ClassBlock,
         scale: Tensor,
-        missing: Tensor,
+        one_minus_p_target: Tensor,
         need_gradient: bool,
+        weight: float,
     ) -> Tensor | None:
-        """Add what a tile of some classes contributes to the gradient of the classes, and overwrite it.
+        """Add a tile's contribution to the gradient of the classes, and overwrite the tile.
 
         Args:
-            shares: (p, c) from `softmax`.
+            probs: (p, c) from `softmax`.
             chunk: the pixels, without an upsampling and all labeled.
-            start: first class of the tile.
-            stop: class after the last.
-            scale: (p, 1) from shares of the tile to probabilities, times the pixel's weight in the mean.
-            missing: (p, 1) what the target's probability lacks to one, times the pixel's weight.
+            block: the classes of the tile.
+            scale: (p, 1) from probabilities within the tile to those of all classes, times the pixel's
+                weight.
+            one_minus_p_target: (p, 1) one minus the target's probability, times the pixel's weight.
             need_gradient: whether the gradient of the pixels is wanted.
+            weight: one divided by what the sum of the losses is divided by.
 
         Returns:
             The (p, D) contribution to the gradient of e', or None.
@@ -245,32 +310,60 @@ class Tiles:
         """Return the (C, D) gradient of the class embeddings."""
         raise NotImplementedError
 
-    def _fill(self, logits: Tensor, chunk: PixelChunk, start: int, stop: int) -> None:
+    def _fill(self, logits: Tensor, chunk: PixelChunk, block: ClassBlock) -> None:
         """Write the logits of a tile, the targets' from `target_logits`."""
         raise NotImplementedError
 
     def _logits_of(self, chunk: PixelChunk, classes: Tensor) -> Tensor:
-        """The (p, 1) logits of the pixels for (p, 1) classes, one each."""
+        """Compute the (p, 1) logits of the pixels for (p, 1) classes, one each."""
         raise NotImplementedError
 
-    def _weights(self, probabilities: Tensor, chunk: PixelChunk, of_targets: Tensor) -> Tensor:
-        """Turn the (p, C) probabilities of a tile into what the embeddings are multiplied with."""
+    def _bias_of(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Add the bias of (p, 1) classes to (p, 1) logits, in place."""
+        return logits if self._bias is None else logits.add_(self._bias[classes])
+
+    def _weights_of(self, targets: Tensor) -> Tensor | None:
+        """Look up the class weights (p, 1) of (p, 1) targets."""
+        return None if self._class_weights is None else self._class_weights[targets]
+
+    def _weights(self, probs: Tensor, chunk: PixelChunk, target_probs: Tensor) -> Tensor:
+        """Turn the (p, C) probabilities of a tile into the weights of the gradients, in place."""
         raise NotImplementedError
 
-    def _note(self, weights: Tensor, low: Tensor, toward: Tensor, weight: float) -> None:
-        """Keep what else of a tile's weights (p, C), and of those at low resolution (q, C), is needed."""
+    def _accumulate_probs(self, probs: Tensor, chunk: PixelChunk, weight: float) -> None:
+        """Accumulate the gradient of the bias from a tile of all classes (a hook, for distances only)."""
 
-    def _finish(
-        self, chunk: PixelChunk, of_targets: Tensor, toward: Tensor, gradient: Tensor | None, weight: float
+    def finish(self, chunk: PixelChunk, losses: Tensor, gradient: Tensor | None, weight: float) -> None:
+        """Add what is the same whether tiles span all classes or some, once per chunk.
+
+        Args:
+            chunk: p pixels.
+            losses: (p, 1), times the class weights.
+            gradient: (q, D) of the low-resolution e', or None.
+            weight: one divided by what the sum of the losses is divided by.
+        """
+
+    def bias_gradient(self) -> Tensor:
+        """Return the (C,) gradient of the bias."""
+        assert self.bias_sums is not None
+        return self.bias_sums
+
+    def _accumulate_tile(
+        self, weights: Tensor, low_res_weights: Tensor, weight_row_sums: Tensor, weight: float
     ) -> None:
-        """Add to the gradients, (q, D) that of e', what is done once for a chunk."""
+        """Accumulate row and column sums of the tile's weights (a hook, for distances only)."""
+
+    def _finish_chunk(
+        self,
+        chunk: PixelChunk,
+        target_probs: Tensor,
+        weight_row_sums: Tensor,
+        gradient: Tensor | None,
+        weight: float,
+    ) -> None:
+        """Add the targets' own gradient term, once per chunk (a hook, for distances only)."""
 
 
 def part_of(buffer: Tensor, rows: int, columns: int) -> Tensor:
-    """(rows, columns) at the beginning of a buffer."""
+    """View the beginning of a buffer as (rows, columns)."""
     return buffer.as_strided((rows, columns), (columns, 1))
-
-
-def between(tensor: Tensor, start: int, stop: int) -> Tensor:
-    """Rows start..stop-1: the tensor itself where these are all."""
-    return tensor if stop - start == len(tensor) else tensor[start:stop]

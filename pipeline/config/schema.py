@@ -90,9 +90,11 @@ class ModelSettings(Section):
 
 
 class LossSettings(Section):
-    """The cross-entropy of the embedding head; the softmax head always uses the dense one."""
+    """The cross-entropy; similarity, temperature and separation are those of the embedding head."""
 
-    name: Literal["exact", "knn", "sampled"] = "exact"
+    name: Literal["exact", "knn", "sampled", "dense"] = Field(
+        "exact", description="dense forms all logits at once, the usual way; for the softmax head only"
+    )
     similarity: Literal["distance", "cosine"] = "distance"
     temperature: PositiveFloat = Field(0.05, description="divides the similarity; the paper multiplies by 20")
     num_negatives: PositiveInt = Field(7, description="classes besides the true one, for knn and sampled")
@@ -291,6 +293,12 @@ class Settings(Section):
     tracking: TrackingSettings = TrackingSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     variants: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _dense_only_of_a_classifier(self) -> Settings:
+        if self.loss.name == "dense" and self.model.head != "softmax":
+            raise ValueError("loss.name dense forms all logits of a classifier: it needs model.head softmax")
+        return self
 
     @model_validator(mode="after")
     def _frozen_only_if_trained(self) -> Settings:

@@ -1,1 +1,1 @@
-"""From annotation files to batches: label space, annotations, masks, bootstrapping, datasets and loaders."""
+"""Turn annotation files into batches: labels, annotations, layouts, bootstrapping, loading."""

@@ -42,8 +42,8 @@ def check_versions() -> list[Finding]:
     """Check Python, and kiloseg's dependencies against the bounds in its own metadata."""
     findings = [Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")]
     try:
-        requirements = [Requirement(text) for text in importlib.metadata.requires("kiloseg") or []]
-        own = importlib.metadata.version("kiloseg")
+        requirements = [Requirement(text) for text in importlib.metadata.requires("kiloseg-pipeline") or []]
+        own = importlib.metadata.version("kiloseg-pipeline")
     except importlib.metadata.PackageNotFoundError:
         return [*findings, Finding("packages", "missing", "kiloseg itself is not installed", "make setup")]
     found: dict[str, str] = {}

@@ -19,14 +19,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from models.heads import EmbeddingHead
-from models.losses.exact import exact_cross_entropy_of_maps
+from models.heads import SoftmaxHead
+from models.losses.exact import exact_cross_entropy
 from models.losses.separation import separation_loss
 from models.segmenter import Segmenter
 from models.upsampling import full_resolution_rows, rows_of_pixels, whole_factor
 from pipeline.config.schema import LossSettings
 from pipeline.runtime.device import MIB
-from pipeline.train_step.loss import Losses, embedding_cross_entropy, map_work_bytes, softmax_losses
+from pipeline.train_step.loss import (
+    Classes,
+    Losses,
+    dense_logits,
+    dense_losses,
+    loss_options,
+    needs_separation,
+    row_cross_entropy,
+)
 
 _FEW_CLASSES = 512  # as large a tile as any number of classes has, and pixels prepared for no more than that
 _MANY_PIXELS = 2**16
@@ -74,13 +82,11 @@ class PixelSource:
         num_pixels: that are compared with the classes in a step.
         maps: whether they are interpolated from maps while the loss is computed.
         factor: of the upsampling where it is a whole number and all pixels are compared.
-        work_bytes: the buffer of the loss of maps.
     """
 
     num_pixels: int
     maps: bool = False
     factor: int | None = None
-    work_bytes: int = 0
 
     @classmethod
     def of(
@@ -89,15 +95,39 @@ class PixelSource:
         """Return that of `segmentation_losses` for (h, w) and (N, H, W)."""
         in_step, budget = math.prod(target_shape), settings.pixel_budget
         compared = min(in_step, budget or in_step)
-        if settings.name != "exact":
+        if settings.name != "exact":  # upsampled before the loss
             return cls(compared)
         factor = whole_factor(output_size, target_shape[1:]) if budget is None else None
-        return cls(compared, True, factor, map_work_bytes(settings, in_step))
+        return cls(compared, True, factor)
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Say what a head compares.
+
+    Attributes:
+        dim: D, of embeddings or features.
+        classifier: whether classes have a bias, and are not kept apart.
+    """
+
+    dim: int
+    classifier: bool
+
+    @classmethod
+    def of(cls, segmenter: Segmenter) -> Channels:
+        """Return those of a network's head."""
+        head = segmenter.head
+        return cls(head.class_embeddings.shape[1], isinstance(head, SoftmaxHead))
+
+    def classes(self, count: int) -> Classes:
+        """Make so many classes, whose gradients are wanted."""
+        bias = torch.zeros(count, requires_grad=True) if self.classifier else None
+        return Classes(_unit_vectors(count, self.dim).requires_grad_(), bias)
 
 
 @functools.cache
 def probe_work_memory(
-    settings: LossSettings, num_classes: int, embedding_dim: int, source: PixelSource
+    settings: LossSettings, num_classes: int, channels: Channels, source: PixelSource
 ) -> WorkMemory:
     """Run the loss on a small real input, and count its work memory.
 
@@ -111,8 +141,8 @@ def probe_work_memory(
 
     def bytes_of(pixels: int, classes: int) -> int:
         if source.maps:
-            return _map_bytes(settings, source, pixels, classes, embedding_dim)
-        return _row_bytes(settings, pixels, classes, embedding_dim)
+            return _map_bytes(settings, source, pixels, classes, channels)
+        return _row_bytes(settings, pixels, classes, channels)
 
     few_classes = min(_FEW_CLASSES, num_classes)
     once, twice = (bytes_of(pixels, few_classes) for pixels in (_MANY_PIXELS, 2 * _MANY_PIXELS))
@@ -120,39 +150,38 @@ def probe_work_memory(
     sizes = (many_pixels, few_classes), (few_pixels, num_classes)
     fixed = max(bytes_of(pixels, classes) - per_pixel * pixels for pixels, classes in sizes)
     separation = 0
-    if settings.separation_weight > 0 and num_classes > 1:
-        classes = _unit_vectors(num_classes, embedding_dim)[: max(_FEW_PIXELS, budget // 4 // num_classes)]
+    if settings.separation_weight > 0 and num_classes > 1 and not channels.classifier:
+        classes = _unit_vectors(num_classes, channels.dim)[: max(_FEW_PIXELS, budget // 4 // num_classes)]
         separation = _extra_bytes(lambda: separation_loss(classes, work_bytes=budget), classes)
     return WorkMemory(max(0, math.ceil(fixed)), per_pixel, separation)
 
 
 @functools.cache
-def _row_bytes(settings: LossSettings, num_pixels: int, num_classes: int, dim: int) -> int:
-    """Measure `embedding_cross_entropy`, without the gradient of its rows."""
-    rows, classes = (_unit_vectors(count, dim).requires_grad_() for count in (num_pixels, num_classes))
+def _row_bytes(settings: LossSettings, num_pixels: int, num_classes: int, channels: Channels) -> int:
+    """Measure `row_cross_entropy`, without the gradient of its rows."""
+    rows, classes = _unit_vectors(num_pixels, channels.dim).requires_grad_(), channels.classes(num_classes)
     target = torch.arange(num_pixels) % num_classes
-    inputs = rows, classes, target
-    return _extra_bytes(lambda: embedding_cross_entropy(*inputs, settings, None), *inputs) - rows.nbytes
+    extra = _extra_bytes(
+        lambda: row_cross_entropy(rows, classes, target, settings, None), rows, classes.embeddings, target
+    )
+    return extra - rows.nbytes
 
 
 @functools.cache
 def _map_bytes(
-    settings: LossSettings, source: PixelSource, num_pixels: int, num_classes: int, dim: int
+    settings: LossSettings, source: PixelSource, num_pixels: int, num_classes: int, channels: Channels
 ) -> int:
     """Measure `map_cross_entropy`, without the gradient of the maps."""
     factor, beyond = (source.factor, 0) if source.factor else (4, 1)
     height = max(1, math.isqrt(num_pixels) // factor)
     width = max(1, num_pixels // (height * factor**2))
-    maps = _unit_vectors(height * width, dim).T.reshape(1, dim, height, width).requires_grad_()
-    classes = _unit_vectors(num_classes, dim).requires_grad_()
+    rows, classes = _unit_vectors(height * width, channels.dim), channels.classes(num_classes)
+    maps = rows.T.reshape(1, channels.dim, height, width).requires_grad_()
     size = 1, height * factor - beyond, width * factor - beyond
     target = (torch.arange(math.prod(size)) % num_classes).view(size)
-    options: dict[str, Any] = {
-        "similarity": settings.similarity,
-        "work_bytes": source.work_bytes,
-    }
-    inputs = maps, classes, target
-    return _extra_bytes(lambda: exact_cross_entropy_of_maps(*inputs, **options), *inputs) - maps.nbytes
+    options = loss_options(settings, classes.bias)
+    inputs = maps, classes.embeddings, target
+    return _extra_bytes(lambda: exact_cross_entropy(*inputs, **options), *inputs) - maps.nbytes
 
 
 def _unit_vectors(rows: int, dim: int) -> Tensor:
@@ -176,29 +205,32 @@ def losses_without_values(
 
     Args:
         segmenter: its parameters are fake.
-        output: (N, D or C, h, w), fake.
+        output: (N, D, h, w), fake.
         target: (N, H, W) int64, fake.
         settings: which loss.
-        work: from `probe_work_memory`; unused for the softmax head, whose loss needs no values.
+        work: from `probe_work_memory`; unused for the loss `dense`, which needs no values.
     """
     head, size = segmenter.head, target.shape[-2:]
     source = PixelSource.of(output.shape[2:], target.shape, settings)
     targets = target.flatten()
-    if source.maps and isinstance(head, EmbeddingHead):
+    if settings.name == "dense":
+        output = dense_logits(head, output)
+    if source.maps:
         compared = output
     elif settings.pixel_budget is None:
         compared = full_resolution_rows(output, size)
     else:
         pixels = torch.arange(source.num_pixels)
         compared, targets = rows_of_pixels(output, size, pixels), targets.index_select(0, pixels)
-    if not isinstance(head, EmbeddingHead):
-        return softmax_losses(compared, targets)
+    if settings.name == "dense":
+        return dense_losses(compared, targets)
     assert work is not None
     class_embeddings = head.class_embeddings
-    total = _Allocate.apply(compared, class_embeddings, work.of_cross_entropy(source.num_pixels))
+    work_bytes = work.of_cross_entropy(source.num_pixels)
+    total = _Allocate.apply(compared, class_embeddings, head.bias, work_bytes)
     separation = torch.zeros_like(total)
-    if settings.separation_weight > 0 and len(class_embeddings) > 1:
-        separation = _Allocate.apply(class_embeddings[:1], class_embeddings, work.separation)
+    if needs_separation(head, settings):
+        separation = _Allocate.apply(class_embeddings[:1], class_embeddings, None, work.separation)
         other = torch.arange(len(class_embeddings))
         separation = (
             separation + torch.linalg.vector_norm(class_embeddings - class_embeddings[other], dim=1).mean()
@@ -208,19 +240,21 @@ def losses_without_values(
 
 
 class _Allocate(torch.autograd.Function):
-    """Return a scalar of two inputs, with a gradient kept for each and work memory in between."""
+    """Return a scalar of two or three inputs, with a gradient kept for each and work memory in between."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, classes: Tensor, work_bytes: int) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, classes: Tensor, bias: Tensor | None, work_bytes: int) -> Tensor:
         row_gradient = torch.zeros_like(rows)
         work = _bytes(rows, work_bytes)
         del work
-        ctx.save_for_backward(row_gradient, torch.zeros_like(classes))
+        of_bias = None if bias is None else torch.zeros_like(bias)
+        ctx.save_for_backward(row_gradient, torch.zeros_like(classes), of_bias)
         return rows.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *(saved * gradients[0] for saved in ctx.saved_tensors), None
+        found = (None if saved is None else saved * gradients[0] for saved in ctx.saved_tensors)
+        return *found, None
 
 
 def _bytes(like: Tensor, count: int) -> Tensor:

@@ -17,7 +17,7 @@ import gc
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from models.segmenter import Segmenter
 from pipeline.config.schema import LossSettings, Settings
-from pipeline.memory.loss_footprint import PeakTracker, PixelSource, losses_without_values, probe_work_memory
+from pipeline.memory.loss_footprint import (
+    Channels,
+    PeakTracker,
+    PixelSource,
+    losses_without_values,
+    probe_work_memory,
+)
 from pipeline.runtime.device import GIB, choose_device, is_out_of_memory
 from pipeline.runtime.errors import UsageError
 from pipeline.train_step.loss import Losses, segmentation_losses
@@ -34,7 +40,8 @@ from pipeline.train_step.optimizer import build_optimizer
 from pipeline.train_step.step import LossFunction, accumulate_gradients
 
 CLASS_COUNTS = (19, 150, 1_284, 10_000, 100_000)
-HEADS: tuple[Literal["embedding", "softmax"], ...] = ("embedding", "softmax")
+HEADS = ("embedding", "softmax", "dense")
+"""What is compared: the embedding head, the softmax head, and the softmax head with all logits at once."""
 NOTE = (
     "Predictions count tensors; the CUDA context, cuDNN workspaces and fragmentation come on top, "
     "so leave some of the GPU free."
@@ -61,7 +68,7 @@ def memory_rows(
     """Predict every head with every number of classes; where a CUDA device is given, measure too."""
     rows = []
     for head in HEADS:
-        of_head = with_changes(settings, model={"head": head})
+        of_head = with_head(settings, head)
         for num_classes in class_counts:
             measured = None
             if device is not None:
@@ -110,16 +117,28 @@ def as_json(settings: Settings, rows: Sequence[MemoryRow]) -> dict[str, object]:
     }
 
 
+def with_head(settings: Settings, name: str) -> Settings:
+    """Return the settings with one of `HEADS`, and its loss: a loss other than `dense` is kept."""
+    flat = "exact" if settings.loss.name == "dense" else settings.loss.name
+    return with_changes(
+        settings,
+        model={"head": "embedding" if name == "embedding" else "softmax"},
+        loss={"name": "dense" if name == "dense" else flat},
+    )
+
+
 def with_changes(
     settings: Settings,
     *,
     model: dict[str, object] | None = None,
+    loss: dict[str, object] | None = None,
     train: dict[str, object] | None = None,
 ) -> Settings:
-    """Return the settings with some values of the model and train sections replaced."""
+    """Return the settings with some values of the model, loss and train sections replaced."""
     return settings.model_copy(
         update={
             "model": settings.model.model_copy(update=model or {}),
+            "loss": settings.loss.model_copy(update=loss or {}),
             "train": settings.train.model_copy(update=train or {}),
         }
     )
@@ -137,11 +156,11 @@ def predict_bytes(settings: Settings, num_classes: int) -> int:
     """
     work = None
     segmenter = _build(settings, num_classes)
-    if settings.model.head == "embedding":
+    if settings.loss.name != "dense":
         crop = settings.train.crop_size, settings.train.crop_size
         target_shape = settings.train.micro_batch_size, *crop
         source = PixelSource.of(segmenter.output_size(crop), target_shape, settings.loss)
-        work = probe_work_memory(settings.loss, num_classes, settings.model.embedding_dim, source)
+        work = probe_work_memory(settings.loss, num_classes, Channels.of(segmenter), source)
     mode, tracker = FakeTensorMode(), PeakTracker()
     _replace_tensors(segmenter, mode)
 

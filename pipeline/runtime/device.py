@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import os
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.runtime.errors import KilosegError, MemoryLimitError
@@ -59,18 +57,6 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD: no block of its own from the kernel below this
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: what is free at the end of the heap is never handed back
-
-
-@contextlib.contextmanager
-def without_collector() -> Iterator[None]:
-    """Disable the garbage collector while millions of long-lived objects are created."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def choose_device(name: str) -> torch.device:

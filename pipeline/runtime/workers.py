@@ -1,4 +1,4 @@
-"""The same work on many items in several processes, with the results in the items' order."""
+"""Map a function over many items in several processes, with the results in the items' order."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CHUNK = 32
-"""Items a worker gets at once: enough that handing them over does not count."""
+"""Items a worker gets at once, so that sending them costs little."""
 CHUNKS_AHEAD = 32
+"""Chunks taken from the items before the first one's results are due."""
 CHUNKS_IN_HAND = 2
-"""Of each worker: the one it works on, and the next, so that it never waits."""
+"""Chunks submitted per worker: one running, one queued."""
 
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """Processes that work beside this one, and how many they are."""
+    """Processes that work beside this one, and their number."""
 
     executor: ProcessPoolExecutor
     number: int
@@ -39,11 +40,11 @@ class WorkerPool:
 
 @contextlib.contextmanager
 def worker_pool(num_workers: int, module: str) -> Iterator[WorkerPool | None]:
-    """Processes for `ordered_map`, ended with the block; none for 0 or 1, which work in this process alone.
+    """Start processes for `ordered_map`, ended with the block; none for 0 or 1: this process works alone.
 
     Args:
-        num_workers: how many work. This process is one of them: it works too where it would wait.
-        module: what the others import at once, while this process does the same.
+        num_workers: how many work. This process is one of them: it works where it would wait.
+        module: what the others import as they start.
     """
     keep_freed_memory()  # else the arrays of each image are made of fresh pages
     if num_workers <= 1:
@@ -63,10 +64,9 @@ def worker_pool(num_workers: int, module: str) -> Iterator[WorkerPool | None]:
 
 @contextlib.contextmanager
 def _one_thread_for_products() -> Iterator[None]:
-    """NumPy imported meanwhile, here or in a process that starts, makes no threads for matrix products.
+    """Keep NumPy, imported in the block here or in a process that starts, from starting BLAS threads.
 
-    There are none to compute, and each process would spend a tenth of a second of processor time on starting
-    them.
+    No matrix products are computed, and starting the threads costs each process a tenth of a second.
     """
     name = "OPENBLAS_NUM_THREADS"
     before = os.environ.get(name)
@@ -85,12 +85,12 @@ def ordered_map(
     *,
     chunk: int = CHUNK,
 ) -> Iterator[Result]:
-    """Yields `function(item)` of each item in order.
+    """Yield `function(item)` of each item in order.
 
     Items are taken only a few chunks ahead of the results, so that neither pile up in memory.
 
     Args:
-        function: picklable; what it raises is raised here, at the place of the first such chunk.
+        function: picklable; its exceptions are raised here, at the place of the first chunk that has one.
         items: picklable.
         pool: of `worker_pool`.
         chunk: items a worker gets at once.
@@ -120,7 +120,7 @@ def ordered_map(
 
 @dataclass
 class _Chunk(Generic[Item, Result]):
-    """Items that are handed over together, and what comes of them once somebody has begun."""
+    """Items that are processed together; the future is None until a process has been given them."""
 
     items: tuple[Item, ...]
     future: Future[list[Result]] | None = None
@@ -129,15 +129,18 @@ class _Chunk(Generic[Item, Result]):
 def _first(
     pending: deque[_Chunk[Item, Result]], function: Callable[[Item], Result], pool: WorkerPool
 ) -> list[Result]:
-    """The results of the first chunk; until they are there this process works on the chunks to come."""
+    """Return the results of the first chunk; until they are there, this process works on later chunks."""
     while True:
+        # keep every worker supplied: one chunk running and one queued each
         in_hand = sum(one.future is not None and not one.future.done() for one in pending)
         left = [one for one in pending if one.future is None]
         hand_out = max(pool.number * CHUNKS_IN_HAND - in_hand, 0)
         for one in left[:hand_out]:
             one.future = pool.executor.submit(_map_chunk, function, one.items)
+        # this process takes the first chunk that no worker was given
         own = next(iter(left[hand_out:]), None)
         first = pending[0].future
+        # return the first results if they are there, or wait for them if there is nothing else to do
         if first is not None and (own is None or first.done()):
             pending.popleft()
             return first.result()
@@ -154,7 +157,7 @@ def _map_chunk(function: Callable[[Item], Result], some: tuple[Item, ...]) -> li
 
 
 def _batched(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
-    """Chunks of the items, as itertools.batched makes them from Python 3.12 on."""
+    """Yield chunks of the items, as itertools.batched does from Python 3.12 on."""
     iterator = iter(items)
     while some := tuple(itertools.islice(iterator, size)):
         yield some
@@ -170,7 +173,7 @@ def _start_worker() -> None:
 
 
 def _follow_parent() -> None:
-    """Leaves Ctrl-C to the parent, and ends the worker when the parent is killed, which nothing else does."""
+    """Leave Ctrl-C to the parent, and end the worker when the parent is killed, which nothing else does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

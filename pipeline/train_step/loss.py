@@ -1,9 +1,10 @@
 """Compute the training loss from the network's stride-4 output and a target.
 
 The output is upsampled bilinearly to the target's size: by the exact loss itself, for `knn` and `sampled` to
-rows. Unlabeled pixels are left out. The softmax baseline is built as usual, with full-resolution logits of
-every class, because their memory is what we compare with. With a pixel budget only the drawn pixels are
-upsampled.
+rows. Unlabeled pixels are left out. Either head takes any of these losses: the softmax head's features are
+compared with the rows of its classifier, by inner products with a bias. The loss `dense` is the usual way of
+computing the softmax head's exact loss, from full-resolution logits of every class: it is the baseline whose
+memory we compare with. With a pixel budget only the drawn pixels are upsampled.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.heads import EmbeddingHead
-from models.losses.exact import exact_cross_entropy_of_maps
+from models.heads import EmbeddingHead, SoftmaxHead
+from models.losses.exact import exact_cross_entropy
 from models.losses.knn import knn_cross_entropy
 from models.losses.sampled import sampled_cross_entropy
 from models.losses.separation import separation_loss
@@ -25,8 +26,6 @@ from models.upsampling import full_resolution_rows, rows_of_pixels
 from pipeline.config.schema import LossSettings
 from pipeline.data.loading.batch import IGNORE_INDEX
 from pipeline.runtime.device import MIB
-
-_WORK_BYTES_OF_A_PIXEL = 128
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def segmentation_losses(
 
     Args:
         segmenter: whose head made `output`; holds the class embeddings.
-        output: (N, D, h, w) pixel embeddings, or (N, C, h, w) logits of a softmax head.
+        output: (N, D, h, w) pixel embeddings, or the features of a softmax head.
         target: (N, H, W) int64 train ids or IGNORE_INDEX.
         settings: which loss.
         generator: draws the pixels of `pixel_budget` and the negatives of `sampled`; on the output's device.
@@ -58,16 +57,18 @@ def segmentation_losses(
         The losses; a batch without labeled pixels gives a finite zero cross-entropy.
     """
     head = segmenter.head
-    if not isinstance(head, EmbeddingHead):
-        return softmax_losses(*labeled_rows(output, target, settings.pixel_budget, generator))
+    if settings.name == "dense":
+        logits = dense_logits(head, output)
+        return dense_losses(*labeled_rows(logits, target, settings.pixel_budget, generator))
     class_embeddings = head.class_embeddings  # (C, D), normalized once for both terms
+    classes = Classes(class_embeddings, head.bias)
     if settings.name == "exact":
-        cross_entropy = map_cross_entropy(output, class_embeddings, target, settings, generator)
+        cross_entropy = map_cross_entropy(output, classes, target, settings, generator)
     else:
         rows, targets = labeled_rows(output, target, settings.pixel_budget, generator)
-        cross_entropy = embedding_cross_entropy(rows, class_embeddings, targets, settings, generator)
+        cross_entropy = row_cross_entropy(rows, classes, targets, settings, generator)
     total, separation = cross_entropy, torch.zeros_like(cross_entropy)
-    if settings.separation_weight > 0 and len(class_embeddings) > 1:
+    if needs_separation(head, settings):
         separation = separation_loss(
             class_embeddings,
             min_separation=settings.min_separation,
@@ -77,7 +78,20 @@ def segmentation_losses(
     return Losses(total, cross_entropy.detach(), separation.detach())
 
 
-def softmax_losses(logits: Tensor, targets: Tensor) -> Losses:
+def needs_separation(head: EmbeddingHead | SoftmaxHead, settings: LossSettings) -> bool:
+    """Tell whether the loss has the term that keeps class embeddings apart: not those of a classifier."""
+    return (
+        isinstance(head, EmbeddingHead) and settings.separation_weight > 0 and len(head.class_embeddings) > 1
+    )
+
+
+def dense_logits(head: EmbeddingHead | SoftmaxHead, output: Tensor) -> Tensor:
+    """Compute all logits (N, C, h, w) of a softmax head; settings refuse the loss `dense` of another."""
+    assert isinstance(head, SoftmaxHead)
+    return head.logits(output)
+
+
+def dense_losses(logits: Tensor, targets: Tensor) -> Losses:
     """Compute the baseline's loss: mean cross-entropy of (P, C) logits over the labeled of (P,) targets."""
     labeled = (targets != IGNORE_INDEX).sum().clamp(min=1)
     mean = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum") / labeled
@@ -116,56 +130,51 @@ def draw_pixels(targets: Tensor, budget: int, generator: torch.Generator | None 
     return labeled[torch.randperm(len(labeled), generator=generator, device=labeled.device)[:budget]]
 
 
+@dataclass(frozen=True)
+class Classes:
+    """Hold what pixels are compared with: embeddings (C, D), and the bias (C,) of a classifier or None."""
+
+    embeddings: Tensor
+    bias: Tensor | None = None
+
+
 def map_cross_entropy(
     output: Tensor,
-    class_embeddings: Tensor,
+    classes: Classes,
     target: Tensor,
     settings: LossSettings,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Compute the exact cross-entropy of embeddings (N, D, h, w) against a target (N, H, W)."""
+    """Compute the exact cross-entropy of embeddings or features (N, D, h, w) against a target (N, H, W)."""
     pixels = None
     if settings.pixel_budget is not None:
         pixels = draw_pixels(target.flatten(), settings.pixel_budget, generator)
-    common = {**_common(settings), "work_bytes": map_work_bytes(settings, target.numel())}
-    return exact_cross_entropy_of_maps(output, class_embeddings, target, pixels=pixels, **common)
+    options = loss_options(settings, classes.bias)
+    return exact_cross_entropy(output, classes.embeddings, target, pixels=pixels, **options)
 
 
-def map_work_bytes(settings: LossSettings, num_pixels: int) -> int:
-    """Return the bytes of the exact loss's work buffer; for few pixels, fewer than the settings allow.
-
-    A network holds some thousand bytes a pixel, so a buffer of this size does not raise the peak.
-    """
-    return min(settings.work_memory_mib * MIB, _WORK_BYTES_OF_A_PIXEL * num_pixels)
-
-
-def embedding_cross_entropy(
-    pixel_embeddings: Tensor,
-    class_embeddings: Tensor,
+def row_cross_entropy(
+    rows: Tensor,
+    classes: Classes,
     target: Tensor,
     settings: LossSettings,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Compute the cross-entropy `knn` or `sampled` of rows (P, D) against classes (C, D)."""
-    common = _common(settings)
+    """Compute the cross-entropy `knn` or `sampled` of rows (P, D) with targets (P,)."""
+    options = {**loss_options(settings, classes.bias), "num_negatives": settings.num_negatives}
     if settings.name == "knn":
-        return knn_cross_entropy(
-            pixel_embeddings, class_embeddings, target, num_negatives=settings.num_negatives, **common
-        )
-    return sampled_cross_entropy(
-        pixel_embeddings,
-        class_embeddings,
-        target,
-        num_negatives=settings.num_negatives,
-        generator=generator,
-        **common,
-    )
+        return knn_cross_entropy(rows, classes.embeddings, target, **options)
+    return sampled_cross_entropy(rows, classes.embeddings, target, generator=generator, **options)
 
 
-def _common(settings: LossSettings) -> dict[str, Any]:
-    return {
-        "temperature": settings.temperature,
-        "similarity": settings.similarity,
-        "ignore_index": IGNORE_INDEX,
-        "work_bytes": settings.work_memory_mib * MIB,
-    }
+def loss_options(settings: LossSettings, bias: Tensor | None) -> dict[str, Any]:
+    """Return the keyword arguments that all losses share.
+
+    Args:
+        settings: temperature and similarity count for embeddings only.
+        bias: (C,) of a classifier, whose logits are plain inner products; None for embeddings.
+    """
+    common = {"ignore_index": IGNORE_INDEX, "work_bytes": settings.work_memory_mib * MIB}
+    if bias is not None:
+        return {**common, "similarity": "dot", "temperature": 1.0, "bias": bias}
+    return {**common, "similarity": settings.similarity, "temperature": settings.temperature}

@@ -2,7 +2,7 @@
 
 Triton decides between compiler and interpreter when a kernel is decorated, its own language functions
 included. So Triton is imported here, once, with TRITON_INTERPRET=1; the variable is taken back at once, so
-that no other test and no process it starts is interpreted. The functions of models.fused.cross_entropy accept CPU tensors
+that no other test and no process it starts is interpreted. The functions of `models.fused` accept CPU tensors
 only while it is set.
 """
 

@@ -90,7 +90,7 @@ def test_the_softmax_head_predicts_the_argmax_of_the_upsampled_logits_ties_inclu
     head = with_integers(SoftmaxHead(4, num_classes), generator)
     features = torch.randint(-2, 3, (2, 4, 3, 5), generator=generator).float()
     with torch.no_grad():
-        expected = upsample(head(features), FULL).argmax(dim=1)  # of equal logits the first
+        expected = upsample(head.logits(features), FULL).argmax(dim=1)  # of equal logits the first
     assert torch.equal(head.predict(features, FULL, work_bytes=work_bytes), expected)
 
 

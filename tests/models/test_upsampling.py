@@ -47,22 +47,22 @@ def test_the_cells_of_a_padded_map_hold_its_upsampled_pixels(factor: int, height
     upsampled = F.interpolate(output, size=size, mode="bilinear", align_corners=False)
     padded = F.pad(output, (1, 1, 1, 1), mode="replicate")[0].permute(1, 2, 0).flatten(0, 1)
     cells = CellUpsampling(factor, (height + 1, width + 1), output)
-    by_place = cells.spread(padded).view(factor, factor, height + 1, width + 1, 5)
+    by_place = cells.upsample(padded).view(factor, factor, height + 1, width + 1, 5)
     image = by_place.permute(2, 0, 3, 1, 4).reshape((height + 1) * factor, (width + 1) * factor, 5)
     first = factor - factor // 2
     found = image[first : first + size[0], first : first + size[1]]
     torch.testing.assert_close(found, upsampled[0].permute(1, 2, 0))
 
 
-def test_gathering_is_the_transpose_of_spreading_and_a_buffer_can_be_given() -> None:
+def test_the_transpose_is_the_transpose_and_a_buffer_can_be_given() -> None:
     cells = CellUpsampling(4, (2, 3), torch.zeros((), dtype=torch.float64))
     low, full = (torch.randn(rows, 5, dtype=torch.float64) for rows in (12, 96))
-    spread, gathered = cells.spread(low), cells.gathered(full)
-    assert (spread.shape, gathered.shape) == (full.shape, low.shape)
-    torch.testing.assert_close((spread * full).sum(), (low * gathered).sum())
+    upsampled, transposed = cells.upsample(low), cells.upsample_transpose(full)
+    assert (upsampled.shape, transposed.shape) == (full.shape, low.shape)
+    torch.testing.assert_close((upsampled * full).sum(), (low * transposed).sum())
     buffer = torch.empty_like(full)
-    assert cells.spread(low, out=buffer).data_ptr() == buffer.data_ptr()
-    assert torch.equal(buffer, spread)
+    assert cells.upsample(low, out=buffer).data_ptr() == buffer.data_ptr()
+    assert torch.equal(buffer, upsampled)
 
 
 def test_a_whole_factor_is_that_of_both_sides_or_none() -> None:

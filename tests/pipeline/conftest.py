@@ -14,7 +14,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory, bootstrapped_project: Path, 
 
     folder = tmp_path_factory.mktemp("swept") / "project"
     space = {"model.embedding_dim": {"grid": [4, 8]}, "loss.num_negatives": {"grid": [1, 3, 7]}}
-    project = make_project(folder, bootstrapped_project, empty_store, tune={"space": space})
+    one = {"space": space, "max_concurrent": 1}  # a second worker would take longer to start than to work
+    project = make_project(folder, bootstrapped_project, empty_store, tune=one)
     result = tune(project, "--name", "grid")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "4 finished" in result.stdout

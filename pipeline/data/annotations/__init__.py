@@ -1,1 +1,1 @@
-"""Annotation files in LVIS's and COCO's JSON: reading, checking, quarantine."""
+"""Read, check and quarantine annotation files in LVIS's and COCO's JSON."""

@@ -143,9 +143,14 @@ class RowReader:
                 raise ValueError(f"it ends before byte {end}")
             return parse(text)
         except (OSError, ValueError, RecursionError) as error:
-            raise DataError(
-                "an annotation file that changed while it was read",
-                where=where,
-                found=error,
-                hint="run it again, and leave the file alone meanwhile",
-            ) from error
+            raise changed(where, error) from error
+
+
+def changed(where: str | Path, found: object) -> DataError:
+    """Return the error of a file that is no longer what it was when its rows were located."""
+    return DataError(
+        "an annotation file that changed while it was read",
+        where=where,
+        found=found,
+        hint="run it again, and leave the file alone meanwhile",
+    )

@@ -31,7 +31,8 @@ class JsonText:
 
     def __init__(self, text: Text) -> None:
         self.text = text
-        self._base = 0  # memory address of the text that was split
+        self._replaced = False  # whether a copy was split, with other JSON in some places
+        self._base = 0  # memory address of what was split
 
     def split(self, kind: type[Parts]) -> Parts:
         """Return the elements of a list or the values of an object.
@@ -44,7 +45,7 @@ class JsonText:
         try:
             parts = msgspec.json.decode(text, type=kind)
         except msgspec.DecodeError:
-            text = _without_extensions(bytes(text))
+            text, self._replaced = _without_extensions(bytes(text)), True
             parts = msgspec.json.decode(text, type=kind)
         self._base = _address(text)
         return parts
@@ -55,6 +56,8 @@ class JsonText:
 
     def original(self, part: Text) -> Text:
         """Return the text of a part, nothing in it replaced."""
+        if not self._replaced:
+            return part
         start = self.place(part)
         return memoryview(self.text)[start : start + len(part)]
 

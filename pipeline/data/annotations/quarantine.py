@@ -1,11 +1,11 @@
-"""What `pipeline data check --quarantine` found unusable, and bootstrapping then leaves out by name.
+"""Record what `pipeline data check --quarantine` found unusable; bootstrapping leaves it out by name.
 
     annotations/quarantine.json
         files     for each annotation file its digest, and the places of its bad rows with what is wrong
         images    for each image that cannot be used as a whole: its id and what is wrong
 
-Rows are named by their place, since what is wrong may be the very id. The digest ties the places to one
-version of the file: another version is refused, rather than robbed of rows that are sound.
+Rows are named by their place, since their id may be what is wrong. The digest ties the places to one version
+of the file; another version is refused, because its rows at these places may be sound.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AGAIN = "check again: pipeline data check ROOT --quarantine"
 
 @dataclass(frozen=True)
 class Quarantine:
-    """What to leave out.
+    """Rows and images to leave out.
 
     Args:
         digests: file name -> SHA-256 of the annotation file that the places belong to.
@@ -42,7 +42,7 @@ class Quarantine:
         return bool(self.rows or self.images)
 
     def rows_of(self, path: Path) -> Rows:
-        """The places to leave out of an annotation file.
+        """Return the places to leave out of an annotation file.
 
         Raises:
             DataError: the file is not the one that was checked.
@@ -60,13 +60,13 @@ class Quarantine:
         return {key: places.keys() for key, places in rows.items()}
 
     def describe(self) -> dict[str, Any]:
-        """For the manifest: how many rows of each file are left out, and where their names are."""
+        """Return the number of rows left out of each file, and of images, for the manifest."""
         return {
             name: {key: len(places) for key, places in rows.items()} for name, rows in self.rows.items()
         } | {"images": len(self.images)}
 
     def save(self, root: Path) -> Path:
-        """Writes the file, or removes it where there is nothing to leave out."""
+        """Write the file, or remove it where there is nothing to leave out."""
         path = _path(root)
         if not self:
             path.unlink(missing_ok=True)
@@ -86,7 +86,7 @@ class Quarantine:
 
     @classmethod
     def load(cls, root: Path) -> Quarantine:
-        """Reads what `save` wrote; an empty one where there is no file.
+        """Read what `save` wrote; an empty one where there is no file.
 
         Raises:
             DataError: damaged.

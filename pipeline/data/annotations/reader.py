@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from pipeline.data.annotations.index import Columns, IndexedRows
+from pipeline.data.annotations.index import Columns, IndexedRows, changed
 from pipeline.data.annotations.json_text import REFUSALS, JsonText, Text, check_utf8, kind_of, parse
 from pipeline.data.annotations.schema import RESTORE, AnnotationRow, decode_row, missing_key
 from pipeline.data.annotations.validation import NOTHING, AnnotationFile, Form, RowChecks, Rows
@@ -146,12 +146,22 @@ def index_piece(piece: Piece) -> tuple[Columns, dict[int, DataError]]:
 
     Returns:
         Those with all ids, and by their places what is wrong with rows by themselves.
+
+    Raises:
+        DataError: the file changed since it was scanned.
     """
     found: list[tuple[int, ...]] = []
     faults = {}
-    with piece.path.open("rb") as file:
-        text = JsonText(b"[" + os.pread(file.fileno(), piece.end - piece.start, piece.start) + b"]")
-    for place, part in enumerate(text.split(list[msgspec.Raw]), start=piece.first):
+    try:
+        with piece.path.open("rb") as file:
+            rows = os.pread(file.fileno(), piece.end - piece.start, piece.start)
+        if len(rows) < piece.end - piece.start:
+            raise ValueError(f"it ends before byte {piece.end}")
+        text = JsonText(b"[" + rows + b"]")
+        parts = text.split(list[msgspec.Raw])
+    except (OSError, *REFUSALS) as error:
+        raise changed(piece.path, error) from error
+    for place, part in enumerate(parts, start=piece.first):
         row = decode_row(text, part, AnnotationRow, f"{piece.path}: annotations", place)
         if isinstance(row, DataError):
             faults[place] = row

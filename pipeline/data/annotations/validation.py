@@ -246,11 +246,11 @@ def _file_in_folder(name: str, folder: str, where: str) -> str | DataError:
 def require_agreement(
     train: AnnotationFile, val: AnnotationFile, passed_over: Container[int] = frozenset()
 ) -> None:
-    """Hold the two halves of a dataset against each other.
+    """Require that train and val of a dataset agree.
 
     Args:
-        train: one half.
-        val: the other.
+        train: the file of train.
+        val: the file of val.
         passed_over: ids of images that both may list.
 
     Raises:

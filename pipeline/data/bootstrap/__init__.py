@@ -1,1 +1,1 @@
-"""Annotations to class-id masks, splits and a label space."""
+"""Turn annotations into class-id masks, splits and a label space."""

@@ -25,7 +25,7 @@ from pipeline.data.annotations.index import RowReader
 from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.data.bootstrap.rasterize import rasterize
-from pipeline.data.bootstrap.statistics import as_json, class_table, statistics
+from pipeline.data.bootstrap.statistics import as_json, class_table, label_space_table, statistics
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.layouts.layout import ClassMask, Layout, Region, StoredMask
 from pipeline.data.layouts.opening import open_layout
@@ -81,7 +81,7 @@ def bootstrap(
         _check_any_left(root, counts, left_out)
         label_space = _with_frequencies(dataset, counts)
         label_space.save(folder / "label_space.json")
-        label_space.save_csv(folder / "label_space.csv")
+        write_text(folder / "label_space.csv", label_space_table(label_space))
         write_text(folder / "class_statistics.csv", class_table(label_space, counts))
         write_text(folder / "statistics.json", as_json(statistics(label_space, counts)))
         choices = _choices(options, dataset)
@@ -142,7 +142,7 @@ def _choices(options: BootstrapOptions, dataset: Layout) -> dict[str, object]:
 
 
 class _Batch(NamedTuple):
-    """Images that a worker draws at once and that are stored together, and the file they go to."""
+    """Images that a worker draws together, and the file they are stored in."""
 
     shard: tuple[str, int]
     images: list[ImageEntry]
@@ -167,7 +167,7 @@ def _batches(images: Mapping[str, list[ImageEntry]], images_per_shard: int) -> I
 
 
 class _Kept:
-    """The rows of one file, counted as they pass; images without any labeled pixel are noted."""
+    """Yields the rows of one file and counts them; images without a labeled pixel are recorded."""
 
     def __init__(
         self,

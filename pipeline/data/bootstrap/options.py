@@ -1,4 +1,4 @@
-"""The options of bootstrapping, checked."""
+"""Define the options of bootstrapping and check them."""
 
 from __future__ import annotations
 

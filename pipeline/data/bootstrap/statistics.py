@@ -1,4 +1,4 @@
-"""What is in a bootstrapped dataset, in numbers: a table of the classes, and JSON with the sums over them."""
+"""Count what is in a bootstrapped dataset: a table of the classes, and JSON with the sums over them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,32 @@ from pipeline.runtime.files import csv_text
 FORMAT = "kiloseg statistics 1"
 
 
-def class_table(label_space: LabelSpace, counts: Mapping[str, SplitCounts]) -> str:
-    """One CSV line a class: in how many images of each split it is seen, on how many pixels."""
-    columns = [f"{split}_{unit}" for split in SPLITS for unit in ("images", "pixels")]
+def label_space_table(label_space: LabelSpace) -> str:
+    """Return CSV with one line a class: the category ids of each source in a column, several by blanks."""
+    sources = label_space.sources
     rows = []
     for entry in label_space.classes:
-        values = (
-            int(array[entry.class_id]) for s in SPLITS for array in (counts[s].images, counts[s].pixels)
-        )
-        rows.append([entry.class_id, entry.name, entry.source, entry.frequency, *values])
+        ids = (" ".join(map(str, entry.category_ids.get(source, ()))) for source in sources)
+        rows.append([entry.class_id, entry.name, entry.source, entry.frequency, *ids])
+    columns = [f"{source}_category_ids" for source in sources]
+    return csv_text(["class_id", "name", "source", "frequency", *columns], rows)
+
+
+def class_table(label_space: LabelSpace, counts: Mapping[str, SplitCounts]) -> str:
+    """Return CSV with one line a class: its images and pixels in each split."""
+    columns = [f"{split}_{unit}" for split in SPLITS for unit in ("images", "pixels")]
+    by_class = zip(
+        *(a[1:].tolist() for s in SPLITS for a in (counts[s].images, counts[s].pixels)), strict=True
+    )
+    rows = [
+        [entry.class_id, entry.name, entry.source, entry.frequency, *values]
+        for entry, values in zip(label_space.classes, by_class, strict=True)
+    ]
     return csv_text(["class_id", "name", "source", "frequency", *columns], rows)
 
 
 def statistics(label_space: LabelSpace, counts: Mapping[str, SplitCounts]) -> dict[str, Any]:
-    """The numbers as plain types.
+    """Return the counts as plain types.
 
     Returns:
         splits: for each the images, the pixels, the share of them that is labeled (coverage), the pixels
@@ -82,7 +94,7 @@ def _of_split(label_space: LabelSpace, counts: SplitCounts) -> dict[str, Any]:
 
 
 def as_json(tree: Mapping[str, Any]) -> str:
-    """The statistics with one line a class, to be looked at."""
+    """Return the statistics as JSON with one line a class, for people."""
     head = json.dumps({key: value for key, value in tree.items() if key != "classes"}, indent=1)
     classes = ",\n".join(f"  {json.dumps(row)}" for row in tree["classes"])
     return f'{head.removesuffix("}").rstrip()},\n "classes": [\n{classes}\n ]\n}}\n'

@@ -1,7 +1,7 @@
-"""Reading a dataset once, to its last pixel, and naming everything that is wrong with it.
+"""Read a dataset once, to its last pixel, and name everything that is wrong with it.
 
-The rules are those of bootstrapping, which stops at the first breach: rows and outlines go through the same
-functions. A fault is something that stops bootstrapping or falsifies its result. A note is odd and harmless:
+The rules and functions are those of bootstrapping, which stops at the first breach. A fault stops
+bootstrapping or falsifies its result. A note is odd and harmless:
 gray images, images nobody annotated, outlines that cover no pixel.
 """
 
@@ -75,7 +75,7 @@ class CheckResult:
 
     @property
     def faults(self) -> list[Fault]:
-        """What is not in quarantine and not harmless."""
+        """The faults that are not in quarantine."""
         return [fault for fault in self.found if not fault.note and not self.is_quarantined(fault)]
 
     def is_quarantined(self, fault: Fault) -> bool:
@@ -87,7 +87,7 @@ class CheckResult:
         return fault.image_id is not None and fault.image_id in self.quarantine.images
 
     def kinds(self) -> list[tuple[str, str, int]]:
-        """(weight, kind, number), the faults first, the most frequent first."""
+        """Return (weight, kind, number), the faults first, the most frequent first."""
         counts = Counter((self._weight(fault), fault.kind) for fault in self.found)
         rows = [(weight, kind, number) for (weight, kind), number in counts.items()]
         return sorted(rows, key=lambda row: (row[0] != "fault", row[0], -row[2], row[1]))
@@ -96,7 +96,7 @@ class CheckResult:
         return "note" if fault.note else "quarantined" if self.is_quarantined(fault) else "fault"
 
     def table(self) -> str:
-        """CSV with one line for each fault and note."""
+        """Return CSV with one line for each fault and note."""
         rows = []
         for fault in self.found:
             weight, held = "note" if fault.note else "fault", self.is_quarantined(fault)
@@ -104,11 +104,11 @@ class CheckResult:
         return csv_text(COLUMNS, rows)
 
     def save(self, path: Path) -> None:
-        """Writes the table."""
+        """Write the table."""
         write_text(path, self.table())
 
     def put_into_quarantine(self) -> Path:
-        """Records all rows and images that can be left out, in the place of what was recorded before."""
+        """Record all rows and images that can be left out; an earlier record is replaced."""
         rows: dict[str, dict[str, dict[int, str]]] = {}
         images = {}
         for fault in self.found:
@@ -123,7 +123,7 @@ class CheckResult:
 
 
 def check(root: Path, *, num_workers: int = 0) -> CheckResult:
-    """Checks a dataset in the official layout.
+    """Check a dataset in the official layout.
 
     Args:
         root: folder with `train2017/`, `val2017/` and `annotations/`.
@@ -153,7 +153,7 @@ def check(root: Path, *, num_workers: int = 0) -> CheckResult:
 
 
 class _Report:
-    """Takes in what is wrong."""
+    """Collects faults and notes into a result."""
 
     def __init__(self, result: CheckResult) -> None:
         self.result = result
@@ -209,7 +209,7 @@ def _read_files(root: Path, report: _Report, pool: WorkerPool | None) -> dict[st
 
 
 def _check_categories(files: dict[str, AnnotationFile], report: _Report) -> None:
-    """Holds the categories against the official lists."""
+    """Compare the categories with the official lists."""
     official = official_categories()
     for name, file in files.items():
         rows = official.stuff if name in STUFF_FILES else official.lvis
@@ -236,7 +236,7 @@ def _check_categories(files: dict[str, AnnotationFile], report: _Report) -> None
 
 
 def _compare_files(files: dict[str, AnnotationFile], report: _Report) -> None:
-    """Holds the two LVIS files, and the two stuff files, against each other."""
+    """Compare the two LVIS files, and the two stuff files."""
     for names in (tuple(LVIS_FILES.values()), STUFF_FILES):
         if all(name in files for name in names):
             pair = [files[name] for name in names]
@@ -247,7 +247,7 @@ def _compare_files(files: dict[str, AnnotationFile], report: _Report) -> None:
 
 
 def _tasks(root: Path, files: dict[str, AnnotationFile], report: _Report) -> Iterator[tuple[str, Task]]:
-    """The images of LVIS by split and id, each with all that is drawn on it."""
+    """Yield the images of LVIS by split and id, each with all that is drawn on it."""
     missing, owners = set(), dict[str, int]()
     for split, name in LVIS_FILES.items():
         counts = report.result.splits.setdefault(split, Counter())

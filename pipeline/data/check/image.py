@@ -1,4 +1,4 @@
-"""One image and its annotations, looked at closely: the work that checking shares among processes."""
+"""Check one image and its annotations; worker processes share this work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ORIGINAL = "take the original file from its source again"
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """One annotation: the file and place it comes from, its id and what it draws."""
+    """One annotation: its file, its place there, its id and its segmentation."""
 
     file: str
     place: int
@@ -30,7 +30,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Task:
-    """An image with its annotations in drawing order; `path` is None where only these are looked at."""
+    """An image with its annotations in drawing order; `path` is None where only these are checked."""
 
     image: ImageEntry
     path: Path | None
@@ -39,7 +39,7 @@ class Task:
 
 @dataclass
 class Examined:
-    """What was found.
+    """What was found wrong or odd in a task.
 
     Args:
         image: what makes the image unusable, if anything does.
@@ -57,7 +57,7 @@ class Examined:
 
 
 def examine(task: Task) -> Examined:
-    """Decodes the image to its last pixel and draws every annotation."""
+    """Decode the image to its last pixel and every annotation."""
     found = Examined()
     if task.path is not None:
         found.image = _examine_image(task.path, task.image, found.notes)

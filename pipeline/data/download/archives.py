@@ -1,4 +1,4 @@
-"""The published archives of COCO 2017, COCO-Stuff and LVIS v1: addresses, sizes and contents.
+"""List the published archives of COCO 2017, COCO-Stuff and LVIS v1: addresses, sizes, contents.
 
 Addresses are those of cocodataset.org and lvisdataset.org. Neither site publishes digests; sizes and SHA-256
 are those that TensorFlow Datasets records for the same addresses (its checksum files for `coco` and `lvis`).
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 COCO = "http://images.cocodataset.org"
 LVIS = "https://dl.fbaipublicfiles.com/LVIS"
 JSON_GROWTH = 3.2
-"""Bytes of JSON a byte of archive, about: LVIS's train annotations are 1.1 GB in 350 MB."""
+"""Bytes of JSON per byte of archive, about: LVIS's train annotations are 1.1 GB in 350 MB."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Archive:
         target: the folder under the dataset's root that they go to.
         bytes: of the archive; None where not published.
         sha256: of the archive; None where not published.
-        growth: bytes unpacked a byte of archive, an estimate for planning.
+        growth: bytes unpacked per byte of archive, an estimate for planning.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""Fetching a published dataset: the archives one after the other, each verified, unpacked, removed and noted.
+"""Fetch a published dataset: archive after archive, each verified, unpacked, removed and recorded.
 
     ROOT/archives/NAME.zip.part     what has arrived of the archive at work
-    ROOT/archives/fetched.json      what is done; it makes a second run a look, not a download
+    ROOT/archives/fetched.json      what is done, so that a second run downloads nothing
     ROOT/archives/lock              held by the run at work; a dead one holds nothing
 
 A kill at any moment loses at most what was being unpacked: files go to `.unpacking` first, where their check
@@ -36,7 +36,7 @@ SPARE = 64 * MIB
 
 @dataclass(frozen=True)
 class Plan:
-    """What is left to do.
+    """The work that is left.
 
     Args:
         todo: the archives that are not there yet, with the bytes of each that have arrived.
@@ -52,7 +52,7 @@ class Plan:
 
 
 def choose(archives: Sequence[Archive], only: Sequence[str] | None) -> list[Archive]:
-    """The archives of these names; all where none is named.
+    """Return the archives of these names; all where none is named.
 
     Raises:
         UsageError: an unknown name.
@@ -65,7 +65,7 @@ def choose(archives: Sequence[Archive], only: Sequence[str] | None) -> list[Arch
 
 
 def plan(root: Path, archives: Sequence[Archive]) -> Plan:
-    """What fetching would do and need. Writes nothing."""
+    """Return what fetching would do and need. Writes nothing."""
     record = _read_record(root)
     done = [archive for archive in archives if _is_there(root, archive, record.get(archive.name))]
     todo = [(archive, _wanted(root, archive, None).arrived) for archive in archives if archive not in done]
@@ -82,7 +82,7 @@ def plan(root: Path, archives: Sequence[Archive]) -> Plan:
 
 
 def fetch(root: Path, archives: Sequence[Archive], *, mirror: str | None = None, pause: float = 1.0) -> int:
-    """Fetches what is not there yet.
+    """Fetch what is not there yet.
 
     Args:
         root: the dataset's folder, made if need be.
@@ -116,7 +116,7 @@ def fetch(root: Path, archives: Sequence[Archive], *, mirror: str | None = None,
 
 
 class _InMib:
-    """Counts bytes and shows whole MiB."""
+    """Count bytes and show whole MiB."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress, self.rest = progress, 0
@@ -171,7 +171,7 @@ def _is_there(root: Path, archive: Archive, row: Any) -> bool:
 
 
 def _unpack(root: Path, archive: Archive, path: Path) -> None:
-    """Puts the wanted files in their places, notes it, and removes the archive."""
+    """Move the wanted files to their places, record it, and remove the archive."""
     staging, target = root / "archives" / ".unpacking", root / archive.target
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
@@ -205,7 +205,7 @@ def _unpack(root: Path, archive: Archive, path: Path) -> None:
 
 
 def _members(opened: zipfile.ZipFile, archive: Archive, path: Path) -> list[zipfile.ZipInfo]:
-    """The wanted files of an archive all of whose paths stay inside it."""
+    """Return the wanted files of an archive; a path that leaves the archive is an error."""
     chosen = {}
     for member in opened.infolist():
         parts = PurePosixPath(member.filename.replace("\\", "/")).parts

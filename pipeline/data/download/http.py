@@ -1,8 +1,8 @@
-"""One file from an HTTP server, whole or not at all under its name, taken up where an earlier try broke off.
+"""Download one file by HTTP: whole or not at all under its name, resumed where an earlier try broke off.
 
-What has arrived lies in `NAME.part`; `NAME.part.json` remembers which version of the file it is a part of, so
-that the server can be asked for the rest of that version alone (Range with If-Range). Connections, redirects,
-proxies and certificates are `requests`' business.
+What has arrived lies in `NAME.part`. `NAME.part.json` records the version of the file, so that the server is
+asked for the rest of that version only (Range with If-Range). `requests` handles connections, redirects,
+proxies and certificates.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pipeline.runtime.files import file_digest, write_json
 
 CHUNK = 2**20
 ATTEMPTS = 6
-"""Tries in a row that bring no byte before it is given up."""
+"""Consecutive tries without a new byte before giving up."""
 TIMEOUT = (20.0, 60.0)
-"""Seconds to connect, and between two arrivals."""
+"""Seconds to connect, and between two reads."""
 LATER = {408, 425, 429, 500, 502, 503, 504}
-"""Statuses that may pass."""
+"""Statuses worth another try."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ class Wanted:
 
     @property
     def part(self) -> Path:
-        """What has arrived so far."""
+        """The file with what has arrived so far."""
         return self.path.with_name(f"{self.path.name}.part")
 
     @property
     def memory(self) -> Path:
-        """Which version of the file the part belongs to."""
+        """The file that says which version the part belongs to."""
         return self.path.with_name(f"{self.path.name}.part.json")
 
     @property
     def arrived(self) -> int:
-        """Bytes that are already here."""
+        """The bytes that are already here."""
         for path in (self.path, self.part):
             with contextlib.suppress(FileNotFoundError):
                 return path.stat().st_size
@@ -73,7 +73,7 @@ class _TryAgain(Exception):
 def download(
     wanted: Wanted, *, advance: Callable[[int], None] = lambda steps: None, pause: float = 1.0
 ) -> None:
-    """Downloads one file; one that already lies there is only verified.
+    """Download one file; one that already lies there is only verified.
 
     Args:
         wanted: what and where to.
@@ -107,7 +107,7 @@ def download(
 
 
 def _fetch_rest(session: requests.Session, wanted: Wanted, advance: Callable[[int], None]) -> bool:
-    """One request for what is still missing; whether all is here now."""
+    """Request what is still missing; return whether all is here now."""
     have = wanted.arrived
     if wanted.bytes is not None and have == wanted.bytes:
         return True
@@ -142,7 +142,7 @@ def _fetch_rest(session: requests.Session, wanted: Wanted, advance: Callable[[in
 def _check_answer(
     response: requests.Response, wanted: Wanted, have: int, advance: Callable[[int], None]
 ) -> tuple[int | None, int]:
-    """The size of the whole file, if announced, and the bytes that are kept of those here."""
+    """Return the size of the whole file, if announced, and how many of the bytes here are kept."""
     status = response.status_code
     if status == 416 and have:
         complete = response.headers.get("Content-Range", "").rpartition("/")[2] == str(have)
@@ -183,7 +183,7 @@ def _check_answer(
 
 
 def _remember(response: requests.Response, wanted: Wanted) -> None:
-    """Notes the version of the file; weak tags promise nothing about bytes and are passed over."""
+    """Record the version of the file; weak tags promise nothing about bytes and are ignored."""
     tag = response.headers.get("ETag", "")
     version = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
     write_json(wanted.memory, {"url": wanted.url, "version": version})
@@ -203,7 +203,7 @@ def _discard(wanted: Wanted, advance: Callable[[int], None]) -> None:
 
 
 def _verify(wanted: Wanted) -> None:
-    """Raises, and removes what came, unless it is of the wanted size and digest."""
+    """Raise, and remove the file, unless it is of the wanted size and digest."""
     path = wanted.path if wanted.path.is_file() else wanted.part
     size = path.stat().st_size
     digest = None

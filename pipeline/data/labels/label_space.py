@@ -1,10 +1,6 @@
-"""Which class a pixel can have: the categories of LVIS and COCO-Stuff merged into one numbered list.
+"""List the classes that a pixel can have, and the categories of annotation files that they stand for.
 
 A *category id* is a number in an annotation file, a *class id* (1..C, 0 = unlabeled) a number in our masks.
-LVIS v1's categories keep their ids 1..1203; a stuff category of the same name takes the LVIS id, and the
-other 81 follow in COCO's order as 1204..1284. Each annotation's class id is looked up once, in one table per
-source. The reference renumbers its masks in place, one category after the other, so that a pixel can be
-renumbered twice (blanket 93 -> 110 -> 1217, which is desk-stuff); with a table that cannot happen.
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.errors import DataError, UsageError
-from pipeline.runtime.files import csv_text, write_text
+from pipeline.runtime.files import write_text
 
 FORMAT = "kiloseg label space 1"
 MAX_CLASSES = 65_534
@@ -51,7 +47,7 @@ class ClassEntry:
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """All classes in the order of their ids, and the categories that are deliberately unlabeled.
+    """All classes in the order of their ids, and the categories that count as unlabeled.
 
     Args:
         classes: the entry of class id i at place i - 1, which is its train id.
@@ -90,29 +86,29 @@ class LabelSpace:
 
     @property
     def names(self) -> list[str]:
-        """The class names in the order of the train ids."""
+        """Return the class names in the order of the train ids."""
         return [entry.name for entry in self.classes]
 
     @property
     def frequencies(self) -> list[str]:
-        """r, c, f or stuff of each class, in the order of the train ids."""
+        """Return r, c, f or stuff of each class, in the order of the train ids."""
         return [entry.frequency for entry in self.classes]
 
     @property
     def sources(self) -> list[str]:
-        """The kinds of annotation files that the classes come from, in the order of first appearance."""
+        """Return the kinds of annotation files of the classes, in the order of first appearance."""
         of_classes = (source for entry in self.classes for source in entry.category_ids)
         return list(dict.fromkeys([*of_classes, *self.unlabeled]))
 
     def lookup(self, source: str) -> dict[int, int]:
-        """The table category id -> class id of a source; 0 for unlabeled, unknown categories are absent."""
+        """Return the table category id -> class id of a source; 0 for unlabeled, no key for unknown ones."""
         table = dict.fromkeys(self.unlabeled.get(source, ()), 0)
         for entry in self.classes:
             table |= dict.fromkeys(entry.category_ids.get(source, ()), entry.class_id)
         return table
 
     def subset(self, keep: Iterable[str | int] | None) -> LabelSpace:
-        """Only the wanted classes, renumbered 1..C in their old order; the rest becomes unlabeled.
+        """Return only the wanted classes, renumbered 1..C in their old order; the rest becomes unlabeled.
 
         Args:
             keep: names or class ids of this label space; None for all.
@@ -135,7 +131,7 @@ class LabelSpace:
         )
 
     def with_frequencies(self, images: Sequence[int]) -> LabelSpace:
-        """The same classes, rare, common or frequent as LVIS has it: in up to 10, up to 100 or more images.
+        """Return the same classes in LVIS's groups: rare in up to 10 images, common in up to 100.
 
         Args:
             images: of the classes, in the order of the train ids: the images for training that show each.
@@ -164,7 +160,7 @@ class LabelSpace:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain types for JSON; `from_dict` is its inverse."""
+        """Return plain types for JSON; `from_dict` is its inverse."""
         return {
             "format": FORMAT,
             "num_classes": self.num_classes,
@@ -183,7 +179,7 @@ class LabelSpace:
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any], *, where: str | Path | None = None) -> LabelSpace:
-        """Rebuilds what `to_dict` gave.
+        """Rebuild what `to_dict` gave.
 
         Raises:
             DataError: another format, or damaged.
@@ -213,7 +209,7 @@ class LabelSpace:
         return cls(classes, unlabeled)
 
     def save(self, path: Path) -> None:
-        """Writes JSON with one line a class."""
+        """Write JSON with one line a class."""
         tree = self.to_dict()
         classes = ",\n".join("  " + json.dumps(row) for row in tree.pop("classes"))
         head = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in tree.items())
@@ -221,7 +217,7 @@ class LabelSpace:
 
     @classmethod
     def load(cls, path: Path) -> LabelSpace:
-        """Reads what `save` wrote.
+        """Read what `save` wrote.
 
         Raises:
             DataError: missing, damaged or of another format.
@@ -236,52 +232,3 @@ class LabelSpace:
                 hint="run pipeline data bootstrap ROOT OUT",
             ) from error
         return cls.from_dict(tree if isinstance(tree, dict) else {}, where=path)
-
-    def save_csv(self, path: Path) -> None:
-        """Writes one line a class, with the category ids of each source in a column (several: by blanks)."""
-        sources = self.sources  # found by going through all classes: not to be asked for with each of them
-        columns = [f"{source}_category_ids" for source in sources]
-        rows = []
-        for entry in self.classes:
-            ids = (" ".join(map(str, entry.category_ids.get(source, ()))) for source in sources)
-            rows.append([entry.class_id, entry.name, entry.source, entry.frequency, *ids])
-        write_text(path, csv_text(["class_id", "name", "source", "frequency", *columns], rows))
-
-
-def merge_categories(
-    lvis: Sequence[Mapping[str, Any]],
-    stuff: Sequence[Mapping[str, Any]],
-    merged_pairs: Mapping[int, int],
-) -> LabelSpace:
-    """The label space of LVIS and COCO-Stuff together.
-
-    LVIS's categories are numbered in the order of their ids, which leaves 1..1203 as they are; then follow
-    the stuff categories that merge with none, in the order of theirs.
-
-    Args:
-        lvis: the `categories` of an LVIS file: id, name, frequency.
-        stuff: the `categories` of a COCO-Stuff file: id, name.
-        merged_pairs: stuff category id -> LVIS category id. A pair counts where both are there and bear one
-            name; in lists of another make the same ids may mean anything.
-
-    Raises:
-        UsageError: more classes than fit into 16-bit masks.
-    """
-    things = {category["id"]: category for category in lvis}
-    stuff = sorted((c for c in stuff if c["id"] not in UNLABELLED_STUFF), key=lambda c: c["id"])
-    merged: dict[int, tuple[int, ...]] = {}
-    alone = []
-    for category in stuff:
-        partner = things.get(merged_pairs.get(category["id"], -1))
-        if partner is None or partner["name"] != category["name"]:
-            alone.append(category)
-        else:
-            merged[partner["id"]] = (category["id"],)
-    entries = []
-    for category_id in sorted(things):
-        category = things[category_id]
-        ids = {LVIS: (category_id,)} | ({STUFF: merged[category_id]} if category_id in merged else {})
-        entries.append((category["name"], LVIS, category["frequency"], ids))
-    entries += [(category["name"], STUFF, "stuff", {STUFF: (category["id"],)}) for category in alone]
-    classes = tuple(ClassEntry(class_id, *entry) for class_id, entry in enumerate(entries, start=1))
-    return LabelSpace(classes, {STUFF: UNLABELLED_STUFF})

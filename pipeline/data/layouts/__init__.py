@@ -1,1 +1,1 @@
-"""How a dataset may lie on disk."""
+"""Read datasets in the layouts in which they lie on disk."""

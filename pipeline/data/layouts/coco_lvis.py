@@ -15,7 +15,8 @@ from pathlib import Path
 from pipeline.data.annotations.quarantine import Quarantine
 from pipeline.data.annotations.reader import Source, read_files
 from pipeline.data.annotations.validation import ImageEntry, require_agreement, size_disagreement
-from pipeline.data.labels.label_space import LVIS, STUFF, merge_categories
+from pipeline.data.labels.label_space import LVIS, STUFF
+from pipeline.data.labels.merge import merge_categories
 from pipeline.data.labels.official import LVIS_FILES, STUFF_FILES, official_categories
 from pipeline.data.layouts.annotated import AnnotatedSource, lacking_annotation
 from pipeline.data.layouts.layout import Region
@@ -24,7 +25,7 @@ from pipeline.runtime.workers import WorkerPool
 
 
 class OfficialLayout:
-    """The four annotation files of a root, read and held against each other.
+    """The four annotation files of a root, read and compared.
 
     The frequency groups are LVIS's own.
 

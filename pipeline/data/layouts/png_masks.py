@@ -1,11 +1,11 @@
-"""Images beside masks that are there already: 8- or 16-bit gray or palette PNGs, and a list of classes.
+"""Read images beside ready masks: 8- or 16-bit gray or palette PNGs, and a list of classes.
 
     train*/ val*/                          the images, in subfolders as you like
     annotations/train*/ annotations/val*/  a mask for each, under the same name but .png
     annotations/classes.csv                value,name: what a pixel value means; no name: unlabeled
 
-Class ids follow the order of the list. A pixel value that is not listed is an error: silence about it would
-hide a mask of another dataset. Images have no ids here: they are numbered by name, train first.
+Class ids follow the order of the list. A pixel value that is not listed is an error: it may be a mask of
+another dataset. Images have no ids here: they are numbered by name, train first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 class MasksLayout:
-    """A root in this layout, looked through.
+    """A root in this layout, listed.
 
     Args:
         root: the dataset's folder.
@@ -52,7 +52,7 @@ class MasksLayout:
             self._images[split] = self._list(one_folder(root, split), one_folder(root / "annotations", split))
 
     def _list(self, folder: str, masks: str) -> list[ImageEntry]:
-        """The images of a folder by name; their sizes are read from their headers."""
+        """List the images of a folder by name; their sizes are read from their headers."""
         entries, seen = [], set[Path]()
         for path in sorted(p for p in (self.root / folder).rglob("*") if p.suffix.lower() in ENDINGS):
             name = path.relative_to(self.root / folder)
@@ -70,15 +70,17 @@ class MasksLayout:
         return entries
 
     def splits(self, holdout_fraction: float, holdout_seed: int) -> Splits:
-        """Divides the images; those without a labeled pixel are known only when their masks are read."""
+        """Divide the images; those without a labeled pixel are known only when their masks are read."""
         return divide(self._images, lambda entry: None, holdout_fraction, holdout_seed)
 
     def content(self, image: ImageEntry) -> StoredMask:
-        """The mask of an image."""
+        """Return the mask of an image."""
         return StoredMask(self._masks[image.image_id], self._class_ids)
 
 
 def _read_classes(path: Path) -> LabelSpace:
+    """Read the list of classes."""
+
     def problem(what: str, found: object) -> DataError:
         return DataError(
             what, where=path, found=found, allowed="a header value,name and one line a value, 0 to 65,535"

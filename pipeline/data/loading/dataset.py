@@ -1,4 +1,4 @@
-"""The bootstrapped images and masks as tensors: the one place where class ids become train ids."""
+"""Read bootstrapped images and masks as tensors; only here class ids become train ids."""
 
 from __future__ import annotations
 
@@ -61,25 +61,25 @@ class SegmentationDataset(Dataset[Sample]):
         return sample if self.transform is None else self.transform(sample)
 
     def row(self, index: int) -> MaskRow:
-        """What is stored of the image at 0 <= index < len, its mask compressed."""
+        """Return what is stored of the image at 0 <= index < len, its mask compressed."""
         return self._rows.row(index)
 
     def class_mask(self, index: int) -> np.ndarray:
-        """(H, W) uint16 class ids as stored, 0 = unlabeled."""
+        """Return the (H, W) uint16 class ids as stored, 0 = unlabeled."""
         return self._rows.mask(self._rows.row(index))
 
     def image_ids(self) -> list[int]:
-        """COCO's ids in the order of the split."""
+        """Return the ids of the images in the order of the split."""
         return list(self._rows.column("image_id"))
 
     def class_presence(self) -> Iterator[np.ndarray]:
-        """For each image the train ids that are seen in it, ascending: what repeat-factor sampling counts."""
+        """Yield for each image the train ids in it, ascending; repeat-factor sampling counts them."""
         for class_ids in self._rows.column("class_ids"):
             yield np.asarray(class_ids, dtype=np.int64) - 1
 
 
 def read_image(path: Path, height: int, width: int) -> np.ndarray:
-    """Decodes an image to (height, width, 3) uint8 RGB, whether stored as RGB, gray or CMYK.
+    """Decode an image to (height, width, 3) uint8 RGB, whether stored as RGB, gray or CMYK.
 
     EXIF orientation is not applied: COCO annotates the stored raster.
 

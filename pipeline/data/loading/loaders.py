@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, the same whatever the number of worker processes."""
+"""Load batches for training and evaluation; the number of worker processes changes nothing in them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Transform(Protocol):
     """A random change of one sample, decided by the generator alone."""
 
     def __call__(self, image: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Changes (3, H, W) uint8 and (H, W) int64 alike; all samples come out in one size."""
+        """Change (3, H, W) uint8 and (H, W) int64 alike; all samples come out in one size."""
         ...
 
 
@@ -44,7 +44,7 @@ def train_loader(
     num_workers: int | Literal["auto"] = "auto",
     factors: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """The batches of steps start_step..num_steps - 1.
+    """Load the batches of steps start_step..num_steps - 1.
 
     They depend on the dataset, the transform, the batch size, the seed and the repeat factors, not on the
     workers nor on where the run was resumed.
@@ -72,7 +72,7 @@ def train_loader(
 def evaluation_loader(
     dataset: Samples, *, num_workers: int | Literal["auto"] = "auto", limit: int | None = None
 ) -> Iterator[Batch]:
-    """Every image once, whole and alone (sizes differ), in the dataset's order.
+    """Load every image once, whole and alone (sizes differ), in the dataset's order.
 
     Args:
         dataset: the split.
@@ -99,19 +99,19 @@ class _Plain(Dataset[Sample | KilosegError]):
             return problem
 
     def read(self, draw: Draw) -> Sample:
-        """One sample, or a KilosegError raised."""
+        """Return one sample."""
         return self.dataset[draw.image]
 
 
 class _Augmented(_Plain):
-    """Reads samples and transforms each with a generator of its own."""
+    """Read samples and transform each with a generator of its own."""
 
     def __init__(self, dataset: Samples, transform: Transform, seed: int) -> None:
         super().__init__(dataset)
         self.transform, self.seed = transform, seed
 
     def read(self, draw: Draw) -> Sample:
-        """One sample, transformed as the seed, the epoch and the index decide."""
+        """Return one sample, transformed as seed, epoch and index decide."""
         sample = self.dataset[draw.image]
         generator = torch.Generator().manual_seed(sample_seed(self.seed, draw))
         image, target = self.transform(sample.image, sample.target, generator)
@@ -154,7 +154,7 @@ def _collate(samples: list[Sample | KilosegError]) -> Batch | KilosegError:
 
 
 def _start_worker(worker: int) -> None:
-    """One thread each, and a session of its own: a stop sent to the whole process group is the parent's.
+    """Limit a worker to one thread, and take it out of the process group that a stop signal reaches.
 
     The parent saves its state and then ends the workers. Ignoring SIGTERM instead would make a parent that
     exits with a loader half-way wait for ever, as that is the signal by which it ends them. Where the parent

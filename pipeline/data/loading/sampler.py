@@ -1,4 +1,4 @@
-"""In which order training sees the images: a function of seed and position, so any step can be resumed.
+"""Order the training images as a function of seed and position, so that any step can be resumed.
 
 Plain epochs show every image once, as the paper does. With repeat factors (LVIS, Gupta et al., CVPR 2019,
 appendix B.2) an epoch shows images of rare classes several times.
@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Draw(NamedTuple):
-    """One sample of the endless stream: which image, in which pass over the data, for which time in it."""
+    """One sample of the endless stream: the image, the epoch, and how often the epoch showed it before."""
 
     epoch: int
     image: int
@@ -21,7 +21,7 @@ class Draw(NamedTuple):
 
 
 def repeat_factors(presence: Iterable[np.ndarray], num_classes: int, threshold: float) -> np.ndarray:
-    """How often an epoch shows each image, on average: LVIS's repeat factors.
+    """Return LVIS's repeat factors: how often an epoch shows each image, on average.
 
     A class seen in the share f of the images has the factor max(1, sqrt(threshold / f)), an image the largest
     of its classes'.
@@ -102,7 +102,7 @@ class ShuffledBatches:
             epoch, start = epoch + 1, max(0, start - len(order))
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The images of an epoch in order, and of each the times it was shown before in the epoch."""
+        """Return the images of an epoch in order, and how often the epoch showed each before."""
         rng = np.random.default_rng([self.seed, epoch])
         if self.factors is None:
             return rng.permutation(self.num_samples), np.zeros(self.num_samples, dtype=np.int64)
@@ -115,6 +115,6 @@ class ShuffledBatches:
 
 
 def sample_seed(seed: int, draw: Draw) -> int:
-    """A 63-bit seed for one sample's augmentation, mixed from the run's seed and the draw."""
+    """Return a 63-bit seed for one sample's augmentation, mixed from the run's seed and the draw."""
     state = np.random.SeedSequence([seed, *(draw if draw.repeat else draw[:2])]).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))

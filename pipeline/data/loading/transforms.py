@@ -1,4 +1,4 @@
-"""Augmentation of training samples as in the paper: random scale, random crop with padding, random flip.
+"""Augment training samples as in the paper: random scale, random crop with padding, random flip.
 
 Where we depart from the released code: the window is cut out before it is resized, which is the same picture
 up to a rounded pixel and never makes the enlarged image; and a window without any labeled pixel is drawn
@@ -15,15 +15,15 @@ from torch.nn import functional
 
 from pipeline.data.loading.batch import IGNORE_INDEX
 
-PADDING_COLOUR = (124, 116, 104)
-"""The mean of ImageNet in 8 bits: what the backbones normalize to about zero."""
+PADDING_COLOR = (124, 116, 104)
+"""ImageNet's mean in 8 bits, which the backbones normalize to about zero."""
 
 _TRIES = 8
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Cuts a square out of an image and its target at a random scale, and mirrors it at random.
+    """Cut a square out of an image and its target at a random scale, and mirror it at random.
 
     Args:
         crop_size: side of the square in pixels.
@@ -36,7 +36,7 @@ class TrainTransform:
     flip_probability: float = 0.5
 
     def __call__(self, image: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Transforms one sample; the generator alone decides how.
+        """Transform one sample; the generator alone decides how.
 
         Args:
             image: (3, H, W) uint8, resized bilinearly with antialiasing.
@@ -45,7 +45,7 @@ class TrainTransform:
 
         Returns:
             (3, S, S) uint8 and (S, S) int64 with S = crop_size; where the scaled image is smaller, padded
-            below and on the right with `PADDING_COLOUR` and `IGNORE_INDEX`.
+            below and on the right with `PADDING_COLOR` and `IGNORE_INDEX`.
         """
         for _ in range(_TRIES):
             rows, columns, size = self._window(target.shape[0], target.shape[1], generator)
@@ -62,7 +62,7 @@ class TrainTransform:
     def _window(
         self, height: int, width: int, generator: torch.Generator
     ) -> tuple[slice, slice, tuple[int, int]]:
-        """Rows and columns of the source, and the size that they are resized to."""
+        """Draw the window: rows and columns of the source, and the size to resize them to."""
         low, high = self.scale_range
         share, down, right = torch.rand(3, generator=generator).tolist()
         scale = low + (high - low) * share
@@ -79,7 +79,7 @@ class TrainTransform:
         tall, wide = labels.shape
         if (tall, wide) == (self.crop_size, self.crop_size):
             return pixels.contiguous(), labels.contiguous()
-        color = torch.tensor(PADDING_COLOUR, dtype=torch.uint8)[:, None, None]
+        color = torch.tensor(PADDING_COLOR, dtype=torch.uint8)[:, None, None]
         image = color.repeat(1, self.crop_size, self.crop_size)
         target = labels.new_full((self.crop_size, self.crop_size), IGNORE_INDEX)
         image[:, :tall, :wide] = pixels
@@ -88,7 +88,7 @@ class TrainTransform:
 
 
 def _nearest(target: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes (H, W) ids to `size` by picking each new pixel center's old pixel; ids are never mixed."""
+    """Resize (H, W) ids to `size` by picking each new pixel center's old pixel; ids are never mixed."""
     rows, columns = (
         ((torch.arange(new) + 0.5) * (old / new)).long().clamp_(max=old - 1)
         for new, old in zip(size, target.shape, strict=True)

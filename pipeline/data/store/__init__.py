@@ -1,1 +1,1 @@
-"""The bootstrapped folder on disk: manifest and shards of masks."""
+"""Read and write the bootstrapped folder: manifest and shards of masks."""

@@ -1,4 +1,4 @@
-"""What a bootstrapped folder says of itself: its manifest, and what is counted for it."""
+"""Describe a bootstrapped folder in its manifest, and count what each split holds."""
 
 from __future__ import annotations
 
@@ -16,11 +16,22 @@ from pipeline.runtime.errors import DataError
 from pipeline.runtime.files import file_digest
 
 FORMAT = "kiloseg bootstrapped dataset 1"
+SPLITS = ("train", "holdout", "val")
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """An image that is in no split, and why."""
+
+    image_id: int
+    file: str
+    split: str
+    reason: str
 
 
 @dataclass
 class SplitCounts:
-    """What a split holds; the arrays are (C + 1,) int64 with a place for each class id, 0 for unlabeled.
+    """Images and pixels of a split; the arrays are (C + 1,) int64, indexed by class id, 0 for unlabeled.
 
     `stuff_pixels` are the labeled ones that were drawn from stuff annotations, whatever their class.
     """
@@ -32,16 +43,16 @@ class SplitCounts:
 
     @classmethod
     def zero(cls, num_classes: int) -> SplitCounts:
-        """Nothing counted yet."""
+        """Return counts of zero."""
         return cls(np.zeros(num_classes + 1, np.int64), np.zeros(num_classes + 1, np.int64))
 
     @property
     def labeled_pixels(self) -> int:
-        """Pixels of any class."""
+        """The pixels of any class."""
         return int(self.pixels[1:].sum())
 
     def add(self, row: MaskRow, stuff_pixels: int) -> None:
-        """Counts one image in."""
+        """Count one image."""
         self.num_images += 1
         self.stuff_pixels += stuff_pixels
         self.images[row.class_ids] += 1
@@ -49,7 +60,7 @@ class SplitCounts:
         self.pixels[0] += row.height * row.width - sum(row.pixel_counts)
 
     def merge(self, other: SplitCounts) -> None:
-        """Counts in what was counted elsewhere."""
+        """Add what was counted elsewhere."""
         self.num_images += other.num_images
         self.stuff_pixels += other.stuff_pixels
         self.images += other.images
@@ -67,7 +78,7 @@ def is_bootstrapped(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a bootstrapped folder.
+    """Read the manifest of a bootstrapped folder.
 
     Raises:
         DataError: nothing is there, or it is of another version.
@@ -98,7 +109,7 @@ def describe(
     shards: Mapping[str, list[dict[str, object]]],
     left_out: Sequence[LeftOut],
 ) -> dict[str, Any]:
-    """The manifest as plain types.
+    """Return the manifest as plain types.
 
     Args:
         label_space: the classes.
@@ -106,7 +117,7 @@ def describe(
         sources: the annotation files, recorded by name, size and digest.
         counts: by split.
         shards: by split the files of masks: name and number of images.
-        left_out: the images that got no place.
+        left_out: the images that are in no split.
     """
     return {
         "format": FORMAT,
@@ -129,16 +140,3 @@ def _totals(counts: SplitCounts) -> dict[str, object]:
 
 def _fingerprint(path: Path) -> dict[str, object]:
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
-
-
-SPLITS = ("train", "holdout", "val")
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """An image that got no place in a split, and why."""
-
-    image_id: int
-    file: str
-    split: str
-    reason: str

@@ -1,4 +1,4 @@
-"""The bootstrapped masks on disk: Arrow files of up to some thousand images, read through the memory map.
+"""Store masks in Arrow files of up to some thousand images, and read them through the memory map.
 
 Few large files instead of one small one per image, as DVC and network disks want it; loader processes share
 the pages. A mask is the raw little-endian 16-bit class ids, row by row, compressed with zstd level 1: 0.5 ms
@@ -58,14 +58,14 @@ class MaskRow:
 
 
 def compress_mask(mask: np.ndarray) -> bytes:
-    """Packs (H, W) class ids of 0..65,535."""
+    """Compress (H, W) class ids of 0..65,535."""
     raw = np.ascontiguousarray(mask, dtype="<u2")
     packed: bytes = pa.Codec("zstd", compression_level=1).compress(raw, asbytes=True)
     return packed
 
 
 def serialize_rows(rows: Sequence[MaskRow]) -> bytes:
-    """Rows as one Arrow record batch, which workers make; its bytes depend on the rows alone."""
+    """Serialize rows as one Arrow record batch; workers call it, and its bytes depend on the rows alone."""
     columns = []
     for field in SCHEMA:
         values = [getattr(row, field.name) for row in rows]
@@ -84,7 +84,7 @@ def serialize_rows(rows: Sequence[MaskRow]) -> bytes:
 
 
 def _fixed(values: Iterable[int], kind: Any) -> Any:
-    """An array of whole numbers, from its buffer: `pa.array` would import pandas, for a second or two."""
+    """Make an array of whole numbers from its buffer: `pa.array` would import pandas, for a second or two."""
     numbers = np.fromiter(values, str(kind))
     return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
 
@@ -94,7 +94,7 @@ def _offsets(values: Sequence[Sized]) -> list[int]:
 
 
 def write_shard(path: Path, batches: Iterable[bytes]) -> None:
-    """Writes one file from what `serialize_rows` gave."""
+    """Write one file from what `serialize_rows` gave."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         for batch in batches:
             writer.write_batch(pa.ipc.read_record_batch(pa.py_buffer(batch), SCHEMA))
@@ -123,7 +123,7 @@ class MaskShards:
         return self.__dict__ | {"_tables": {}}  # a worker process maps the files itself
 
     def row(self, index: int) -> MaskRow:
-        """The row at 0 <= index < len, its mask still compressed."""
+        """Return the row at 0 <= index < len, its mask still compressed."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         table = self._table(shard)
         place = index - (int(self._ends[shard]) - self.counts[shard])
@@ -131,7 +131,7 @@ class MaskShards:
         return MaskRow(**values)
 
     def mask(self, row: MaskRow) -> np.ndarray:
-        """The (H, W) uint16 class ids of a row, writeable.
+        """Return the (H, W) uint16 class ids of a row, writeable.
 
         Raises:
             DataError: the bytes are damaged.
@@ -149,7 +149,7 @@ class MaskShards:
         return ids.astype(np.uint16)
 
     def column(self, name: str) -> Iterator[Any]:
-        """One column of all rows, in order, as plain values."""
+        """Yield one column of all rows, in order, as plain values."""
         for shard in range(len(self.paths)):
             yield from self._table(shard).column(name).to_pylist()
 

@@ -1,1 +1,1 @@
-"""The embedded dataset, generated in the official layout."""
+"""Generate the embedded dataset in the official layout."""

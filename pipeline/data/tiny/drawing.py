@@ -1,4 +1,4 @@
-"""Draws one scene of the embedded dataset: stuff in bands, figures on them, and which pixel is whose.
+"""Draw one scene of the embedded dataset: stuff in bands, figures on them, and which pixel is whose.
 
 What a class looks like stands in `figures.json` and what a scene is made of in `scenes.json`, so
 this module knows no class by name. A shape is a line of text, in a box from -1 to 1 with y downwards:
@@ -74,7 +74,7 @@ class Drawing:
 
 
 def polygon(shape: str) -> np.ndarray:
-    """The corners (n, 2) of a shape written as text."""
+    """Return the corners (n, 2) of a shape written as text."""
     kind, *words = shape.split()
     numbers = [float(word) for word in words]
     if kind == "box":
@@ -141,13 +141,13 @@ def figures() -> dict[tuple[bool, str], Figure]:
 
 @cache
 def grounds() -> dict[str, Surface]:
-    """The surfaces that stuff covers in whole bands, by COCO-Stuff category name."""
+    """Read the surfaces that stuff covers in whole bands, by COCO-Stuff category name."""
     return {name: _surface(words) for name, words in _read("scenes.json")["grounds"].items()}
 
 
 @cache
 def scenes() -> list[dict[str, Any]]:
-    """The kinds of scene: bands from top to bottom, with what may stand, hang or lie in each."""
+    """Read the kinds of scene: bands from top to bottom, with what may stand, hang or lie in each."""
     found: list[dict[str, Any]] = _read("scenes.json")["scenes"]
     return found
 
@@ -163,7 +163,7 @@ class Canvas:
         self.regions: list[Region] = []
 
     def fill(self, name: str, top: np.ndarray) -> None:
-        """Covers everything from the line `top` (W,) to the bottom edge with a ground."""
+        """Cover everything from the line `top` (W,) to the bottom edge with a ground."""
         first = int(max(0, math.floor(float(top.min()))))
         painted = grounds()[name].paint(self.rng, self.height - first, self.width)
         below = np.arange(first, self.height)[:, None] >= top[None, :]
@@ -173,7 +173,7 @@ class Canvas:
         self.regions.append(Region(name, is_thing=False))
 
     def place(self, figure: Figure, x: float, y: float, half: float, *, is_thing: bool) -> None:
-        """Paints a figure with the center of its box at (x, y) and `half` its half height, in pixels."""
+        """Paint a figure with the center of its box at (x, y) and `half` its half height, in pixels."""
         angle = math.radians(float(self.rng.uniform(-figure.turn, figure.turn)))
         flip = -1.0 if self.rng.random() < 0.5 else 1.0
         turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
@@ -206,7 +206,7 @@ class Canvas:
         self.regions.append(Region(figure.name, is_thing, polygons))
 
     def finish(self) -> Drawing:
-        """Adds the light of the day, a camera's softness and noise."""
+        """Add the light of the day, a camera's softness and noise."""
         rng = self.rng
         light = rng.uniform(0.82, 1.1) * rng.normal(1.0, 0.03, 3)
         fall = 1 + rng.uniform(-0.12, 0.12) * np.linspace(-1, 1, self.width)[None, :, None]
@@ -235,7 +235,7 @@ def _choose(rng: np.random.Generator, weights: dict[Any, float]) -> Any:
 
 
 def draw_scene(rng: np.random.Generator, width: int, height: int, commonness: dict[str, float]) -> Drawing:
-    """Draws one picture.
+    """Draw one picture.
 
     Args:
         rng: decides everything; the same state gives the same picture.
@@ -285,7 +285,7 @@ def _place_things(
 def _place_in(
     canvas: Canvas, figure: Figure, edges: list[float], foot: float | None, unit: float, *, is_thing: bool
 ) -> None:
-    """Puts a figure into a band: with its foot at a height, or with its center anywhere in the band."""
+    """Put a figure into a band: with its foot at a height, or with its center anywhere in the band."""
     rng = canvas.rng
     half = float(rng.uniform(*figure.size)) * unit
     x = float(rng.uniform(0.04, 0.96)) * canvas.width
@@ -300,7 +300,7 @@ def _place_in(
 
 
 def _edge(rng: np.random.Generator, width: int, roughness: float) -> np.ndarray:
-    """A gently waving line (W,) around 0 that leaves it by at most `roughness` pixels."""
+    """Draw a gently waving line (W,) around 0 that leaves it by at most `roughness` pixels."""
     along = np.arange(width) / width
     phase = rng.uniform(0, 2 * math.pi, 2)
     return roughness * (0.7 * np.sin(5 * along + phase[0]) + 0.3 * np.sin(17 * along + phase[1]))

@@ -1,4 +1,4 @@
-"""The embedded dataset: a few hundred drawn scenes on disk exactly as COCO, LVIS v1 and COCO-Stuff lie there.
+"""Generate the embedded dataset: a few hundred drawn scenes in the layout of COCO, LVIS v1 and COCO-Stuff.
 
 So the very code that reads the real dataset reads this one, without a download. It has the real one's odd
 corners too: all 1,203 + 92 categories of which most are never seen, rare classes with a handful of pictures,
@@ -25,7 +25,7 @@ from pipeline.data.tiny.drawing import Drawing, Region, draw_scene
 from pipeline.runtime.errors import DataError
 
 COMMONNESS = {"f": 1.0, "c": 0.4, "r": 0.12}
-"""How readily a thing is drawn, by its LVIS frequency: the long tail."""
+"""Relative chance that a thing is drawn, by its LVIS frequency: the long tail."""
 
 _VERSION = 1  # raise it when the same parameters give other pictures
 _FIRST_TRAIN_ID = 600_001
@@ -53,7 +53,7 @@ def generate_tiny(
     image_size: tuple[int, int] = (128, 96),
     seed: int = 0,
 ) -> None:
-    """Writes the embedded dataset, or leaves it alone where it already lies complete.
+    """Write the embedded dataset; a complete one is left as it is.
 
     The folder appears under its name only when it is whole. The same parameters give the same annotations,
     and with the same Pillow and NumPy the same bytes; image i does not depend on how many there are.
@@ -178,7 +178,7 @@ def _write(root: Path, num_train: int, num_val: int, image_size: tuple[int, int]
 
 @dataclass
 class _Truth:
-    """The annotations of one image, and the LVIS ids drawn in it and left partly unannotated."""
+    """Return the annotations of one image, and the LVIS ids drawn in it and left partly unannotated."""
 
     things: list[dict[str, Any]] = field(default_factory=list)
     stuff: list[dict[str, Any]] = field(default_factory=list)
@@ -189,7 +189,7 @@ class _Truth:
 def _annotate(
     drawing: Drawing, rng: np.random.Generator, lvis_ids: dict[str, int], stuff_ids: dict[str, int]
 ) -> _Truth:
-    """Annotates as people did: some things overlooked, some stuff left out, hidden parts drawn or not.
+    """Annotate as people did: some things overlooked, some stuff left out, hidden parts drawn or not.
 
     In every second image the stuff goes on underneath the things, as COCO-Stuff's does under LVIS's; in the
     others it stops at them and `other` covers them. Things come front to back: the first keeps a pixel.
@@ -226,7 +226,7 @@ def _annotate(
 
 
 def _outline(region: Region, mask: np.ndarray, rng: np.random.Generator) -> list[list[float]] | None:
-    """The thing's polygons, or None where a mask is due: cut by the frame, or its hidden part left out."""
+    """Return the thing's polygons, or None for a mask: cut by the frame, or its hidden part left out."""
     corners = np.concatenate(region.polygons)
     inside = (corners >= 0).all() and (corners <= mask.shape[::-1]).all()
     full = coco_mask.decode(coco_mask.merge(_encode(region.polygons, mask.shape))).sum()
@@ -241,7 +241,7 @@ def _encode(polygons: Iterable[np.ndarray], shape: tuple[int, ...]) -> Any:
 
 
 def _annotation(category: int, mask: np.ndarray, outline: list[list[float]] | None) -> dict[str, Any]:
-    """One annotation: polygons where given, else the mask as COCO's compressed run lengths."""
+    """Return one annotation: polygons where given, else the mask as COCO's compressed run lengths."""
     if outline is None:
         runs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     else:
@@ -264,7 +264,7 @@ def _number(table: _Table, found: list[dict[str, Any]], image_id: int, extra: di
 def _lvis_categories(
     official: list[dict[str, Any]], annotations: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The official categories with this train split's own counts; the frequency stays LVIS's."""
+    """Return the official categories with this train split's own counts; the frequency stays LVIS's."""
     instances = Counter(annotation["category_id"] for annotation in annotations)
     images = Counter(
         category for category, _ in {(row["category_id"], row["image_id"]) for row in annotations}

@@ -32,7 +32,7 @@ class Surface:
     period: float = 8.0
 
     def paint(self, rng: np.random.Generator, height: int, width: int, scale: float = 1.0) -> np.ndarray:
-        """Fills a rectangle with the surface, its colors and period varied a little.
+        """Fill a rectangle with the surface, its colors and period varied a little.
 
         Returns:
             (height, width, 3) float32, about 0..255 and not clipped.
@@ -74,7 +74,7 @@ def plain(rng: np.random.Generator, height: int, width: int, period: float) -> n
 
 
 def gradient(rng: np.random.Generator, height: int, width: int, period: float) -> np.ndarray:
-    """From the first color at the top to the second at the bottom."""
+    """Blend from the first color at the top to the second at the bottom."""
     slope = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None]
     return np.clip(slope + 0.15 * (smooth_noise(rng, height, width, period) - 0.5), 0.0, 1.0)
 
@@ -111,7 +111,7 @@ def streaks(rng: np.random.Generator, height: int, width: int, period: float) ->
 
 
 def waves(rng: np.random.Generator, height: int, width: int, period: float) -> np.ndarray:
-    """Rows of wave crests."""
+    """Draw rows of wave crests."""
     rows, columns = _grid(height, width)
     phase, along = _shift(rng, period)
     bend = np.sin((columns + along) * (2.2 / period)) * period / 5
@@ -144,7 +144,7 @@ def folds(rng: np.random.Generator, height: int, width: int, period: float) -> n
 
 
 def checks(rng: np.random.Generator, height: int, width: int, period: float) -> np.ndarray:
-    """A chequered board."""
+    """Draw a checkered board."""
     rows, columns = _grid(height, width)
     down, right = _shift(rng, period)
     fields = (rows + down) // (period / 2) + (columns + right) // (period / 2)
@@ -169,7 +169,7 @@ def tiles(rng: np.random.Generator, height: int, width: int, period: float) -> n
 
 
 def bricks(rng: np.random.Generator, height: int, width: int, period: float) -> np.ndarray:
-    """Courses of bricks (first color), each shifted by half, with joints (second color)."""
+    """Draw courses of bricks (first color), each shifted by half, with joints (second color)."""
     rows, columns = _grid(height, width)
     down, right = _shift(rng, period)
     course = (rows + down) // (period / 2)
@@ -195,7 +195,7 @@ def panels(rng: np.random.Generator, height: int, width: int, period: float) -> 
 
 
 def panes(rng: np.random.Generator, height: int, width: int, period: float) -> np.ndarray:
-    """A facade: rows of windows (second color), some of them dark."""
+    """Draw a facade: rows of windows (second color), some of them dark."""
     rows, columns = _grid(height, width)
     down, right = _shift(rng, period)
     floor, window = ((rows + down) // period).astype(np.int64), ((columns + right) // period).astype(np.int64)

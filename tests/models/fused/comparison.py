@@ -8,6 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models import fused
+from models.embeddings import LossOptions
+from models.tiled.cross_entropy import ExactCrossEntropy
+from models.tiled.cross_entropy_of_maps import ExactCrossEntropyOfMaps
 from tests.interpreter import WHY_NOT
 
 HAS_GPU = torch.cuda.is_available()
@@ -26,7 +30,7 @@ def unit_rows(count: int, dim: int, seed: int = 0) -> torch.Tensor:
     return F.normalize(rows, dim=1).to(DEVICE)
 
 
-def labels(count: int, num_classes: int, seed: int = 0, ignored: int = -1) -> torch.Tensor:
+def labels(count: int, num_classes: int, seed: int = 0, ignored: int = -100) -> torch.Tensor:
     """Random classes; every fifth pixel is unlabeled."""
     target = torch.randint(0, num_classes, (count,), generator=torch.Generator().manual_seed(seed))
     target[::5] = ignored
@@ -49,11 +53,29 @@ def plain_loss(
     *,
     similarity: str = "distance",
     temperature: float = 0.05,
-    ignore_index: int = -1,
+    ignore_index: int = -100,
 ) -> torch.Tensor:
     """The definition, in float64, with all pixels x classes logits."""
     logits = plain_logits(pixels.double(), classes.double(), similarity, temperature)
     return F.cross_entropy(logits, target, ignore_index=ignore_index)
+
+
+def fused_loss(
+    pixels: torch.Tensor, classes: torch.Tensor, target: torch.Tensor, **options: Any
+) -> torch.Tensor:
+    """The kernels, of rows or maps."""
+    return fused.fused_exact_cross_entropy(pixels, classes, target, LossOptions(**options))
+
+
+def tiled_loss(
+    pixels: torch.Tensor, classes: torch.Tensor, target: torch.Tensor, **options: Any
+) -> torch.Tensor:
+    """The implementation in plain torch, of rows or maps, even where the kernels apply."""
+    function = ExactCrossEntropyOfMaps if pixels.dim() == 4 else ExactCrossEntropy
+    rest = (None, LossOptions(**options), True)  # no class weights
+    if pixels.dim() == 2:
+        return function.apply(pixels, classes, None, target, *rest)
+    return function.apply(pixels, classes, None, target, None, *rest)
 
 
 def with_gradients(function: Any, *inputs: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:
@@ -69,7 +91,7 @@ def with_gradients(function: Any, *inputs: torch.Tensor, **options: Any) -> tupl
 def assert_same(
     found: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...], tolerance: float = 3e-5
 ) -> None:
-    """The loss to 1e-5; gradients to `tolerance` of their largest entry (see `fused_launch.arithmetic`)."""
+    """The loss to 1e-5; gradients to `tolerance` of their largest entry (see `launch.kernel_constants`)."""
     torch.testing.assert_close(found[0].double(), wanted[0].double(), rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(found[1:], wanted[1:], strict=True):
         largest = float(theirs.abs().max())

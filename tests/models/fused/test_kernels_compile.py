@@ -83,6 +83,7 @@ def main() -> None:
     from triton.compiler import ASTSource
 
     from models import fused
+    from models.embeddings import LossOptions
     from models.fused import launch as fused_launch
     from models.fused import search_kernels as fused_search_kernels
     from models.fused import upsample_kernels as fused_upsample_kernels
@@ -133,11 +134,9 @@ def main() -> None:
         pixels = torch.zeros(200, int(dim), dtype=dtype, requires_grad=True)
         maps = torch.zeros(1, int(dim), 4, 4, dtype=dtype, requires_grad=True)
         classes = torch.zeros(100, int(dim), dtype=dtype, requires_grad=True)
-        fused.fused_exact_cross_entropy(
-            pixels, classes, torch.zeros(200).long(), similarity=similarity
-        ).backward()
-        full = torch.zeros(1, 16, 16).long()
-        fused.fused_exact_cross_entropy_upsampled(maps, classes, full, similarity=similarity).backward()
+        chosen = LossOptions(similarity=similarity)
+        fused.fused_exact_cross_entropy(pixels, classes, torch.zeros(200).long(), chosen).backward()
+        fused.fused_exact_cross_entropy(maps, classes, torch.zeros(1, 16, 16).long(), chosen).backward()
         for k in (1, 8, fused.MAX_NEAREST):
             fused.fused_nearest_classes(pixels, classes, k, similarity=similarity)
 

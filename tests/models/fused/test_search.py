@@ -59,10 +59,17 @@ class TestTheSearch:
     def test_longer_lists_are_left_to_the_portable_search(
         self, k: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As on a GPU: `nearest_classes` has the kernels, and is asked for more than they can list."""
-        monkeypatch.setattr(nearest, "fused_kernels", lambda *_: fused)
+        """`nearest_classes` may use the kernels here, and is asked for more than they can list."""
+        calls: list[int] = []
+
+        def counting(pixels: torch.Tensor, classes: torch.Tensor, k: int, **options: str) -> torch.Tensor:
+            calls.append(k)
+            return fused.fused_nearest_classes(pixels, classes, k, **options)
+
+        monkeypatch.setattr(nearest, "fused_nearest_classes", counting)
         pixels, classes = unit_rows(5, 4, 1), unit_rows(fused.MAX_NEAREST + 6, 4, 2)
         found = nearest.nearest_classes(pixels, classes, k)
+        assert calls == ([k] if k <= fused.MAX_NEAREST else [])
         assert torch.equal(found, torch.cdist(pixels.double(), classes.double()).sort(1).indices[:, :k])
 
     def test_of_no_pixels_finds_none(self) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models import fused
 from tests.models.fused.comparison import (
     assert_same,
+    fused_loss,
     labels,
     needs_gpu,
     needs_triton,
@@ -39,9 +39,7 @@ class TestTheUpsampledLoss:
         maps = unit_rows(images * size[0] * size[1], 6, 1).reshape(images, *size, 6).permute(0, 3, 1, 2)
         target = labels(images * full_size[0] * full_size[1], 9).reshape(images, *full_size)
         inputs = maps, unit_rows(9, 6, 2), target
-        found = with_gradients(
-            fused.fused_exact_cross_entropy_upsampled, *inputs, similarity=similarity, work_bytes=work_bytes
-        )
+        found = with_gradients(fused_loss, *inputs, similarity=similarity, work_bytes=work_bytes)
         assert found[1].shape == maps.shape
         assert_same(found, with_gradients(upsampled_plain_loss, *inputs, similarity=similarity))
 
@@ -49,16 +47,14 @@ class TestTheUpsampledLoss:
     def test_of_any_size_of_embedding(self, dim: int) -> None:
         maps = unit_rows(6, dim, 1).reshape(1, 2, 3, dim).permute(0, 3, 1, 2)
         inputs = maps, unit_rows(9, dim, 2), labels(96, 9).reshape(1, 8, 12)
-        found = with_gradients(fused.fused_exact_cross_entropy_upsampled, *inputs)
+        found = with_gradients(fused_loss, *inputs)
         assert_same(found, with_gradients(upsampled_plain_loss, *inputs))
 
     def test_same_input_same_bits_whatever_the_memory_format(self) -> None:
         maps = unit_rows(6, 5, 1).reshape(1, 2, 3, 5).permute(0, 3, 1, 2)
         target = labels(30, 7).reshape(1, 5, 6)
-        first = with_gradients(fused.fused_exact_cross_entropy_upsampled, maps, unit_rows(7, 5, 2), target)
-        second = with_gradients(
-            fused.fused_exact_cross_entropy_upsampled, maps.contiguous(), unit_rows(7, 5, 2), target
-        )
+        first = with_gradients(fused_loss, maps, unit_rows(7, 5, 2), target)
+        second = with_gradients(fused_loss, maps.contiguous(), unit_rows(7, 5, 2), target)
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
     def test_a_band_keeps_to_the_byte_budget(self) -> None:
@@ -78,7 +74,7 @@ class TestOnAGpu:
         maps = unit_rows(2 * 40 * 30, 16, 1).reshape(2, 40, 30, 16).permute(0, 3, 1, 2).to(dtype)
         classes, target = unit_rows(150, 16, 2).to(dtype), labels(2 * 160 * 120, 150).reshape(2, 160, 120)
         found = with_gradients(
-            fused.fused_exact_cross_entropy_upsampled,
+            fused_loss,
             maps, classes, target, similarity=similarity, work_bytes=2**20,
         )  # fmt: skip
         wanted = with_gradients(

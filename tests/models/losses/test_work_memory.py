@@ -22,12 +22,6 @@ BUFFER = 2**19
 WAYS = {"fp32": (torch.float32, False), "autocast": (torch.float32, True), "bf16": (torch.bfloat16, True)}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_and_one_seed():
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 @pytest.fixture(params=WAYS)
 def way(request):
     """The dtype of the embeddings, and what switches bf16 autocast on or leaves it off."""
@@ -50,7 +44,7 @@ def test_forward_and_backward_hold_inputs_worth_of_memory_and_the_buffer(loss, s
     dtype, autocast = way
     pixels, classes = unit_rows(num_pixels, dim, dtype), unit_rows(num_classes, dim, dtype)
     target = torch.randint(0, num_classes, (num_pixels,))
-    target[::10] = -1
+    target[::10] = -100
 
     def call():
         with autocast():
@@ -118,9 +112,9 @@ def test_separation_builds_no_matrix_of_classes(way):
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
-@pytest.mark.parametrize("head", [EmbeddingHead(8, 4, 5000), SoftmaxHead(8, 5000)])
+@pytest.mark.parametrize("head", [EmbeddingHead(8, 4, 1500), SoftmaxHead(8, 1500)])
 def test_prediction_never_holds_pixels_times_classes(head, autocast):
-    """Full scores would take 5000 classes x 16384 pixels x 4 bytes = 312 MiB an image."""
+    """Full scores would take 1500 classes x 16384 pixels x 4 bytes = 94 MiB an image."""
     features, work = torch.randn(2, 8, 32, 32), 2 * 2**20
 
     def call():

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.losses.exact import exact_cross_entropy_of_maps
-from models.tiled import cross_entropy_of_maps as exact_maps
+from models.losses.exact import exact_cross_entropy
+from models.tiled import cross_entropy_of_maps as tiled_maps
+from models.tiled.threads import num_workers
 from tests.models.allocation import extra_bytes
 
 SIMILARITIES = ["distance", "cosine"]
@@ -30,7 +31,7 @@ def problem(shape, factor, num_classes, dtype=torch.float64, unlabeled=0.0):
     classes = F.normalize(torch.randn(num_classes, shape[1], dtype=dtype), dim=1).requires_grad_()
     size = shape[0], round(factor * shape[2]), round(factor * shape[3])
     target = torch.randint(0, num_classes, size)
-    target[torch.rand(size) < unlabeled] = -1
+    target[torch.rand(size) < unlabeled] = -100
     return maps, classes, target
 
 
@@ -41,7 +42,7 @@ def dense(maps: Tensor, classes: Tensor, target: Tensor, similarity: str, temper
         logits = pixels @ classes.T / temperature
     else:
         logits = -torch.linalg.vector_norm(pixels[:, None] - classes, dim=2) / temperature
-    return F.cross_entropy(logits, target.flatten(), ignore_index=-1)
+    return F.cross_entropy(logits, target.flatten(), ignore_index=-100)
 
 
 def assert_same(loss: Tensor, expected: Tensor, inputs: tuple[Tensor, ...], tolerance: float = 1e-9) -> None:
@@ -70,7 +71,7 @@ def test_it_is_cross_entropy_on_all_logits_of_the_upsampled_maps(
     maps, classes, target = problem((2, 3, height, width), factor, num_classes, unlabeled=unlabeled)
     target[0, 0, 0] = 0  # at least one label
     options = {"similarity": similarity, "temperature": 0.1, "work_bytes": work_bytes}
-    loss = exact_cross_entropy_of_maps(maps, classes, target, **options)
+    loss = exact_cross_entropy(maps, classes, target, **options)
     assert_same(loss, dense(maps, classes, target, similarity), (maps, classes))
 
 
@@ -79,18 +80,18 @@ def test_blocks_are_really_used_and_pixels_outside_of_them_too(similarity, monke
     """Half of the image is labeled in every pixel, of the other half every fifth."""
     maps, classes, target = problem((1, 4, 16, 16), 4, 50)
     sparse = torch.rand(1, 64, 32) < 0.8
-    target[:, :, 32:][sparse] = -1
+    target[:, :, 32:][sparse] = -100
     seen = {"compare_blocks": 0, "compare_pixels": 0}
     for name in seen:
-        method = getattr(exact_maps._Maps, name)
+        method = getattr(tiled_maps._Maps, name)
 
         def counted(*arguments, name=name, method=method):
             losses = method(*arguments)
             seen[name] += int(losses.count_nonzero())
             return losses
 
-        monkeypatch.setattr(exact_maps._Maps, name, counted)
-    loss = exact_cross_entropy_of_maps(
+        monkeypatch.setattr(tiled_maps._Maps, name, counted)
+    loss = exact_cross_entropy(
         maps, classes, target, similarity=similarity, temperature=0.1, work_bytes=2**18
     )
     assert_same(loss, dense(maps, classes, target, similarity), (maps, classes))
@@ -105,21 +106,19 @@ def test_of_some_pixels_it_is_that_of_all_others_unlabeled(similarity, factor):
     maps, classes, target = problem((2, 4, 6, 6), factor, 50, unlabeled=0.3)
     labeled = (target.flatten() >= 0).nonzero()[:, 0]
     pixels = labeled[torch.randperm(len(labeled))[:40]]
-    alone = torch.full_like(target, -1)
+    alone = torch.full_like(target, -100)
     alone.view(-1)[pixels] = target.flatten()[pixels]
     options = {"similarity": similarity, "temperature": 0.1, "work_bytes": 20_000}
-    loss = exact_cross_entropy_of_maps(maps, classes, target, pixels=pixels, **options)
+    loss = exact_cross_entropy(maps, classes, target, pixels=pixels, **options)
     assert_same(loss, dense(maps, classes, alone, similarity), (maps, classes))
-    none = exact_cross_entropy_of_maps(maps, classes, target, pixels=pixels[:0], **options)
+    none = exact_cross_entropy(maps, classes, target, pixels=pixels[:0], **options)
     assert none.item() == 0
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_the_gradients_are_those_of_finite_differences(similarity):
     maps, classes, target = problem((1, 2, 2, 3), 4, 5, unlabeled=0.1)
-    call = functools.partial(
-        exact_cross_entropy_of_maps, target=target, similarity=similarity, temperature=0.3
-    )
+    call = functools.partial(exact_cross_entropy, target=target, similarity=similarity, temperature=0.3)
     assert torch.autograd.gradcheck(call, (maps, classes))
 
 
@@ -127,7 +126,7 @@ def test_the_gradients_are_those_of_finite_differences(similarity):
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_nothing_but_rounding_and_the_same_number_not_even_that(similarity, threads):
     maps, classes, target = problem((2, 8, 24, 24), 4, 300, torch.float32, unlabeled=0.3)
-    call = functools.partial(exact_cross_entropy_of_maps, maps, classes, target, similarity=similarity)
+    call = functools.partial(exact_cross_entropy, maps, classes, target, similarity=similarity)
     alone = [call(), *torch.autograd.grad(call(), (maps, classes))]
     torch.set_num_threads(threads)
     shared, again = ([call(), *torch.autograd.grad(call(), (maps, classes))] for _ in range(2))
@@ -142,7 +141,7 @@ def test_maps_that_sit_on_classes_have_exact_losses_and_finite_gradients():
     columns = classes.detach()[torch.arange(8) // 2 % 2]  # two equal columns of each class, so cells between
     maps = columns.T[None, :, None].expand(1, 6, 8, 8).clone().requires_grad_()
     target = torch.randint(0, 4, (1, 32, 32))
-    loss = exact_cross_entropy_of_maps(maps, classes, target, temperature=0.1)
+    loss = exact_cross_entropy(maps, classes, target, temperature=0.1)
     exact = dense(maps.detach().double(), classes.detach().double(), target, "distance")
     torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-5)
     for gradient in torch.autograd.grad(loss, (maps, classes)):
@@ -153,7 +152,7 @@ def test_maps_that_sit_on_classes_have_exact_losses_and_finite_gradients():
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_without_labels_it_is_zero_with_zero_gradients(similarity):
     maps, classes, target = problem((1, 4, 3, 3), 4, 7)
-    loss = exact_cross_entropy_of_maps(maps, classes, torch.full_like(target, -1), similarity=similarity)
+    loss = exact_cross_entropy(maps, classes, torch.full_like(target, -100), similarity=similarity)
     assert loss.item() == 0
     for gradient in torch.autograd.grad(loss, (maps, classes)):
         assert gradient.count_nonzero() == 0
@@ -162,7 +161,7 @@ def test_without_labels_it_is_zero_with_zero_gradients(similarity):
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_one_gradient_alone_is_the_same_as_among_both_and_bfloat16_stays_bfloat16(similarity):
     maps, classes, target = problem((1, 4, 6, 6), 4, 20, torch.float32, unlabeled=0.1)
-    call = functools.partial(exact_cross_entropy_of_maps, similarity=similarity)
+    call = functools.partial(exact_cross_entropy, similarity=similarity)
     both = torch.autograd.grad(call(maps, classes, target), (maps, classes))
     assert torch.equal(torch.autograd.grad(call(maps, classes.detach(), target), maps)[0], both[0])
     assert torch.equal(torch.autograd.grad(call(maps.detach(), classes, target), classes)[0], both[1])
@@ -179,22 +178,26 @@ def test_a_target_out_of_range_is_named():
     maps, classes, target = problem((1, 4, 3, 3), 4, 7)
     target[0, 5, 5] = 7
     with pytest.raises(ValueError, match="target contains 7; allowed are 0 to 6"):
-        exact_cross_entropy_of_maps(maps, classes, target)
+        exact_cross_entropy(maps, classes, target)
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_it_holds_the_buffer_and_no_embeddings_at_full_resolution(similarity, threads):
-    """The target takes eight bytes a pixel and embeddings of it would take 64, logits 1,600."""
-    maps, classes, target = problem((1, 16, 96, 96), 4, 400, torch.float32)
-    buffer, pixels = 2**22, target.numel()
-    torch.set_num_threads(threads)
+def test_it_holds_the_buffer_and_no_embeddings_at_full_resolution(similarity, threads, monkeypatch):
+    """The target takes eight bytes a pixel and embeddings of it would take 64, logits 1,600.
+
+    The profiler that counts sees one thread alone, which does the work of all, each with its own buffers.
+    """
+    maps, classes, target = problem((1, 16, 80, 80), 4, 400, torch.float32)
+    buffer, pixels = threads * 2**22, target.numel()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert num_workers(maps.device, 100, buffer) == threads
 
     def call():
-        loss = exact_cross_entropy_of_maps(maps, classes, target, similarity=similarity, work_bytes=buffer)
+        loss = exact_cross_entropy(maps, classes, target, similarity=similarity, work_bytes=buffer)
         torch.autograd.grad(loss, (maps, classes))
 
-    inputs = 4 * 16 * (96 * 96 + 400)
+    inputs = 4 * 16 * (80 * 80 + 400)
     assert extra_bytes(call) <= 5 * inputs + buffer + 24 * pixels < 64 * pixels + buffer
 
 
@@ -203,6 +206,6 @@ def test_it_holds_the_buffer_and_no_embeddings_at_full_resolution(similarity, th
 def test_embeddings_that_are_not_numbers_give_a_loss_that_is_none(similarity, factor):
     """It is the training that notices and names the images; the loss must not fail before."""
     maps, classes, target = problem((1, 4, 3, 4), factor, 7, torch.float32)
-    loss = exact_cross_entropy_of_maps(maps * float("nan"), classes, target, similarity=similarity)
+    loss = exact_cross_entropy(maps * float("nan"), classes, target, similarity=similarity)
     assert loss.isnan()
     loss.backward()

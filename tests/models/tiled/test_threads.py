@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from models.losses.exact import exact_cross_entropy
 from models.losses.knn import knn_cross_entropy
 from models.nearest import nearest_classes
-from models.tiled.threads import for_each, num_workers
+from models.tiled.threads import dispatch_mode_is_active, for_each, num_workers, profiler_is_active
 
 CPU = torch.device("cpu")
 
@@ -102,6 +102,7 @@ def test_losses_and_search_are_the_same_in_threads(similarity):
     pixels = F.normalize(torch.randn(9_000, 8), dim=1).requires_grad_()
     classes = F.normalize(torch.randn(400, 8), dim=1).requires_grad_()
     target = torch.randint(-1, 400, (9_000,))
+    target[target < 0] = -100
     assert num_workers(CPU, 9_000 * 400 // 2**20, 2**25) > 1
 
     def results():
@@ -133,3 +134,17 @@ def test_what_watches_torch_sees_all_of_the_work():
         for_each(range(8), work, 4)
     events = record.profiler.kineto_results.events()
     assert sum(event.nbytes() for event in events if event.name() == "[memory]") == 8 * 2**20
+
+
+def test_an_active_profiler_is_seen_and_only_while_it_is_active():
+    assert not profiler_is_active()
+    with profile(activities=[ProfilerActivity.CPU]):
+        assert profiler_is_active()
+    assert not profiler_is_active()
+
+
+def test_an_active_dispatch_mode_is_seen_and_only_while_it_is_active():
+    assert not dispatch_mode_is_active()
+    with MemTracker():
+        assert dispatch_mode_is_active()
+    assert not dispatch_mode_is_active()

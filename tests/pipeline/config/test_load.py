@@ -26,7 +26,7 @@ def write(folder: Path, **sections: object) -> Path:
 
 def test_the_projects_own_params_are_valid_for_every_variant() -> None:
     plain = load_settings(PROJECT / "params.yaml")
-    assert set(plain.variants) >= {"exact", "essnet", "softmax"}
+    assert set(plain.variants) >= {"embedding", "essnet", "softmax", "dense"}
     for variant in plain.variants:
         assert load_settings(PROJECT / "params.yaml", variant=variant).variant == variant
 
@@ -69,7 +69,7 @@ def test_settings_are_frozen(tmp_path: Path) -> None:
         ({"los": {}}, "los", "did you mean loss"),
         ({"project": "/"}, "project", "unknown setting"),
         ({"file": "/"}, "file", "unknown setting"),
-        ({"loss": {"name": "exakt"}}, "loss.name", "'exact', 'knn' or 'sampled'"),
+        ({"loss": {"name": "exakt"}}, "loss.name", "'exact', 'knn', 'sampled' or 'dense'"),
         ({"loss": {"temperature": 0}}, "loss.temperature", "greater than 0"),
         ({"loss": {"temperature": "hot"}}, "loss.temperature", "valid number"),
         ({"loss": {"temperature": float("nan")}}, "loss.temperature", "finite number"),

@@ -118,7 +118,7 @@ def test_files_that_kiloseg_wrote_are_read_silently(capsys: pytest.CaptureFixtur
 
 
 def test_a_sweep_planned_under_old_names_goes_on(tmp_path: Path) -> None:
-    from pipeline.tuning.sweep import SweepPlan, Sweep, TrialRecord
+    from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord
 
     settings = load_settings(write(tmp_path)).model_dump(mode="json")
     settings["train"] = {**settings["train"], **OLD}

@@ -16,7 +16,7 @@ def test_the_installed_versions_are_told_and_fit(place: Path) -> None:
     (packages,) = topic(place, "packages")
     assert packages.status == "ok"
     assert f"torch {importlib.metadata.version('torch')}" in packages.text
-    assert f"kiloseg {importlib.metadata.version('kiloseg')}" in packages.text
+    assert f"kiloseg {importlib.metadata.version('kiloseg-pipeline')}" in packages.text
 
 
 def test_a_package_that_is_absent_or_too_old_is_missing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ torch.ones(1, requires_grad=True).sum().backward()  # starts autograd's threads,
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + 2**30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-settings = load_settings(variant="softmax", overrides={"train.batch_size": 32, "train.crop_size": 192})
+settings = load_settings(variant="dense", overrides={"train.batch_size": 32, "train.crop_size": 192})
 
 def main():
     with explained_memory(settings):
@@ -37,7 +37,7 @@ sys.exit(run_command(main))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")
 def test_an_allocation_that_fails_is_explained_and_ends_with_code_4(bootstrapped_project: Path) -> None:
-    assert load_settings(bootstrapped_project / "params.yaml", variant="softmax").model.head == "softmax"
+    assert load_settings(bootstrapped_project / "params.yaml", variant="dense").loss.name == "dense"
     done = subprocess.run(
         [sys.executable, "-c", LIMITED], cwd=bootstrapped_project, capture_output=True, text=True, check=False
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +16,9 @@ from typer.testing import CliRunner
 
 from pipeline.cli.main import app
 from pipeline.cli.memory import parse_budget
-from pipeline.config.schema import LossSettings
+from pipeline.config.schema import LossSettings, Settings
 from pipeline.memory.batch_size import largest_batch
-from pipeline.memory.loss_footprint import PeakTracker, PixelSource, probe_work_memory
+from pipeline.memory.loss_footprint import Channels, PeakTracker, PixelSource, probe_work_memory
 from pipeline.memory.predict import (
     allocated_cpu_bytes,
     as_json,
@@ -54,9 +56,13 @@ def test_prediction_is_within_five_percent_of_what_the_allocator_handed_out(
         {"name": "sampled", "num_negatives": 64},
         {"name": "exact", "similarity": "cosine", "separation_weight": 0.0, "work_memory_mib": 16},
         {"name": "exact", "pixel_budget": 9_000},
+        {"head": "softmax", "name": "exact"},
+        {"head": "softmax", "name": "knn", "num_negatives": 7},
+        {"head": "softmax", "name": "sampled", "num_negatives": 64},
+        {"head": "softmax", "name": "dense"},
     ],
 )
-def test_every_loss_is_within_five_percent_too(loss: dict[str, object]) -> None:
+def test_every_loss_is_within_five_percent_too(loss: dict[str, Any]) -> None:
     settings = settings_of(batch_size=6, crop_size=96, **loss)
     assert predict_bytes(settings, 1284) == pytest.approx(count_cpu_bytes(settings, 1284), rel=0.05)
 
@@ -78,7 +84,7 @@ def test_every_way_to_train_is_within_five_percent_too(
     model: dict[str, object], train: dict[str, object]
 ) -> None:
     settings = with_changes(settings_of("resnet18", batch_size=2, crop_size=192), model=model, train=train)
-    assert predict_bytes(settings, 1284) == pytest.approx(count_cpu_bytes(settings, 1284), rel=0.05)
+    assert predict_bytes(settings, 150) == pytest.approx(count_cpu_bytes(settings, 150), rel=0.05)
 
 
 def test_the_quick_tracker_finds_the_same_peak_as_torchs_own() -> None:
@@ -107,22 +113,42 @@ def test_the_profiler_counts_what_is_allocated_and_freed() -> None:
     assert allocated_cpu_bytes(call) == 5 * MIB
 
 
-def test_the_softmax_head_pays_three_times_for_every_pixel_and_class() -> None:
-    few, many = (predict_bytes(settings_of(head="softmax"), classes) for classes in (1_000, 2_000))
+def test_all_logits_at_once_pay_three_times_for_every_pixel_and_class() -> None:
+    settings = settings_of(head="softmax", name="dense")
+    few, many = (predict_bytes(settings, classes) for classes in (1_000, 2_000))
     pixels, channels = 2 * 64 * 64, 64
     # full-resolution logits: log-softmax, its gradient and that of the logits; weights, momentum and gradient
     dense = 3 * pixels * 1_000 * 4
     weights = 3 * (channels + 1) * 1_000 * 4
-    assert dense + weights <= many - few <= 1.15 * (dense + weights)
+    assert dense + weights * 2 / 3 <= many - few <= 1.15 * (dense + weights)  # one gradient is not there yet
 
 
+def beyond_the_classes(settings: Settings, count: Callable[[Settings, int], int], classes: int) -> int:
+    """The bytes of a step without weight, gradient and momentum of the classes themselves."""
+    dim = settings.model.embedding_dim
+    if settings.model.head == "softmax":
+        dim = settings.model.decoder_channels + 1
+    return count(settings, classes) - 3 * 4 * classes * dim
+
+
+@pytest.mark.parametrize("head", ["embedding", "softmax"])
 @pytest.mark.parametrize(("backbone", "batch_size"), [("mobilenetv2_100", 1), ("resnet18", 2)])
-def test_a_step_at_1284_classes_holds_what_it_holds_at_19(backbone: str, batch_size: int) -> None:
-    """Two per cent more at most, by the allocator's own count, in steps as small as one crop of 128."""
-    settings = settings_of(backbone, batch_size=batch_size, crop_size=128)
-    few, many = (count_cpu_bytes(settings, classes) for classes in (19, 1_284))
+def test_a_step_at_1284_classes_holds_what_it_holds_at_19_and_a_fixed_buffer(
+    backbone: str, batch_size: int, head: str
+) -> None:
+    """By the allocator's own count, in steps as small as one crop of 128."""
+    settings = settings_of(backbone, batch_size=batch_size, crop_size=128, head=head, work_memory_mib=8)
+    few, many = (beyond_the_classes(settings, count_cpu_bytes, classes) for classes in (19, 1_284))
     assert few > 50 * MIB
-    assert many <= 1.02 * few
+    assert many <= 1.02 * few + 8 * MIB
+
+
+@pytest.mark.parametrize("head", ["embedding", "softmax"])
+def test_at_realistic_sizes_the_buffer_does_not_show(head: str) -> None:
+    settings = settings_of("resnet50", batch_size=10, crop_size=512, head=head, work_memory_mib=32)
+    few, many = (beyond_the_classes(settings, predict_bytes, classes) for classes in (19, 1_284))
+    assert few > 2_000 * MIB
+    assert many <= 1.03 * few
 
 
 def test_the_embedding_head_pays_for_a_class_only_its_embedding_and_tables() -> None:
@@ -135,7 +161,7 @@ def test_the_embedding_head_pays_for_a_class_only_its_embedding_and_tables() -> 
 @pytest.mark.parametrize("num_classes", [2, 20_000])
 def test_the_losses_work_memory_is_the_buffer_and_tables_of_the_classes(name: str, num_classes: int) -> None:
     settings = LossSettings(name=name, num_negatives=7, work_memory_mib=8)
-    work = probe_work_memory(settings, num_classes, 16, PixelSource(10**6))
+    work = probe_work_memory(settings, num_classes, Channels(16, classifier=False), PixelSource(10**6))
     tables = 6 * num_classes * 18 * 4
     assert 0 < work.of_cross_entropy(10**6) <= 8 * MIB + tables + 48 * 10**6
     assert work.separation <= 8 * MIB + tables
@@ -154,7 +180,7 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
 
 
 def test_where_no_image_fits_a_crop_that_does_is_named() -> None:
-    settings = settings_of(head="softmax", crop_size=128)
+    settings = settings_of(head="softmax", name="dense", crop_size=128)
     with pytest.raises(MemoryLimitError, match=r"train\.crop_size 64"):
         largest_batch(settings, 1_284, 150 * MIB)
     with pytest.raises(MemoryLimitError, match="smaller backbone") as caught:
@@ -193,6 +219,8 @@ def test_predicted_and_measured_are_kept_apart() -> None:
         ("embedding", 150),
         ("softmax", 19),
         ("softmax", 150),
+        ("dense", 19),
+        ("dense", 150),
     ]
     for row in written["rows"]:
         assert row["predicted_gib"] > 0
@@ -213,13 +241,14 @@ def params(tmp_path: Path) -> Path:
     tree = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
     tree["model"]["backbone"] = "test_resnet"
     tree["train"].update(crop_size=64, batch_size=4)
+    tree["runtime"]["threads"] = 1
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path
 
 
 def test_the_command_answers_for_a_budget_and_says_what_is_not_counted(params: Path) -> None:
-    arguments = ["memory", "--params", str(params), "--budget", "256MiB"]
+    arguments = ["memory", "--params", str(params), "--budget", "96MiB"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert "1,284 classes, head embedding: train.batch_size" in result.output
@@ -242,5 +271,5 @@ def test_the_command_prints_a_row_for_each_number_of_classes(params: Path) -> No
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     table = {line.split()[0]: line.split()[1:] for line in result.output.splitlines() if line[:3].isspace()}
     assert list(table) == ["classes", "19", "1,284"]
-    embedding, softmax = (float(cell) for cell in table["1,284"])
-    assert softmax > 3 * embedding
+    embedding, softmax, dense = (float(cell) for cell in table["1,284"])
+    assert dense > 3 * max(embedding, softmax)

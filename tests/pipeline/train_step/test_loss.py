@@ -46,13 +46,24 @@ def test_with_all_negatives_every_loss_is_the_full_cross_entropy(
     torch.testing.assert_close(losses.total.detach(), losses.cross_entropy + losses.separation)
 
 
-def test_the_softmax_baseline_is_the_dense_cross_entropy(target: torch.Tensor) -> None:
+@pytest.mark.parametrize("name", ["dense", "exact", "knn", "sampled"])
+def test_every_loss_of_the_softmax_head_is_the_cross_entropy_of_its_logits(
+    name: str, target: torch.Tensor
+) -> None:
     segmenter = build("softmax")
     output = segmenter(torch.rand(2, 3, 30, 42))
-    losses = segmentation_losses(segmenter, output, target, LossSettings())
-    upsampled = F.interpolate(output, size=(30, 42), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(losses.total, F.cross_entropy(upsampled, target, ignore_index=-1))
+    losses = segmentation_losses(segmenter, output, target, LossSettings(name=name, num_negatives=36))
+    logits = segmenter.head.logits(output)
+    upsampled = F.interpolate(logits, size=(30, 42), mode="bilinear", align_corners=False)
+    expected = F.cross_entropy(upsampled, target, ignore_index=-1)
+    torch.testing.assert_close(losses.total, expected)
     assert losses.separation == 0
+    parameters = [segmenter.head.classifier.weight, segmenter.head.classifier.bias]
+    ours, theirs = (
+        torch.autograd.grad(loss, parameters, retain_graph=True) for loss in (losses.total, expected)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("head", ["embedding", "softmax"])

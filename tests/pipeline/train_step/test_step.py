@@ -60,12 +60,12 @@ def test_the_parts_of_a_batch_add_up_to_its_loss_and_gradient(
 def test_a_pixel_budget_is_of_a_step_not_of_its_parts(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_settings(variant="exact", overrides={"loss.pixel_budget": 100})
     taken = []
-    real = segmentation_losses.__globals__["exact_cross_entropy_of_maps"]
+    real = segmentation_losses.__globals__["exact_cross_entropy"]
 
     def counted(*arguments: torch.Tensor, pixels: torch.Tensor, **options: object) -> torch.Tensor:
         taken.append(len(pixels))
         return real(*arguments, pixels=pixels, **options)
 
-    monkeypatch.setattr("pipeline.train_step.loss.exact_cross_entropy_of_maps", counted)
+    monkeypatch.setattr("pipeline.train_step.loss.exact_cross_entropy", counted)
     gradients_of(build(), settings, some_target(slice(0, 0)), 4)
     assert taken == [25, 25, 25, 25]

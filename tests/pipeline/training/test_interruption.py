@@ -39,15 +39,17 @@ def test_a_training_interrupted_ten_times_has_the_losses_of_an_undisturbed_one(p
 
     undisturbed = losses_of(project, 0)
     assert sorted(undisturbed) == list(range(1, 61))
-    reached = 0
+    reached, stopped = 0, {0}
     for number, name in enumerate(["start", *names], start=1):  # what came before this start
         losses = losses_of(project, number)
         assert losses == {step: undisturbed[step] for step in losses}
         first = min(losses)
         if name in ("SIGTERM", "SIGINT"):
+            stopped.add(reached)
             assert first == reached + 1  # nothing is computed twice
         else:
             assert reached + 1 - 7 <= first <= reached + 1  # at most what no checkpoint held
+            assert (first - 1) % 7 == 0 or first - 1 in stopped  # it goes on from the last checkpoint
         reached = max(losses)
     assert reached == 60
     for name in ("best", "last"):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,6 @@ from pipeline.runtime.errors import DataError, KilosegError
 from pipeline.runtime.signals import Interrupted
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import resumable_state, train
-from tests.paths import ROOT
 from tests.pipeline.training.recording import (
     Recorder,
     UndisturbedRuns,
@@ -89,23 +86,6 @@ def test_a_polite_stop_loses_no_step(settings: Settings, undisturbed: Undisturbe
     assert sorted(first.losses) == [1, 2, 3]
     assert sorted(second.losses) == [4, 5, 6, 7, 8]
     assert {**first.losses, **second.losses} == undisturbed("exact").losses
-
-
-def test_a_killed_process_resumes(settings: Settings) -> None:
-    code = f"""
-import os, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
-from tests.pipeline.training.recording import Recorder
-from pipeline.config.load import load_settings
-from pipeline.training.trainer import train
-kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
-train(load_settings(variant="exact"), Recorder(at=7, do=kill))
-"""
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    resumed = Recorder()
-    train(settings, resumed)
-    assert sorted(resumed.losses) == [7, 8]
 
 
 def test_a_run_killed_before_its_first_step_ended_goes_on_in_the_same_tracked_run(settings: Settings) -> None:

@@ -114,7 +114,7 @@ def started(project: Path, *arguments: str, **changes: str) -> Iterator[subproce
             process.wait()
 
 
-def wait_until(true: Callable[[], Any], *, seconds: float = 150.0, what: str = "") -> Any:
+def wait_until(true: Callable[[], Any], *, seconds: float = 300.0, what: str = "") -> Any:
     """Waits for something that counts as true, and returns it.
 
     Raises:

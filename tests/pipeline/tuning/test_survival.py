@@ -86,17 +86,17 @@ def test_ctrl_c_then_kill_9_of_the_driver_then_of_a_trial_and_each_time_it_goes_
     long_project: Path,
 ) -> None:
     project, store = long_project, f"sqlite:///{long_project / 'mlflow.db'}"
-    with started(project, "--name", "cut") as driver:
+    with started(project, "--name", "cut", "--max-concurrent", "1") as driver:
         wait_until(lambda: max(journal_lines(project, "cut").values(), default=0) > 12)
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
-        assert driver.wait(60) == 130
+        assert driver.wait(150) == 130
     log = (project / "tune.log").read_text()
     assert "to go on: pipeline tune --resume --name cut" in log
     assert "Traceback" not in log
     proposed = [record.values for record in Sweep(project / "sweeps" / "cut").records()]
     assert set(statuses(store, "cut")) <= {"KILLED", "FINISHED"}
 
-    with started(project, "--resume", "--name", "cut") as driver:
+    with started(project, "--resume", "--name", "cut", "--max-concurrent", "1") as driver:
         wait_until(lambda: "finished" in outcomes(project, "cut"))
         wait_until(lambda: outcomes(project, "cut").count("running") > 0)
         assert "RUNNING" in statuses(store, "cut")
@@ -148,7 +148,7 @@ def test_the_time_is_up_or_sigterm_then_the_printed_command_ends_it_and_two_driv
         assert "another `pipeline tune` is at work here" in second.stderr
         assert driver.poll() is None
         driver.terminate()
-        assert driver.wait(60) == 143
+        assert driver.wait(150) == 143
     assert f"stopped; to go on: {command}" in (project / "tune.log").read_text()
     assert set(statuses(f"sqlite:///{project / 'mlflow.db'}", "timed")) == {"KILLED"}
     assert Sweep(project / "sweeps" / "timed").plan == plan

@@ -272,3 +272,21 @@ def test_a_file_that_changes_before_its_rows_are_drawn_is_one_error(tmp_path: Pa
         with RowReader() as rows, pytest.raises(DataError, match="changed while it was read") as caught:
             rows.read(region.segmentation, region.where)
         assert "annotation 1" in str(caught.value.where)
+
+
+@pytest.mark.parametrize("text", [None, "{}", "x" * 10_000])
+def test_a_file_that_changes_while_its_rows_are_indexed_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(coco([row(), row(id=2)])))
+    real = reader.ordered_map
+
+    def change_first(*arguments: Any, **options: Any) -> Any:
+        path.unlink() if text is None else path.write_text(text)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(reader, "ordered_map", change_first)
+    with pytest.raises(DataError, match="changed while it was read") as caught:
+        read(path, "coco", "train")
+    assert caught.value.where == str(path)

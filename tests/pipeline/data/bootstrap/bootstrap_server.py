@@ -3,7 +3,8 @@
     python bootstrap_server.py ROOT OUT
 
 For each line on stdin, a number k, it forks a child that bootstraps ROOT into OUT and kills itself at its
-k-th change of a name in the file system, 0 for never. It prints the child's pid, then its status.
+k-th change of a name in the file system, 0 for never; with -k it stops itself there (SIGSTOP). It prints the
+child's pid, then its status.
 """
 
 from __future__ import annotations
@@ -15,28 +16,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lvis import LVIS
 from PIL import JpegImagePlugin
-from pycocotools.coco import COCO
 
 from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.runtime.signals import run_command
 
-assert LVIS
-assert COCO
 assert JpegImagePlugin
 
 
-def die_at(number: int) -> None:
-    """Kills this process just before its number-th renaming, removal or making of a folder."""
-    left = [number]
+def signal_at(number: int) -> None:
+    """Kills this process, or stops it, just before its number-th renaming, removal or making of a folder."""
+    left, what = [abs(number)], signal.SIGKILL if number > 0 else signal.SIGSTOP
 
     def counted(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             left[0] -= 1
             if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), what)
             return original(*arguments, **options)
 
         return call
@@ -55,8 +52,8 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             if int(line):
-                die_at(int(line))
-            os._exit(run_command(lambda: bootstrap(root, out, BootstrapOptions(images_per_shard=50))))
+                signal_at(int(line))
+            os._exit(run_command(lambda: bootstrap(root, out, BootstrapOptions(images_per_shard=6))))
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 

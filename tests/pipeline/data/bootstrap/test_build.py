@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from pipeline.cli.data import app
 from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.data.labels.label_space import LabelSpace
-from pipeline.data.layouts.splits import held_out
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.runtime.errors import DataError, KilosegError, UsageError
 from pipeline.runtime.workers import worker_pool
@@ -145,63 +142,6 @@ def test_the_output_names_no_path_outside_the_dataset(data: SmallDataset, out: P
     bootstrap(data.write(), out)
     for name, text in contents(out).items():
         assert str(tmp_path).encode() not in text, name
-
-
-def test_the_statistics_count_images_and_pixels(data: SmallDataset, out: Path) -> None:
-    root = data.write()
-    bootstrap(root, out, BootstrapOptions(holdout_fraction=0.25))
-    with (out / "class_statistics.csv").open(newline="") as file:
-        rows = {row["name"]: row for row in csv.DictReader(file)}
-    assert len(rows) == 5
-    assert (rows["apple"]["train_images"], rows["apple"]["train_pixels"]) == ("3", str(3 * 16))
-    assert (rows["cup"]["holdout_images"], rows["cup"]["holdout_pixels"]) == ("1", str(16 - 4))
-    assert (rows["desk-stuff"]["val_images"], rows["desk-stuff"]["val_pixels"]) == ("1", "48")
-    splits = json.loads((out / "manifest.json").read_text())["splits"]
-    assert (splits["val"]["pixels"], splits["val"]["labelled_pixels"]) == (128, 64 + 16)
-    assert splits["val"]["classes_seen"] == 3
-    told = json.loads((out / "statistics.json").read_text())
-    assert told["splits"]["val"] == {
-        "images": 2,
-        "pixels": 128,
-        "coverage": 80 / 128,
-        "pixels_from": {"things": 16 + 16, "stuff": 48, "nothing": 48},
-        "groups": {
-            "f": {"classes": 1, "seen": 0, "pixels": 0},
-            "c": {"classes": 1, "seen": 1, "pixels": 16},
-            "r": {"classes": 1, "seen": 1, "pixels": 16},
-            "stuff": {"classes": 2, "seen": 1, "pixels": 48},
-        },
-    }
-    assert told["classes_never_seen"] == {
-        "train": ["blanket", "desk-stuff"],
-        "holdout": ["blanket", "desk-stuff"],
-        "val": ["apple", "branch"],
-        "all": [],
-    }
-    assert told["classes"][CUP - 1]["pixels"] == {"train": 36, "holdout": 12, "val": 16}
-    dataset = SegmentationDataset(out, root, "train")
-    seen = Counter(int(train_id) for ids in dataset.class_presence() for train_id in ids)
-    assert seen == {APPLE - 1: 3, CUP - 1: 3, BRANCH - 1: 3}
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.1, 0.5, 0.99])
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 50])
-def test_the_held_out_part_is_neither_empty_nor_everything(fraction: float, count: int) -> None:
-    ids = list(range(100, 100 + count))
-    held = held_out(ids, fraction, 0)
-    assert held == held_out(ids[::-1], fraction, 0)
-    if fraction and count >= 2:
-        assert len(held) == min(max(round(fraction * count), 1), count - 1)
-    else:
-        assert held == set()
-
-
-def test_the_seed_chooses_what_is_held_out() -> None:
-    ids = range(1000)
-    parts = [held_out(ids, 0.1, seed) for seed in range(3)]
-    assert all(len(part) == 100 for part in parts)
-    assert len(parts[0] & parts[1]) < 40
-    assert len(parts[1] & parts[2]) < 40
 
 
 def remove_folder(data: SmallDataset) -> None:
@@ -388,35 +328,10 @@ def test_of_two_runs_on_one_output_the_second_is_refused(data: SmallDataset, out
     bootstrap(root, out)
 
 
-def test_the_commands_make_masks_to_look_at(data: SmallDataset, out: Path, tmp_path: Path) -> None:
-    root, runner = data.write(), CliRunner()
-    made = runner.invoke(app, ["bootstrap", str(root), str(out), "--keep", "cup", "--keep", "4"])
-    assert made.exit_code == 0, made.output
-    assert "2 classes" in made.output
-    assert runner.invoke(app, ["masks", str(out), str(tmp_path / "png")]).exit_code == 0
-    with Image.open(tmp_path / "png" / "000000000092.png") as opened:
-        assert opened.mode.startswith("I;16")
-        assert np.bincount(np.asarray(opened).ravel()).tolist() == [48, 16]
-    assert sorted(path.name for path in (tmp_path / "png").iterdir()) == [
-        f"{image_id:012d}.png" for image_id in (1, 2, 3, 4, 92)
-    ]
-    picture = tmp_path / "o.png"
-    shown = runner.invoke(app, ["show", str(out), "92", "--root", str(root), "--save", str(picture)])
-    assert shown.exit_code == 0, shown.output
-    with Image.open(picture) as opened:
-        assert opened.size == (8, 8)
-
-
 def test_the_commands_raise_what_the_main_command_prints(out: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["bootstrap", str(tmp_path / "nowhere"), str(out)])
     assert isinstance(result.exception, KilosegError)
     assert result.exception.exit_code == 3
-
-
-def test_showing_an_unknown_image_is_refused(data: SmallDataset, out: Path) -> None:
-    bootstrap(data.write(), out)
-    result = CliRunner().invoke(app, ["show", str(out), "12345", "--root", str(data.root)])
-    assert isinstance(result.exception, UsageError)
 
 
 def test_single_whole_stuff_annotation_keeps_an_id_above_255(tmp_path: Path, out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from pipeline.data.labels.label_space import (
     STUFF,
     ClassEntry,
     LabelSpace,
-    merge_categories,
 )
+from pipeline.data.labels.merge import merge_categories
 from pipeline.data.labels.official import official_categories
 from pipeline.runtime.errors import DataError, UsageError
 from tests.paths import SHARED as SHARED_DATA
@@ -97,21 +96,6 @@ def test_a_saved_label_space_comes_back_equal(merged: LabelSpace, tmp_path: Path
     merged.save(tmp_path / "classes.json")
     assert LabelSpace.load(tmp_path / "classes.json") == merged
     assert LabelSpace.from_dict(json.loads(json.dumps(merged.to_dict()))) == merged
-
-
-def test_the_csv_has_a_line_a_class_with_both_category_ids(merged: LabelSpace, tmp_path: Path) -> None:
-    merged.save_csv(tmp_path / "classes.csv")
-    with (tmp_path / "classes.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 1284
-    assert rows[109] == {
-        "class_id": "110",
-        "name": "blanket",
-        "source": "lvis",
-        "frequency": "f",
-        "lvis_category_ids": "110",
-        "stuff_category_ids": "93",
-    }
 
 
 def test_a_subset_renumbers_in_order_and_unlabels_the_rest(merged: LabelSpace) -> None:

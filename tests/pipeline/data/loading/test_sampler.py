@@ -31,7 +31,7 @@ def test_a_threshold_that_is_no_share_is_refused(threshold: float) -> None:
 
 def test_epochs_show_each_image_its_factor_of_times_on_average() -> None:
     factors = np.array([1.0, 1.25, 3.0, 2.5])
-    seen = draws(ShuffledBatches(4, batch_size=5, num_steps=2_000, seed=1, factors=factors))
+    seen = draws(ShuffledBatches(4, batch_size=5, num_steps=1_000, seed=1, factors=factors))
     epochs = seen[-1].epoch  # whole ones, the last may be cut
     times = Counter((draw.epoch, draw.image) for draw in seen if draw.epoch < epochs)
     for image, factor in enumerate(factors):

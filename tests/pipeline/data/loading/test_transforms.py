@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from pipeline.data.loading import transforms
 from pipeline.data.loading.batch import IGNORE_INDEX
-from pipeline.data.loading.transforms import PADDING_COLOUR, TrainTransform
+from pipeline.data.loading.transforms import PADDING_COLOR, TrainTransform
 
 
 def generator(seed: int) -> torch.Generator:
@@ -57,7 +57,7 @@ def test_padding_is_the_mean_color_and_unlabeled_below_and_right():
     outside = torch.ones(64, 64, dtype=torch.bool)
     outside[:20, :30] = False
     assert (labels[outside] == IGNORE_INDEX).all()
-    assert (pixels[:, outside] == torch.tensor(PADDING_COLOUR)[:, None]).all()
+    assert (pixels[:, outside] == torch.tensor(PADDING_COLOR)[:, None]).all()
 
 
 def test_at_scale_one_the_crop_is_a_part_of_the_image():

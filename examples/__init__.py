@@ -1,0 +1,1 @@
+"""Small programs that use `models` in somebody else's training; each is run by a test."""

@@ -1,0 +1,46 @@
+"""The layout is chosen by its name: in the settings, the command and the stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pipeline.cli.data import app
+from pipeline.config.schema import DataSettings
+from pipeline.data.labels.label_space import LabelSpace
+from pipeline.data.layouts.layout import LAYOUTS
+from pipeline.runtime.errors import UsageError
+from tests.pipeline.data.layouts.small_layouts import Masks
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Masks:
+    return Masks(tmp_path / "masks")
+
+
+def test_the_settings_and_the_command_know_the_layouts(stored: Masks, tmp_path: Path) -> None:
+    annotation = DataSettings.model_fields["layout"].annotation
+    assert annotation is not None
+    assert annotation.__args__ == LAYOUTS
+    made = CliRunner().invoke(
+        app, ["bootstrap", str(stored.root), str(tmp_path / "out"), "--layout", "masks"]
+    )
+    assert made.exit_code == 0, made.output
+    assert "3 classes" in made.output
+    refused = CliRunner().invoke(app, ["bootstrap", str(stored.root), str(tmp_path / "o"), "--layout", "voc"])
+    assert isinstance(refused.exception, UsageError)
+
+
+def test_the_stage_reads_the_layout_from_the_settings(
+    stored: Masks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.bootstrap import main
+
+    settings = {"data": {"root": str(stored.root), "layout": "masks"}, "runtime": {"num_workers": 0}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    main()
+    assert LabelSpace.load(tmp_path / "data" / "bootstrapped" / "label_space.json").num_classes == 3
