@@ -29,7 +29,8 @@ import typer
 from torch import Tensor
 
 from benchmarks.record import describe_machine, save
-from models.nearest import nearest_classes
+from models.embeddings import Similarity
+from models.nearest import predict_classes
 from models.segmenter import Segmenter, SegmenterConfig, build_segmenter
 from pipeline.data.labels.label_space import ClassEntry, LabelSpace
 from pipeline.inference.predictor import Predictor
@@ -109,11 +110,12 @@ def ids_alone(segmenter: Segmenter, image: Tensor, size: tuple[int, int]) -> Ten
 
 @torch.no_grad()
 def search_ids(segmenter: Segmenter, output: Tensor, size: tuple[int, int]) -> Tensor:
-    """Without confidence, as evaluation does: the embedding head's search, or the best logit in slices."""
-    if hasattr(segmenter.head, "class_embeddings"):
-        upsampled = F.interpolate(output, size=size, mode="bilinear", align_corners=False)
-        return nearest_classes(upsampled[0].flatten(1).T, segmenter.head.class_embeddings, 1).view(size).cpu()
-    return segmenter.head.predict(output, size)[0].cpu()
+    """Without confidence, as evaluation does."""
+    head = segmenter.head
+    similarity: Similarity = "distance" if head.bias is None else "dot"
+    return predict_classes(output, head.class_embeddings, size, bias=head.bias, similarity=similarity)[
+        0
+    ].cpu()
 
 
 @torch.no_grad()
@@ -123,13 +125,13 @@ def dense_argmax(segmenter: Segmenter, image: Tensor, size: tuple[int, int]) -> 
 
 @torch.no_grad()
 def argmax_of(segmenter: Segmenter, output: Tensor, size: tuple[int, int]) -> Tensor:
-    logits = F.interpolate(segmenter.head(output), size=size, mode="bilinear", align_corners=False)
+    logits = F.interpolate(segmenter.head.logits(output), size=size, mode="bilinear", align_corners=False)
     return logits.argmax(dim=1)[0].cpu()
 
 
 @torch.no_grad()
 def softmax_of(segmenter: Segmenter, output: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    logits = F.interpolate(segmenter.head(output), size=size, mode="bilinear", align_corners=False)
+    logits = F.interpolate(segmenter.head.logits(output), size=size, mode="bilinear", align_corners=False)
     confidence, ids = logits.softmax(dim=1).max(dim=1)
     return ids[0].cpu(), confidence[0].cpu()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from models.segmenter import SegmenterConfig, build_segmenter
+from models.segmenter import Segmenter, SegmenterConfig, build_segmenter
 from pipeline.checkpoint.format import Checkpoint
 from pipeline.data.labels.label_space import ClassEntry, LabelSpace
 from pipeline.data.labels.official import official_categories
@@ -41,20 +41,15 @@ def checkpoint(
     return Checkpoint(arguments, label_space(), settings, 7, {"finished": True}, segmenter.state_dict())
 
 
-def _spread(segmenter: torch.nn.Module) -> None:
+def _spread(segmenter: Segmenter) -> None:
     """Give the last layer's output mean 0 and deviation 1 in each channel, so that pixels differ."""
     head = segmenter.head
     layer = head.projection if hasattr(head, "projection") else head.classifier
-    seen: list[torch.Tensor] = []
-    handle = layer.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    coarse = torch.rand(1, 3, 12, 12).repeat_interleave(8, 2).repeat_interleave(8, 3)
     with torch.no_grad():
-        segmenter(
-            torch.rand(1, 3, 96, 96).mul(
-                torch.rand(1, 3, 12, 12).repeat_interleave(8, 2).repeat_interleave(8, 3)
-            )
-        )
-        handle.remove()
-        mean, deviation = seen[0].mean(dim=(0, 2, 3)), seen[0].std(dim=(0, 2, 3))
+        features = segmenter.decoder(segmenter.backbone(torch.rand(1, 3, 96, 96) * coarse))
+        output = layer(features)
+        mean, deviation = output.mean(dim=(0, 2, 3)), output.std(dim=(0, 2, 3))
         layer.weight.div_(deviation[:, None, None, None])
         layer.bias.sub_(mean).div_(deviation)
 
