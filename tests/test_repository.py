@@ -55,6 +55,10 @@ WINGS = {
     "pipeline.checkpoint": "models pipeline.runtime pipeline.config pipeline.data.labels",
     "pipeline.evaluation": "models pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
     "pipeline.data.loading pipeline.checkpoint",
+    "pipeline.inference": "models pipeline.runtime pipeline.data.labels pipeline.data.store "
+    "pipeline.data.loading pipeline.checkpoint",
+    "pipeline.classes": "models pipeline.runtime pipeline.data.labels pipeline.data.store "
+    "pipeline.checkpoint pipeline.inference",
     "pipeline.memory": "models pipeline.runtime pipeline.config pipeline.data.labels pipeline.train_step",
     "pipeline.training": "models pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
     "pipeline.data.loading "
@@ -122,6 +126,7 @@ def test_source_files_stay_small_enough_to_read(path: Path) -> None:
         ("pipeline.tracking.tracker", {"mlflow", "ray"}),
         ("pipeline.tuning.runner, pipeline.tuning.mlflow_sync, pipeline.tuning.callbacks", {"torch", "timm"}),
         ("models.segmenter", {"mlflow", "ray", "pydantic"}),
+        ("pipeline.inference.predict_files", {"mlflow", "ray", "dvc", "lvis"}),
     ],
 )
 def test_importing_a_module_does_not_pull_in(module: str, forbidden: set[str]) -> None:

@@ -119,13 +119,7 @@ def load_checkpoint(path: Path, *, header_only: bool = False) -> Checkpoint:
         ) from error
     header = json.loads(metadata.get("kiloseg", "{}"))
     if header.get("format") != FORMAT:
-        raise DataError(
-            "not a checkpoint of this version of kiloseg",
-            where=path,
-            found=f"format {header.get('format')}",
-            allowed=f"format {FORMAT}",
-            hint="train again with this version",
-        )
+        raise _other_version(path, header.get("format"))
     if not header_only and header["checksum"] != _checksum(tensors):
         raise DataError(
             "damaged checkpoint",
@@ -133,8 +127,12 @@ def load_checkpoint(path: Path, *, header_only: bool = False) -> Checkpoint:
             found="tensors of another checksum than the header's",
             hint="remove the file and train again; training goes on from the checkpoint before",
         )
+    try:
+        arguments = SegmenterConfig.from_dict(header["arguments"])
+    except ValueError as error:  # a network that this version cannot build
+        raise _other_version(path, error) from error
     return Checkpoint(
-        arguments=SegmenterConfig.from_dict(header["arguments"]),
+        arguments=arguments,
         label_space=LabelSpace.from_dict(header["label_space"]),
         settings=current_keys(header["settings"]),
         step=header["step"],
@@ -142,6 +140,18 @@ def load_checkpoint(path: Path, *, header_only: bool = False) -> Checkpoint:
         model=_under("model.", tensors),
         optimizer=_under("optimizer.", tensors),
         average=_under("average.", tensors),
+    )
+
+
+def _other_version(path: Path, found: object) -> DataError:
+    newer = not isinstance(found, int) or found > FORMAT
+    return DataError(
+        "not a checkpoint of this version of kiloseg",
+        where=path,
+        found=f"format {found}" if found is None or isinstance(found, int) else found,
+        allowed=f"format {FORMAT}",
+        hint="train again with this version"
+        + (", or update kiloseg if the file comes from a newer one" if newer else ""),
     )
 
 

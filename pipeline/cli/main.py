@@ -10,9 +10,11 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.classes import app as classes_app
 from pipeline.cli.data import app as data_app
 from pipeline.cli.init import init
 from pipeline.cli.memory import memory
+from pipeline.cli.predict import predict
 from pipeline.cli.tune import app as tune_app
 from pipeline.runtime.errors import KilosegError
 from pipeline.runtime.signals import run_command
@@ -25,9 +27,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(classes_app, name="classes")
 app.add_typer(tune_app, name="tune")
 app.command()(memory)
 app.command()(init)
+app.command()(predict)
 
 Params = Annotated[Path, typer.Option("--params", help="The settings file.", show_default=True)]
 PARAMS = Path("params.yaml")

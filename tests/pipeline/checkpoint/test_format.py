@@ -98,3 +98,21 @@ def test_a_single_flipped_bit_is_noticed(tmp_path: Path, label_space: LabelSpace
     with pytest.raises(DataError, match="damaged checkpoint"):
         load_checkpoint(path)
     assert load_checkpoint(path, header_only=True).step == 7
+
+
+def test_a_checkpoint_of_a_newer_version_says_so(
+    tmp_path: Path, label_space: LabelSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    checkpoint = make(label_space)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.checkpoint.format.FORMAT", 2)
+        checkpoint.save(path)
+    with pytest.raises(DataError, match=r"format 2(.|\n)*allowed: format 1(.|\n)*update kiloseg"):
+        load_checkpoint(path)
+    with monkeypatch.context() as patch:
+        tree = checkpoint.arguments.to_dict() | {"attention": "new"}
+        patch.setattr(SegmenterConfig, "to_dict", lambda _: tree)
+        checkpoint.save(path)
+    with pytest.raises(DataError, match=r"not a checkpoint of this version(.|\n)*attention(.|\n)*update"):
+        load_checkpoint(path)

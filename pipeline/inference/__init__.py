@@ -1,0 +1,1 @@
+"""Images in, class maps out: reading pictures, sliding windows, the class search, output files."""
