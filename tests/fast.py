@@ -1,8 +1,8 @@
 """What `make test-fast` refuses: tests that start a process or train without saying so by a marker.
 
-The run leaves out the tests marked `process`, `training` or `slow`. With KILOSEG_FAST set, a test that is left
-in and starts a process after all, or takes a training step, fails and names the marker that it lacks. Small
-programs that a library asks for something (git, nvidia-smi) count as part of the test.
+The run leaves out the tests marked `process`, `training` or `slow`. With KILOSEG_FAST set, a test that is
+left in and starts a process after all, or takes a training step, fails and names the marker that it lacks.
+Small programs that a library asks for something (git, nvidia-smi) count as part of the test.
 """
 
 from __future__ import annotations

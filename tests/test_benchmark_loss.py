@@ -103,6 +103,7 @@ def test_the_bound_is_that_of_the_special_functions_or_of_the_bytes(monkeypatch:
         assert table(inputs, [candidate], seconds).splitlines()[-1].split()[-1] == "2.00"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux resets a process's peak")
 def test_resident_memory_counts_what_was_freed_before_and_is_taken_again() -> None:
     leaf = torch.zeros(1, requires_grad=True)

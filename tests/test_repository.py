@@ -116,6 +116,7 @@ def test_source_files_stay_small_enough_to_read(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [

@@ -56,6 +56,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory, bootstrapped_project: Path, 
     return project
 
 
+@pytest.mark.process
 def test_every_stage_leaves_what_it_promises(chain: Path) -> None:
     for variant in VARIANTS:
         metrics = json.loads((chain / "results" / variant / "metrics.json").read_text())
@@ -73,6 +74,7 @@ def test_every_stage_leaves_what_it_promises(chain: Path) -> None:
     assert all(variant in page for variant in VARIANTS)
 
 
+@pytest.mark.training
 def test_each_variant_is_one_finished_run_with_metrics_table_and_report(chain: Path) -> None:
     client = MlflowClient(f"sqlite:///{chain / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("kiloseg")
@@ -88,12 +90,14 @@ def test_each_variant_is_one_finished_run_with_metrics_table_and_report(chain: P
         assert len(run.inputs.dataset_inputs) == 2
 
 
+@pytest.mark.process
 def test_a_second_repro_runs_nothing(chain: Path) -> None:
     result = dvc(chain, "repro")
     assert "Running stage" not in result.stdout
     assert "up to date" in result.stdout
 
 
+@pytest.mark.process
 def test_metrics_plots_and_params_can_be_shown(chain: Path) -> None:
     shown = json.loads(dvc(chain, "metrics", "show", "--json").stdout)
     files = shown[""]["data"]
@@ -103,6 +107,7 @@ def test_metrics_plots_and_params_can_be_shown(chain: Path) -> None:
     assert "loss.csv" in (chain / "plots" / "index.html").read_text()
 
 
+@pytest.mark.process
 def test_changing_one_variant_reruns_that_variant_only(chain: Path) -> None:
     text = (chain / "params.yaml").read_text()
     try:
@@ -117,6 +122,7 @@ def test_changing_one_variant_reruns_that_variant_only(chain: Path) -> None:
     assert "Running stage 'bootstrap'" not in planned
 
 
+@pytest.mark.process
 def test_a_stage_fails_with_the_code_and_message_of_the_mistake(
     chain: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +138,7 @@ def test_a_stage_fails_with_the_code_and_message_of_the_mistake(
         assert "Traceback" not in said
 
 
+@pytest.mark.process
 def test_a_trained_variant_can_be_judged_on_any_split(
     chain: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def assert_same(loss: Tensor, expected: Tensor, inputs: tuple[Tensor, ...], tole
         torch.testing.assert_close(gradient, wanted, rtol=tolerance, atol=tolerance * scale)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     factor=st.sampled_from([1, 2, 3, 4, 8, 2.5]),

@@ -63,6 +63,7 @@ def test_the_number_of_classes_is_that_of_the_layout() -> None:
         assert RECIPES[dataset][0] == classes
 
 
+@pytest.mark.slow
 def test_a_budget_divides_the_batch_by_prediction() -> None:
     arguments = ["--dataset", "cityscapes", "--backbone", "test_resnet", "--budget", "0.5GiB"]
     assert "accumulation_steps" in init(*arguments)

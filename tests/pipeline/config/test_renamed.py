@@ -168,6 +168,7 @@ def test_the_report_reads_a_record_of_before() -> None:
     assert Record.model_validate_json(json.dumps(tree)).settings == current_keys(DOTTED)
 
 
+@pytest.mark.training
 def test_an_interrupted_training_saved_under_old_names_resumes(project: Path) -> None:
     from pipeline.checkpoint.format import load_checkpoint
     from pipeline.config.paths import checkpoint_folder, results_folder

@@ -127,6 +127,7 @@ class _Largest(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "similarity"), KINDS)
 def test_no_tensor_grows_with_the_picture_or_with_pixels_times_classes(kind: str, similarity: str) -> None:
     head, output = case(kind, num_classes=3000)

@@ -18,6 +18,8 @@ from pipeline.training.trainer import resumable_state, train
 from tests.pipeline.memory.measured_steps import settings_of
 from tests.pipeline.training.recording import Recorder
 
+pytestmark = pytest.mark.slow  # real and predicted steps of whole networks
+
 
 def test_one_accumulation_step_fewer_would_not_fit() -> None:
     settings = settings_of(batch_size=6)
@@ -40,6 +42,7 @@ def auto(**train_settings: object) -> Settings:
     return load_settings(variant="exact", overrides={"train.batch_size": "auto", **overrides})
 
 
+@pytest.mark.training
 def test_a_batch_found_by_itself_keeps_the_images_of_a_step_and_resumes_with_its_division(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ sys.exit(run_command(main))
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")
 def test_an_allocation_that_fails_is_explained_and_ends_with_code_4(bootstrapped_project: Path) -> None:
     assert load_settings(bootstrapped_project / "params.yaml", variant="dense").loss.name == "dense"

@@ -31,6 +31,8 @@ from pipeline.runtime.device import MIB
 from pipeline.runtime.errors import MemoryLimitError, UsageError
 from tests.pipeline.memory.measured_steps import PARAMS, settings_of
 
+pytestmark = pytest.mark.slow  # real and predicted steps of whole networks
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:

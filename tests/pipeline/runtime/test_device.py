@@ -23,6 +23,7 @@ def test_devices_and_threads() -> None:
             choose_device("cuda")
 
 
+@pytest.mark.slow
 def test_peak_memory_on_the_cpu_sees_an_allocation() -> None:
     memory = PeakMemory(torch.device("cpu"))
     assert memory.kind == "process_resident"

@@ -33,6 +33,7 @@ with locked(Path(sys.argv[1]), own_process_only=sys.argv[2] == "True"):
         process.kill()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("own_process_only", [False, True])
 def test_a_lock_excludes_another_process_until_it_dies(tmp_path: Path, own_process_only: bool) -> None:
     path = tmp_path / "new" / "lock"
@@ -59,6 +60,7 @@ def test_the_usual_refusal_names_the_holder_and_the_place(tmp_path: Path) -> Non
         pass  # it is free again
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("own_process_only", [False, True])
 def test_a_lock_of_the_own_process_is_not_held_by_forks(tmp_path: Path, own_process_only: bool) -> None:
     path = tmp_path / "lock"

@@ -28,6 +28,7 @@ def fail_at(item: int) -> int:
     return item
 
 
+@pytest.mark.process
 def test_results_come_in_order_from_this_process_and_others(pool: WorkerPool) -> None:
     found = list(ordered_map(where_it_is_done, range(500), pool, chunk=2))
     assert [item for item, _ in found] == list(range(500))
@@ -35,6 +36,7 @@ def test_results_come_in_order_from_this_process_and_others(pool: WorkerPool) ->
     assert os.getpid() in {process for _, process in found}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_the_first_error_comes_at_its_place(pool: WorkerPool, chunk: int) -> None:
     found: list[int] = []
@@ -49,6 +51,7 @@ def die_elsewhere(parent: int) -> int:
     return 0
 
 
+@pytest.mark.process
 def test_a_worker_that_dies_is_one_error() -> None:
     with (
         worker_pool(2, "pipeline.runtime.workers") as two,
@@ -57,6 +60,7 @@ def test_a_worker_that_dies_is_one_error() -> None:
         list(ordered_map(die_elsewhere, [os.getpid()] * 100, two, chunk=1))
 
 
+@pytest.mark.process
 def test_workers_import_neither_torch_nor_what_only_the_command_needs() -> None:
     with worker_pool(2, "pipeline.data.bootstrap.build") as two:
         assert two is not None

@@ -14,6 +14,7 @@ from pipeline.training.trainer import train
 from tests.pipeline.training.recording import Recorder
 
 
+@pytest.mark.training
 def test_one_batch_is_learned_by_heart(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.train_step.step import TrainStep
 
@@ -30,6 +31,7 @@ def test_one_batch_is_learned_by_heart(project: Path, monkeypatch: pytest.Monkey
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.training
 def test_few_batches_end_soon_with_all_that_a_run_leaves(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -41,6 +43,7 @@ def test_few_batches_end_soon_with_all_that_a_run_leaves(
     assert "no result" in capsys.readouterr().err
 
 
+@pytest.mark.training
 def test_a_profile_leaves_a_trace_that_chrome_reads(project: Path) -> None:
     settings = load_settings(variant="exact", overrides={"train.debug": "profile", "train.steps": 10_000})
     result = train(settings, NoTracker())

@@ -29,6 +29,7 @@ def broken_from(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.train_step.step.segmentation_losses", broken)
 
 
+@pytest.mark.training
 def test_a_nan_is_named_soon_though_the_loss_is_read_seldom(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_nan_is_named_soon_though_the_loss_is_read_seldom(
     assert 19 <= len(seen) <= 19 + READ_EVERY
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("call", [5, 6])
 def test_no_checkpoint_is_written_after_a_nan(
     project: Path, monkeypatch: pytest.MonkeyPatch, call: int
@@ -69,6 +71,7 @@ def test_no_checkpoint_is_written_after_a_nan(
         assert all(tensor.isfinite().all() for tensor in checkpoint.model.values())
 
 
+@pytest.mark.training
 def test_weights_that_an_update_spoilt_are_not_saved_though_the_loss_was_finite(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +92,7 @@ def _scalars(losses: Losses) -> tuple[torch.Tensor, torch.Tensor]:
     return losses.cross_entropy, losses.separation
 
 
+@pytest.mark.training
 def test_a_loss_that_is_no_longer_finite_names_step_and_images(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

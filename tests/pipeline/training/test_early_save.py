@@ -51,6 +51,7 @@ def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int, until) -> None:
     monkeypatch.setattr(early_save, "PATIENCE_SECONDS", 0.01)
 
 
+@pytest.mark.training
 def test_a_signal_in_a_long_step_saves_the_state_before_it(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, undisturbed: UndisturbedRuns
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_signal_in_a_long_step_saves_the_state_before_it(
     assert_same_checkpoints(checkpoint_folder(settings), whole.folder)
 
 
+@pytest.mark.training
 def test_where_the_early_save_fails_the_step_is_ended_and_the_failure_told(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

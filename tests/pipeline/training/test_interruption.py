@@ -27,6 +27,7 @@ def losses_of(project: Path, number: int) -> dict[int, str]:
     return {int(step): loss for step, loss in (line.split() for line in lines)}
 
 
+@pytest.mark.process
 def test_a_training_interrupted_ten_times_has_the_losses_of_an_undisturbed_one(project: Path) -> None:
     steps = sorted(random.Random(5).sample(range(2, 50), 10))
     names = ["SIGKILL", "SIGTERM", "SIGINT"] * 3 + ["SIGKILL"]
@@ -57,6 +58,7 @@ def test_a_training_interrupted_ten_times_has_the_losses_of_an_undisturbed_one(p
         assert same_weights(one / f"{name}.safetensors", other / f"{name}.safetensors")
 
 
+@pytest.mark.process
 def test_a_full_disk_is_told_and_leaves_a_state_to_go_on_from(project: Path) -> None:
     """On a small file system of its own, in a mount namespace that only this test's processes see."""
     folder = project / "checkpoints"

@@ -28,6 +28,7 @@ class Keeper(NoTracker):
         self.metrics |= metrics
 
 
+@pytest.mark.training
 def test_environment_and_time_spent_waiting_for_data_are_recorded(project: Path) -> None:
     keeper, settings = Keeper(), load_settings(variant="exact")
     write_training(settings, train(settings, keeper))
@@ -40,6 +41,7 @@ def test_environment_and_time_spent_waiting_for_data_are_recorded(project: Path)
     assert keeper.metrics["train/images_per_second"] > 0
 
 
+@pytest.mark.training
 def test_a_line_of_progress_says_how_it_goes(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ def settings(project: Path) -> Settings:
     return load_settings(variant="exact")
 
 
+@pytest.mark.training
 def test_the_loss_falls_when_a_few_images_are_seen_again_and_again(project: Path) -> None:
     overrides = {
         "train.steps": 40,
@@ -46,6 +47,7 @@ def test_the_loss_falls_when_a_few_images_are_seen_again_and_again(project: Path
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("variant", ["exact", "essnet", "sampled", "softmax"])
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(project: Path, variant: str) -> None:
     recorders = [Recorder(), Recorder(), Recorder()]
@@ -56,6 +58,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(project: Path
     assert same_weights(project / "a" / "last.safetensors", project / "b" / "last.safetensors")
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("variant", ["exact", "sampled"])
 def test_a_crashed_run_resumes_to_exactly_the_undisturbed_one(
     project: Path, variant: str, undisturbed: UndisturbedRuns
@@ -77,6 +80,7 @@ def test_a_crashed_run_resumes_to_exactly_the_undisturbed_one(
     assert resumable_state(settings) is None  # finished: the next run starts anew
 
 
+@pytest.mark.training
 def test_a_polite_stop_loses_no_step(settings: Settings, undisturbed: UndisturbedRuns) -> None:
     first = Recorder(at=3, do=lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted):
@@ -88,6 +92,7 @@ def test_a_polite_stop_loses_no_step(settings: Settings, undisturbed: Undisturbe
     assert {**first.losses, **second.losses} == undisturbed("exact").losses
 
 
+@pytest.mark.training
 def test_a_run_killed_before_its_first_step_ended_goes_on_in_the_same_tracked_run(settings: Settings) -> None:
     class Named(Recorder):
         @property
@@ -101,6 +106,7 @@ def test_a_run_killed_before_its_first_step_ended_goes_on_in_the_same_tracked_ru
     assert state.run_id == "the run"
 
 
+@pytest.mark.training
 def test_two_processes_do_not_train_into_one_folder(settings: Settings) -> None:
     folder = RunFolder(checkpoint_folder(settings))
     held, tell = os.pipe()
@@ -122,6 +128,7 @@ def test_two_processes_do_not_train_into_one_folder(settings: Settings) -> None:
     assert train(settings, NoTracker()).steps == 8
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     settings: Settings, damage: str, capsys: pytest.CaptureFixture[str], undisturbed: UndisturbedRuns
@@ -145,6 +152,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     assert ("checkpoint: " in capsys.readouterr().err) == (damage != "gone")
 
 
+@pytest.mark.training
 def test_other_settings_start_anew(settings: Settings, project: Path) -> None:
     first = Recorder(at=5, do=lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Interrupted):
@@ -156,6 +164,7 @@ def test_other_settings_start_anew(settings: Settings, project: Path) -> None:
     assert sorted(second.losses) == list(range(1, 9))
 
 
+@pytest.mark.training
 def test_the_best_checkpoint_is_chosen_on_the_held_out_part_and_describes_itself(
     settings: Settings, undisturbed: UndisturbedRuns
 ) -> None:
@@ -176,6 +185,7 @@ def test_training_without_bootstrapped_data_says_what_to_run(tmp_path: Path, pro
         train(load_settings(variant="exact"), NoTracker())
 
 
+@pytest.mark.training
 def test_a_stop_during_a_validation_is_answered_at_once_and_the_validation_done_again(
     project: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: UndisturbedRuns
 ) -> None:

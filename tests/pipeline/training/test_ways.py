@@ -17,6 +17,7 @@ from pipeline.training.trainer import train
 from tests.pipeline.training.recording import Recorder, UndisturbedRuns, assert_same_checkpoints, crash
 
 
+@pytest.mark.training
 def test_a_divided_batch_trains_nearly_as_an_undivided_one(project: Path) -> None:
     recorders = {}
     for parts in (1, 2):
@@ -28,6 +29,7 @@ def test_a_divided_batch_trains_nearly_as_an_undivided_one(project: Path) -> Non
     assert recorders[1].losses[1] == pytest.approx(recorders[2].losses[1], rel=0.05)
 
 
+@pytest.mark.training
 def test_the_average_is_validated_and_kept_and_the_weights_go_on(
     project: Path, undisturbed: UndisturbedRuns
 ) -> None:
@@ -53,6 +55,7 @@ WAYS = {
 }
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_train_resumes_exactly(project: Path, way: str, undisturbed: UndisturbedRuns) -> None:
     overrides = {**WAYS[way], "train.steps": 5}
@@ -66,6 +69,7 @@ def test_every_way_to_train_resumes_exactly(project: Path, way: str, undisturbed
     assert_same_checkpoints(checkpoint_folder(settings), whole.folder)
 
 
+@pytest.mark.training
 def test_a_loss_scale_is_restored_and_changes_no_loss(
     project: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: UndisturbedRuns
 ) -> None:
@@ -95,6 +99,7 @@ def test_half_precision_is_refused_on_the_cpu(project: Path) -> None:
         train(load_settings(variant="exact", overrides={"train.precision": "fp16"}), NoTracker())
 
 
+@pytest.mark.training
 def test_determinism_is_switched_on_for_the_training_alone(project: Path) -> None:
     seen = []
     recorder = Recorder(at=2, do=lambda: seen.append(torch.are_deterministic_algorithms_enabled()))
@@ -103,6 +108,7 @@ def test_determinism_is_switched_on_for_the_training_alone(project: Path) -> Non
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.training
 def test_an_operation_without_a_deterministic_kernel_is_refused_by_name(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +120,7 @@ def test_an_operation_without_a_deterministic_kernel_is_refused_by_name(
         train(load_settings(variant="exact", overrides={"train.deterministic": True}), NoTracker())
 
 
+@pytest.mark.training
 def test_deterministic_runs_on_several_threads_are_equal_to_the_bit(project: Path) -> None:
     overrides = {"train.deterministic": True, "runtime.threads": 2, "train.steps": 2, "train.ema": 0.5}
     before = torch.get_num_threads()
@@ -127,6 +134,7 @@ def test_deterministic_runs_on_several_threads_are_equal_to_the_bit(project: Pat
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+@pytest.mark.training
 def test_a_compiled_network_trains_as_the_plain_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With torch's capture of the network but not its code generation, which takes minutes on two cores."""
     real = torch.compile
@@ -141,6 +149,7 @@ def test_a_compiled_network_trains_as_the_plain_one(project: Path, monkeypatch: 
     assert load_checkpoint(result.checkpoint).segmenter() is not None
 
 
+@pytest.mark.training
 def test_a_network_that_cannot_be_compiled_is_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_compiler(*arguments: object) -> None:
         raise torch._dynamo.exc.BackendCompilerFailed(no_compiler, RuntimeError("no C++ compiler"), None)

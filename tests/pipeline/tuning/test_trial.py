@@ -66,6 +66,7 @@ def finished_trial(tmp_path_factory: pytest.TempPathFactory, bootstrapped_projec
     return sweep
 
 
+@pytest.mark.training
 @pytest.mark.xdist_group("finished_trial")
 def test_a_trial_equals_the_stages(finished_trial: Sweep, tmp_path: Path, project: Path) -> None:
     sweep = finished_trial
@@ -86,6 +87,7 @@ def test_a_trial_equals_the_stages(finished_trial: Sweep, tmp_path: Path, projec
     assert go(sweep) == reports[-1:]  # once more does nothing but say so
 
 
+@pytest.mark.training
 @pytest.mark.xdist_group("finished_trial")
 def test_a_trial_that_is_cut_off_goes_on_and_says_nothing_twice(sweep: Sweep, finished_trial: Sweep) -> None:
     def cut(values: dict[str, Any]) -> None:
@@ -111,6 +113,7 @@ def test_a_trial_that_is_cut_off_goes_on_and_says_nothing_twice(sweep: Sweep, fi
     }
 
 
+@pytest.mark.training
 def test_a_kill_between_training_and_evaluation_trains_nothing_again(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +150,7 @@ def test_running_out_of_memory_is_infeasible_not_a_crash(
     assert reports[-1]["peak_memory_gib"] == record.metrics["predicted_memory_gib"] > 0
 
 
+@pytest.mark.training
 def test_a_training_that_diverges_fails_with_its_reason(project: Path) -> None:
     sweep = make_sweep(project, {"train.learning_rate": 1e30})
     write_json(sweep.trial_folder(0) / "predicted.json", 0.5)  # predicting takes seconds

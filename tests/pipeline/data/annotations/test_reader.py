@@ -249,6 +249,7 @@ def resolved_ids(file: AnnotationFile) -> dict[int, list[tuple[int, int]]]:
     return {key: [(row.id, row.category_id) for row in rows] for key, rows in sorted(file.by_image.items())}
 
 
+@pytest.mark.process
 def test_the_workers_read_what_one_process_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = typical(tmp_path, num_train=9)
     data.write()

@@ -123,6 +123,7 @@ def test_keeping_some_classes_changes_no_pixel_of_theirs(data: SmallDataset, tmp
         np.testing.assert_array_equal(mask, table[before[image_id]])
 
 
+@pytest.mark.process
 def test_the_bytes_depend_on_neither_runs_nor_workers_nor_the_order_in_the_files(tmp_path: Path) -> None:
     data = typical(tmp_path / "root", num_train=70)
     root = data.write()
@@ -221,6 +222,7 @@ def test_damage_is_one_error_and_leaves_the_old_output_alone(
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
+@pytest.mark.process
 def test_a_worker_hands_the_first_error_on(data: SmallDataset, out: Path) -> None:
     root = data.write()
     break_outline(data)

@@ -86,6 +86,7 @@ def commands(root: Path, out: Path) -> Iterator[Commands]:
     running.process.communicate()
 
 
+@pytest.mark.process
 def test_killed_at_random_moments_it_then_ends_byte_identical(
     commands: Commands, out: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -112,6 +113,7 @@ def test_killed_at_random_moments_it_then_ends_byte_identical(
     assert killed
 
 
+@pytest.mark.process
 def test_killed_before_each_change_of_a_name_it_then_ends_byte_identical(
     commands: Commands, out: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -131,6 +133,7 @@ def test_killed_before_each_change_of_a_name_it_then_ends_byte_identical(
     assert 5 < number < 99
 
 
+@pytest.mark.process
 def test_two_at_once_refuse_each_other_and_a_dead_one_holds_nothing(
     commands: Commands, root: Path, out: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -148,6 +151,7 @@ def test_two_at_once_refuse_each_other_and_a_dead_one_holds_nothing(
     assert contents(out) == undisturbed
 
 
+@pytest.mark.process
 def test_workers_end_with_a_command_that_is_killed(
     root: Path, out: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -201,6 +205,7 @@ def little_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.process
 def test_a_real_disk_that_runs_full_is_one_error(
     root: Path, little_disk: Path, undisturbed: dict[str, bytes]
 ) -> None:

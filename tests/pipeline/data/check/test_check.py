@@ -450,6 +450,7 @@ def test_all_damages_at_once_are_all_found(data: SmallDataset) -> None:
     )
 
 
+@pytest.mark.process
 def test_the_workers_find_the_same_in_the_same_order(data: SmallDataset) -> None:
     for number in range(5, 80):
         data.add(number, lvis=[(1, whole() if number % 7 else [[1, 2]])])

@@ -57,6 +57,7 @@ def test_each_fault_that_stops_bootstrapping_is_found(tmp_path: Path, case: str)
     assert all(not Path(fault.file).is_absolute() for fault in result.faults)
 
 
+@pytest.mark.process
 def test_all_faults_are_found_at_once_and_by_workers_alike(tmp_path: Path) -> None:
     miniature.voc(tmp_path)
     base = tmp_path / "VOCdevkit" / "VOC2012"

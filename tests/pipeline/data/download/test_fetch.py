@@ -300,6 +300,7 @@ def test_a_disk_too_small_for_what_is_inside_keeps_the_archive(
     assert len(server.requests) == 1
 
 
+@pytest.mark.process
 def test_a_disk_that_fills_up_leaves_a_part_to_go_on_from(server: Unkind, tmp_path: Path) -> None:
     """The process may write files of 1 MiB at most: the write fails as on a full disk."""
     code = (
@@ -325,6 +326,7 @@ def test_a_disk_that_fills_up_leaves_a_part_to_go_on_from(server: Unkind, tmp_pa
     assert (tmp_path / "file.zip").read_bytes() == CONTENT
 
 
+@pytest.mark.process
 def test_a_kill_mid_file_loses_nothing_that_had_arrived(server: Unkind, tmp_path: Path) -> None:
     server.chunk_pause = 0.02
     code = (
@@ -374,6 +376,7 @@ def test_a_kill_while_unpacking_or_moving_is_made_good(
         assert files_in(tmp_path / name) == files_in(tmp_path / "undisturbed")
 
 
+@pytest.mark.process
 def test_two_at_once_refuse_each_other_and_a_dead_one_holds_nothing(server: Unkind, tmp_path: Path) -> None:
     (tmp_path / "archives").mkdir()
     with (tmp_path / "archives" / "lock").open("w") as lock:

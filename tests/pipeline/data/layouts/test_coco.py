@@ -160,6 +160,7 @@ def test_a_broken_coco_layout_is_one_error(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [MAX_CLASSES, MAX_CLASSES + 1])
 def test_as_many_categories_as_masks_can_hold(coco: Coco, tmp_path: Path, number: int) -> None:
     for tree in coco.files.values():

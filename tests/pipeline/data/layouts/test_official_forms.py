@@ -46,6 +46,7 @@ CASES = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("case", CASES)
 def test_every_pixel_becomes_its_class(tmp_path: Path, case: str) -> None:
     layout, make, options = CASES[case]

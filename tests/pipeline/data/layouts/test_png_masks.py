@@ -25,6 +25,7 @@ def stored(tmp_path: Path) -> Masks:
     return Masks(tmp_path / "masks")
 
 
+@pytest.mark.process
 def test_16_bit_masks_are_looked_up_in_the_list_of_classes(stored: Masks, tmp_path: Path) -> None:
     with worker_pool(2, "pipeline.data.bootstrap.build") as pool:
         result = bootstrap(stored.root, tmp_path / "out", BootstrapOptions(layout="masks"), pool=pool)

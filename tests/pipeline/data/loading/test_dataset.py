@@ -168,6 +168,7 @@ def test_a_used_dataset_travels_to_another_process(data: SmallDataset) -> None:
     assert torch.equal(copy[0].target, expected.target)
 
 
+@pytest.mark.process
 def test_loader_processes_read_what_this_one_reads(data: SmallDataset) -> None:
     dataset = make(data, "train")
     expected = [dataset[i] for i in range(len(dataset))]
@@ -177,6 +178,7 @@ def test_loader_processes_read_what_this_one_reads(data: SmallDataset) -> None:
         assert torch.equal(sample.image, wanted.image)
 
 
+@pytest.mark.process
 def test_an_error_crosses_the_loader_whole(data: SmallDataset) -> None:
     dataset = make(data)
     path = data.root / "val2017" / "000000000092.jpg"

@@ -106,6 +106,7 @@ def test_sample_seeds_differ_between_epochs_images_and_runs():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_are_the_same_whatever_the_number_of_workers(workers):
     assert_same(batches(workers=workers), batches(workers=0))
@@ -142,6 +143,7 @@ def test_training_batches_are_bytes_and_ids():
     assert [image_id - 1000 for image_id in batch.image_ids] == batch.images[:, 0, 0, 0].tolist()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_shows_every_image_whole_in_order(workers):
     found = list(evaluation_loader(Numbered(5), num_workers=workers))
@@ -153,6 +155,7 @@ def test_evaluation_shows_every_image_whole_in_order(workers):
     ]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_problem_in_a_worker_reaches_the_parent_whole(workers):
     with pytest.raises(DataError) as caught:
@@ -164,6 +167,7 @@ def test_a_problem_in_a_worker_reaches_the_parent_whole(workers):
     assert "Traceback" not in str(problem)
 
 
+@pytest.mark.process
 def test_batches_before_the_problem_are_still_delivered():
     delivered = []
     with pytest.raises(DataError):
@@ -174,6 +178,7 @@ def test_batches_before_the_problem_are_still_delivered():
     assert [next(loader).image_ids[0] for _ in range(3)] == [1000, 1001, 1002]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_mistake_of_our_own_keeps_its_type_and_traceback(workers):
     with pytest.raises(ZeroDivisionError, match="our own mistake"):
@@ -192,6 +197,7 @@ def test_automatic_workers_leave_a_core_to_the_training(monkeypatch):
         assert resolve_num_workers("auto") == expected
 
 
+@pytest.mark.process
 def test_a_process_that_leaves_a_loader_half_way_ends():
     program = (
         "import torch\n"
