@@ -135,7 +135,7 @@ if __name__ == '__main__':
 
 
 def whole_command(root: Path, number: int) -> str:
-    """The command from start to end, with one worker and with two, the fastest of some rounds each.
+    """Time the command from start to end, with one worker and with two, the fastest of some rounds each.
 
     What is not drawing is timed by itself, with as many workers. Two commands of one worker each, at once,
     tell what the machine's second core is worth to work that shares nothing.
@@ -190,7 +190,7 @@ def _timed(*commands: list[str]) -> tuple[float, float]:
 
 
 def reading(root: Path) -> str:
-    """A mask at a random place: from the shards, and from a loose PNG."""
+    """Time a mask at a random place: from the shards, and from a loose PNG."""
     out, loose = root.parent / "out", root.parent / "png"
     export_masks(out, loose, split="train")
     dataset = SegmentationDataset(out, root, "train")
@@ -220,7 +220,7 @@ def reading(root: Path) -> str:
 
 
 def memory_at_full_size(source: Path, root: Path) -> str:
-    """The most memory that all processes of the command take together, with two workers."""
+    """Measure the most memory that all processes of the command take together, with two workers."""
     size = full_size(source, root, 100_000, 1_270_000)
     command = [
         sys.executable,

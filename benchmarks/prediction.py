@@ -65,7 +65,7 @@ class Row:
 
 
 def candidates(pixels: np.ndarray, num_classes: int, backbone: str, device: torch.device) -> list[Row]:
-    """The rows to measure; a row without a call does not fit."""
+    """List the rows to measure; a row without a call does not fit."""
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     size = (pixels.shape[0], pixels.shape[1])
     space = LabelSpace(
@@ -183,7 +183,7 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 
 def table(groups: list[list[Row]]) -> str:
-    """A line a row; ratios are to `predictor, embedding` at as many classes: above 1, ours is better."""
+    """Write a line a row; ratios are to `predictor, embedding` at as many classes: above 1, ours is better."""
     lines = [
         f"{'':22}{'classes':>8}{'ms':>10}{'search, ms':>12}{'peak MiB':>10}{'time/ours':>11}"
         f"{'memory/ours':>13}"

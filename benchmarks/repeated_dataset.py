@@ -19,7 +19,7 @@ STEP = 1_000_000
 
 
 def repeat(source: Path, root: Path, num_images: int) -> int:
-    """Writes at least `num_images` images, all of `source` equally often, and returns the number."""
+    """Write at least `num_images` images, all of `source` equally often, and return the number."""
     trees = _start(source, root)
     times = -(-num_images // sum(len(trees[name]["images"]) for name in NAMES[:2]))
     for name, tree in trees.items():
@@ -34,7 +34,7 @@ def repeat(source: Path, root: Path, num_images: int) -> int:
 
 
 def full_size(source: Path, root: Path, num_images: int, num_annotations: int) -> int:
-    """Writes an LVIS train file of exactly these numbers, the other files as they are; returns its bytes.
+    """Write an LVIS train file of exactly these numbers, the other files as they are; return its bytes.
 
     The annotations of all of LVIS in `source` go round and round over the images, each onto one of its size.
     """
@@ -54,7 +54,7 @@ def full_size(source: Path, root: Path, num_images: int, num_annotations: int) -
 
 
 def _spread(images: list[Any], by_image: dict[int, list[Any]], number: int) -> Iterator[Any]:
-    """`number` annotations, of each image its own over and over, shared out evenly."""
+    """Yield `number` annotations, of each image its own over and over, shared out evenly."""
     least, more = divmod(number, len(images))
     for place, image in enumerate(images):
         own = itertools.cycle(by_image[image["id"] % STEP])

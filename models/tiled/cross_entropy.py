@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from ..embeddings import LossOptions, full_precision
+from .chunks import ClassBlock, Classes, PixelChunk
 from .distance_tiles import DistanceTiles
 from .dot_tiles import DotTiles
 from .threads import for_each, num_workers, pieces_of
-from .tiles import ClassBlock, Classes, PixelChunk, Tiles
+from .tiles import Tiles
 
 # Tile size. Distance needs two tile buffers and a temporary, so a tile gets 1/4 of the work buffer. Cosine
 # needs one; 1/8 is fastest (fits the cache), up to 3/4 with very many classes. With fewer pixels in a tile of

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..embeddings import LossOptions, full_precision
 from ..upsampling import CellUpsampling, corners_of_pixels, whole_factor
+from .chunks import Classes
 from .cross_entropy import (
     TileSize,
     class_side_gradients,
@@ -33,7 +34,7 @@ from .cross_entropy import (
     scaled_gradients,
 )
 from .threads import for_each
-from .tiles import Classes, Tiles
+from .tiles import Tiles
 
 _MIN_LABELED = 0.6  # of a block's pixels; with fewer, comparing the labeled ones one by one is faster
 _MAX_CELLS = 1024  # of a block: small enough that unlabeled regions fill whole blocks, which are left out

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..embeddings import LossOptions
 from ..upsampling import CellUpsampling
-from .tiles import ClassBlock, Classes, PixelChunk, Tiles, part_of
+from .chunks import ClassBlock, Classes, PixelChunk
+from .tiles import Tiles, part_of
 
 _NEAR = 2.0**-12  # fraction of the squared norms below which a squared distance is formed from differences
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..embeddings import LossOptions
 from ..upsampling import CellUpsampling
-from .tiles import ClassBlock, Classes, PixelChunk, Tiles
+from .chunks import ClassBlock, Classes, PixelChunk
+from .tiles import Tiles
 
 
 class DotTiles(Tiles):

@@ -59,7 +59,7 @@ def init(
 
 
 def _division(settings: Settings, num_classes: int, budget: int) -> Values:
-    """The accumulation that is predicted to fit into the budget, as settings with remarks."""
+    """Return the accumulation that is predicted to fit into the budget, as settings with remarks."""
     from pipeline.memory.batch_size import min_accumulation
     from pipeline.runtime.device import GIB
 

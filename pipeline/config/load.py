@@ -181,7 +181,7 @@ def _explain(path: Path, error: ValidationError) -> UsageError:
 
 
 def _section(location: list[str]) -> type[Section] | None:
-    """The section at a place in the tree, such as data or data.voc."""
+    """Return the section at a place in the tree, such as data or data.voc."""
     section: type[BaseModel] = Settings
     for name in location:
         field = section.model_fields.get(name)

@@ -144,7 +144,7 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
 
 
 def _warped(settings: Settings, checkpoint: Checkpoint, segmenter: Segmenter) -> dict[str, float]:
-    """The metrics on warped images, where `evaluate.warp` asks for them."""
+    """Return the metrics on warped images, where `evaluate.warp` asks for them."""
     if settings.evaluate.warp is None:
         return {}
     result, _ = evaluate_checkpoint(settings, checkpoint, segmenter, "val", warp=settings.evaluate.warp)

@@ -59,7 +59,7 @@ def best_variant(project: Path) -> Path:
 
 
 def _in_folder(folder: Path, source: Path | str) -> Path:
-    """The best checkpoint of a run's folder, or the only safetensors file below it."""
+    """Return the best checkpoint of a run's folder, or the only safetensors file below it."""
     if folder.is_file():
         return folder
     best = folder / "best.safetensors"

@@ -121,7 +121,7 @@ class Predictor:
         )
 
     def record(self) -> dict[str, object]:
-        """The checkpoint and the options that can change a result, as plain types for JSON."""
+        """Return the checkpoint and the options that can change a result, as plain types for JSON."""
         views = dataclasses.asdict(self.views)
         del views["batch_size"]
         searched = (self.search.train_ids + 1).tolist()
@@ -198,7 +198,7 @@ class Predictor:
         )
 
     def _fitting_window(self, side: int) -> int | None:
-        """The largest window that the network was seen to take, of sides halved again and again."""
+        """Return the largest window that the network was seen to take, of sides halved again and again."""
         window = side
         while (window := window // 2 // SMALLEST_WINDOW * SMALLEST_WINDOW) >= SMALLEST_WINDOW:
             try:

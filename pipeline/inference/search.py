@@ -92,7 +92,7 @@ class ClassSearch:
             yield slice(first, min(first + height, size[0]))
 
     def _nearest(self, low_res: Tensor, upsample: Upsample, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The place in the table and the probability of each pixel's nearest class: (P,) each."""
+        """Return the place in the table and the probability of each pixel's nearest class: (P,) each."""
         pixels = upsample(low_res)[0].flatten(1).T  # (P, D)
         found = nearest_classes(pixels, self.weight, 1, work_bytes=self.work_bytes)[:, 0]
         return found, self._probability(pixels, found)
@@ -139,7 +139,7 @@ class ClassSearch:
         return products if self.similarity == "cosine" else products.clamp_(min=0).sqrt_()
 
     def _largest(self, low_res: Tensor, upsample: Upsample, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The place and the probability of each pixel's largest logit: (P,) each.
+        """Return the place and the probability of each pixel's largest logit: (P,) each.
 
         Logits are formed at low resolution and upsampled, a slice of the classes at a time.
         """

@@ -213,7 +213,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 
 
 def _average(sums: dict[float, Tensor]) -> Tensor:
-    """The mean over the scales, on the grid of the one nearest to 1."""
+    """Return the mean over the scales, on the grid of the one nearest to 1."""
     number = len(sums)
     chosen = min(sums, key=lambda scale: abs(scale - 1))
     mean = sums.pop(chosen)[None]

@@ -82,7 +82,6 @@ def write_report(
         best=best_variant(evaluated),
         notes=reading_notes(evaluated),
         training=training_table(evaluated),
-        has_softmax=any(one.record.settings.get("model.head") == "softmax" for one in evaluated),
         settings=side_by_side([variant.record.settings for variant in evaluated], labels.SETTINGS),
         environments=side_by_side([variant.record.environment for variant in evaluated], labels.ENVIRONMENT),
         groups=group_bars(evaluated),
@@ -140,9 +139,8 @@ def _example_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
 
 
 def _heads(memory: MemoryCurve | None) -> list[str]:
-    """List the heads of the memory curve, ours first."""
-    found = {row.head for row in memory.rows} if memory else set()
-    return sorted(found, key=lambda head: (head != "embedding", head))
+    """List the heads of the memory curve in the order of its rows: the flat ones first."""
+    return list(dict.fromkeys(row.head for row in memory.rows)) if memory else []
 
 
 def _charts(variants: Sequence[Variant], data: DataSummary, memory: MemoryCurve | None) -> dict[str, Markup]:

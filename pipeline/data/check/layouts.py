@@ -133,7 +133,7 @@ def _draw_regions(regions: list[Region], height: int, width: int, found: Examine
 
 
 def _tasks(dataset: Any, root: Path, report: Report) -> Iterator[tuple[str, Task]]:
-    """The images of all splits; what is wrong with the list of files is reported at once."""
+    """Return the images of all splits; what is wrong with the list of files is reported at once."""
     if isinstance(dataset, PairedLayout):
         for problem in dataset.problems:
             report.problem(_relative(root, problem), problem)
@@ -164,7 +164,7 @@ def _report(task: Task, found: Examined, counts: Counter[str], report: Report) -
 
 
 def _relative(root: Path, problem: DataError, otherwise: str = ".") -> str:
-    """The file that a problem names, relative to the root; `otherwise` where it names none."""
+    """Return the file that a problem names, relative to the root; `otherwise` where it names none."""
     try:
         return Path(problem.where or "").relative_to(root).as_posix()
     except ValueError:

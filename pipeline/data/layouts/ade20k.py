@@ -86,14 +86,14 @@ def _number(image: Path) -> int:
 
 
 def _listed(base: Path) -> dict[str, list[str]]:
-    """The names in sceneCategories.txt by split; none where the file is absent."""
+    """Return the names in sceneCategories.txt by split; none where the file is absent."""
     path = base / "sceneCategories.txt"
     names = read_names(path, hint=UNPACK) if path.exists() else []
     return {split: [name for name in names if name.startswith(f"ADE_{split}_")] for split in FOLDERS}
 
 
 def _other_release(root: Path) -> DataError:
-    """The error for a root without annotations, which names the release that lies there."""
+    """Return the error for a root without annotations, which names the release that lies there."""
     instances = root if (root / "annotations_instance").is_dir() else root / "ADEChallengeData2016"
     if (instances / "annotations_instance").is_dir():
         what = "the instance challenge of 2017 instead of SceneParse150"

@@ -67,7 +67,7 @@ def open_cityscapes(root: Path, keep_classes: Sequence[str | int] | None = None)
 
 
 def _walk(folder: Path, ending: str) -> dict[str, Path]:
-    """The files of all cities that end so, by CITY/CITY_SEQUENCE_FRAME."""
+    """Return the files of all cities that end so, by CITY/CITY_SEQUENCE_FRAME."""
     return {
         f"{path.parent.name}/{path.name.removesuffix(ending)}": path for path in folder.glob(f"*/*{ending}")
     }

@@ -75,7 +75,7 @@ def open_parquet(root: Path, keep_classes: Sequence[str | int] | None = None) ->
 
 
 def _classes(root: Path) -> tuple[Path, LabelSpace]:
-    """The list of classes, and what it says."""
+    """Return the list of classes, and what it says."""
     path = root / "id2label.json"
     if not path.is_file():
         rows, _ = read_classes(root / "classes.csv")
@@ -91,7 +91,7 @@ def _classes(root: Path) -> tuple[Path, LabelSpace]:
 
 
 def _files(root: Path, split: str) -> list[Path]:
-    """The Parquet files of a split, by its first name for which there are any."""
+    """Return the Parquet files of a split, by its first name for which there are any."""
     listed = [path for path in sorted(root.rglob("*.parquet")) if not path.is_relative_to(root / "unpacked")]
     for name in SPLITS[split]:
         if found := [path for path in listed if path.name.startswith(name) or path.parent.name == name]:
@@ -106,7 +106,7 @@ def _files(root: Path, split: str) -> list[Path]:
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
-    """What `unpacked` was made from; None where it is not ours or not whole."""
+    """Return what `unpacked` was made from; None where it is not ours or not whole."""
     try:
         record: dict[str, Any] = json.loads((folder / "unpacked.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -65,7 +65,7 @@ def open_masks(root: Path, keep_classes: Sequence[str | int] | None = None) -> P
 
 
 def _images(folder: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """The images of a folder by name, each with the place of its mask."""
+    """Return the images of a folder by name, each with the place of its mask."""
     found: dict[Path, Path] = {}
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS):
         name = path.relative_to(folder)

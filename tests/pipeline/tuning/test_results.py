@@ -82,9 +82,9 @@ def test_applying_changes_the_swept_variant_and_no_other_line_of_our_own_params(
     assert all(line in shown for line in changed)
     settings = load_settings(path, variant="essnet")
     assert (settings.model.embedding_dim, settings.loss.num_negatives) == (32, 15)
-    untouched = load_settings(ROOT / "params.yaml", variant="exact").flat()
+    untouched = load_settings(ROOT / "params.yaml", variant="embedding").flat()
     untouched["data.root"] = str(tmp_path / "data" / "tiny")
-    assert load_settings(path, variant="exact").flat() == untouched
+    assert load_settings(path, variant="embedding").flat() == untouched
     assert apply_values(path, make_plan(), TrialRecord(0, values, "finished", 0.5)) == ""
 
 
