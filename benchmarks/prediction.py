@@ -183,7 +183,7 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 
 def table(groups: list[list[Row]]) -> str:
-    """Write a line a row, with ratios to `predictor, embedding` at as many classes: above 1, ours is better."""
+    """Write a line a row; a ratio to `predictor, embedding` at as many classes above 1: ours is better."""
     lines = [
         f"{'':22}{'classes':>8}{'ms':>10}{'search, ms':>12}{'peak MiB':>10}{'time/ours':>11}"
         f"{'memory/ours':>13}"
