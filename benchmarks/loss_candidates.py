@@ -94,9 +94,10 @@ def dense_logits(pixels: Tensor, classes: Tensor, similarity: str, temperature: 
 
 def exact_in_torch(inputs: Inputs) -> Tensor:
     """Compute the loss in plain torch, even where the public function would use the kernels."""
+    options = LossOptions(TEMPERATURE, inputs.similarity)
     return ExactCrossEntropy.apply(
-        inputs.pixels, inputs.classes, inputs.target, None, LossOptions(TEMPERATURE, inputs.similarity), True
-    )
+        inputs.pixels, inputs.classes, None, inputs.target, None, options, True
+    )  # no bias, no class weights
 
 
 def make_candidates(inputs: Inputs, num_negatives: int) -> list[Candidate]:
@@ -146,7 +147,8 @@ def map_candidate(inputs: Inputs) -> Candidate:
     if found is None:
         return Candidate(name, lambda: torch.zeros(()), both, left_out="needs a multiple of 8x8 pixels")
     maps, target = found
-    arguments = maps, inputs.classes, target, None, LossOptions(TEMPERATURE, inputs.similarity), True
+    options = LossOptions(TEMPERATURE, inputs.similarity)
+    arguments = maps, inputs.classes, None, target, None, None, options, True
     steps = 3 * len(inputs.pixels) * len(inputs.classes)
     return Candidate(
         name, lambda: ExactCrossEntropyOfMaps.apply(*arguments), (maps, inputs.classes), 0, steps

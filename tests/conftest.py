@@ -35,7 +35,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PARAMS = {
-    "data": {"root": "data/tiny", "holdout_fraction": 0.2},
+    "data": {"root": "data/tiny", "annotations": "annotations", "holdout_fraction": 0.2},
     "model": {
         "backbone": "test_resnet",
         "decoder_channels": 16,

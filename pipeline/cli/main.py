@@ -39,7 +39,7 @@ PARAMS = Path("params.yaml")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"kiloseg {importlib.metadata.version('kiloseg')}")
+        typer.echo(f"kiloseg {importlib.metadata.version('kiloseg-pipeline')}")
         raise typer.Exit
 
 

@@ -125,7 +125,7 @@ def interrupted_store(
             "objectives": ["holdout/miou", "peak_memory_gib"],
             "reduction_factor": 2,
         },
-        train={"steps": STEPS, "validate_every": 10},
+        train={"steps": STEPS, "validate_every": 10, "crop_size": 48, "batch_size": 4},
     )
     with pytest.MonkeyPatch.context() as monkeypatch, contextlib.ExitStack() as last:
         store = Store(project, monkeypatch)
