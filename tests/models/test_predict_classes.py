@@ -24,6 +24,7 @@ def scores_of(
     return F.conv2d(full, weight[:, :, None, None], bias)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     classes=st.integers(1, 200),

@@ -16,7 +16,6 @@ from mlflow import MlflowClient
 from pipeline.tuning.sweep import Sweep
 from tests.pipeline.tuning.sweeping import BIN, environment, runs, steps_of, tune_here
 
-SHARED = pytest.mark.xdist_group("swept")
 """Tests that look at the one sweep of the fixture run in one worker, so that it runs once."""
 
 
@@ -25,7 +24,6 @@ def store(project: Path) -> str:
 
 
 @pytest.mark.slow
-@SHARED
 def test_each_trial_is_another_point_of_the_grid_and_finished(swept: Path) -> None:
     records = Sweep(swept / "sweeps" / "grid").records()
     assert [record.outcome for record in records] == ["finished"] * 4
@@ -36,14 +34,12 @@ def test_each_trial_is_another_point_of_the_grid_and_finished(swept: Path) -> No
 
 
 @pytest.mark.slow
-@SHARED
 def test_trials_write_nothing_into_the_workspace(swept: Path) -> None:
     made = {path.name for path in swept.iterdir()} - {"tune.log", "mlflow.db-shm", "mlflow.db-wal"}
     assert made == {"data", "mlflow.db", "mlartifacts", "params.yaml", "sweeps"}
 
 
 @pytest.mark.slow
-@SHARED
 def test_mlflow_has_one_parent_and_a_child_a_trial(swept: Path) -> None:
     parents, children = runs(store(swept), "grid")
     assert [(run.info.status, run.info.run_name) for run in parents] == [("FINISHED", "grid")]
@@ -64,7 +60,6 @@ def test_mlflow_has_one_parent_and_a_child_a_trial(swept: Path) -> None:
 
 
 @pytest.mark.slow
-@SHARED
 def test_best_shows_the_table_and_the_front(
     swept: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,7 +72,6 @@ def test_best_shows_the_table_and_the_front(
 
 
 @pytest.mark.slow
-@SHARED
 def test_apply_writes_the_best_trial_into_the_settings(
     swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,7 +90,6 @@ def test_apply_writes_the_best_trial_into_the_settings(
 
 
 @pytest.mark.slow
-@SHARED
 def test_a_name_in_use_is_refused(
     swept: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,7 +201,6 @@ def test_a_dry_run_checks_and_tells_and_makes_nothing(
 
 
 @pytest.mark.slow
-@SHARED
 def test_the_plan_keeps_the_settings_of_its_start(swept: Path) -> None:
     plan = json.loads((swept / "sweeps" / "grid" / "sweep.json").read_text())
     assert plan["settings"]["variant"] == "essnet"

@@ -38,7 +38,6 @@ from tests.pipeline.tuning.sweeping import (
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.training]
-INTERRUPTED = pytest.mark.xdist_group("interrupted")
 STEPS = 30
 DOWN_SECONDS = float(os.environ.get("KILOSEG_DOWN_SECONDS", "0"))  # docs/LOG.md has the run with 60
 
@@ -152,7 +151,6 @@ def interrupted_store(
     return project
 
 
-@INTERRUPTED
 def test_nothing_is_lost_while_the_tracking_server_is_down(interrupted_store: Path) -> None:
     store = f"sqlite:///{interrupted_store / 'mlflow.db'}"
     parents, children = runs(store, "behind")
@@ -172,7 +170,6 @@ def test_nothing_is_lost_while_the_tracking_server_is_down(interrupted_store: Pa
     assert outcomes(interrupted_store, "behind")[0] == "finished"
 
 
-@INTERRUPTED
 def test_trials_that_are_behind_are_pruned_and_say_so(
     interrupted_store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,7 +184,6 @@ def test_trials_that_are_behind_are_pruned_and_say_so(
     assert "held-out part" in capfd.readouterr().out
 
 
-@pytest.mark.xdist_group("swept")
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium on PATH")
 def test_a_person_can_compare_the_trials_in_the_ui(swept: Path, tmp_path: Path) -> None:
     """Open the experiment, find the sweep's children, select them, compare; the page names what was swept.

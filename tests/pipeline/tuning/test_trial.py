@@ -67,7 +67,6 @@ def finished_trial(tmp_path_factory: pytest.TempPathFactory, bootstrapped_projec
 
 
 @pytest.mark.training
-@pytest.mark.xdist_group("finished_trial")
 def test_a_trial_equals_the_stages(finished_trial: Sweep, tmp_path: Path, project: Path) -> None:
     sweep = finished_trial
     reports = json.loads((sweep.folder.parents[1] / "reports.json").read_text())
@@ -88,7 +87,6 @@ def test_a_trial_equals_the_stages(finished_trial: Sweep, tmp_path: Path, projec
 
 
 @pytest.mark.training
-@pytest.mark.xdist_group("finished_trial")
 def test_a_trial_that_is_cut_off_goes_on_and_says_nothing_twice(sweep: Sweep, finished_trial: Sweep) -> None:
     def cut(values: dict[str, Any]) -> None:
         raise SystemExit

@@ -15,6 +15,7 @@ def draws(batches: ShuffledBatches) -> list[Draw]:
     return list(chain.from_iterable(batches))
 
 
+@pytest.mark.slow
 def test_the_factors_are_those_worked_out_by_hand() -> None:
     """Four images: class 0 in all, 1 in one, 2 in two; a threshold of 0.5 repeats what is below half."""
     presence = [np.array([0]), np.array([0, 1]), np.array([0, 2]), np.array([0, 2])]
