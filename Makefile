@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV = $(shell command -v uv || echo $(BIN)/uv)
-# a worker a core, with one thread each; a file's tests stay in one worker, which makes their fixtures once
-PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+# a worker a core, with one thread each; who has done its half takes over tests of the other
+PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
@@ -28,7 +28,8 @@ $(READY): pyproject.toml constraints.txt
 repro: setup  ## run the whole pipeline on the embedded dataset
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 
-test: lint types unit  ## everything that must hold before a pull request: lint, types, all tests
+test: lint  ## everything that must hold before a pull request: lint, types, all tests
+	@$(BIN)/mypy & types=$$!; $(PYTEST); unit=$$?; wait $$types && exit $$unit
 
 test-fast: lint  ## the inner loop: lint, and the tests that start no process and train nothing
 	KILOSEG_FAST=1 $(PYTEST) -m "not process and not training and not slow"
