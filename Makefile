@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV = $(shell command -v uv || echo $(BIN)/uv)
-# a worker a core, with one thread each; who has done its half takes over tests of the other
-PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+# a worker a core, with one thread each
+PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist load
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
