@@ -90,9 +90,8 @@ def predict_classes(
 
     With "dot", the embeddings are the features that go into the last layer of any network, a 1 x 1
     convolution, and its weight and bias are the class embeddings and the bias. Scores exist for a few pixels
-    at a time.
-    Where H and W are the same multiple of h and w, they are multiplied at low resolution and interpolated, as
-    the logits of a network are.
+    at a time. Where H and W are the same multiple of h and w, they are multiplied at low resolution and
+    interpolated, as the logits of a network are.
 
     Args:
         embeddings: (N, D, h, w), any floating dtype.
@@ -101,7 +100,7 @@ def predict_classes(
         bias: (C,) float, added to inner products.
         similarity: "distance", "dot" or "cosine", as of `nearest_classes`.
         align_corners: how maps are upsampled, as in `torch.nn.functional.interpolate`.
-        work_bytes: size of the work buffer in bytes. It bounds the memory beyond inputs and result.
+        work_bytes: size of the work buffer in bytes. Besides it, one image's map and result are copied.
 
     Returns:
         (N, H, W) int64 class indices.
@@ -128,9 +127,11 @@ def predict_classes(
                 search_cells(image, keys, factor, work_bytes, out=of_image)
                 continue
             for pixels, rows in _bands(image, full_res, align_corners, work_bytes):
-                of_image.view(-1)[pixels] = nearest_classes(
-                    rows, class_embeddings, 1, bias=bias, similarity=similarity, work_bytes=work_bytes // 2
-                )[:, 0]
+                if fused:
+                    nearest = nearest_classes(rows, class_embeddings, 1, similarity=similarity)
+                else:
+                    nearest = search_nearest(rows, keys, 1, work_bytes // 2)
+                of_image.view(-1)[pixels] = nearest[:, 0]
     return found
 
 
@@ -139,8 +140,9 @@ def _bands(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Interpolate (D, h, w) to rows (p, D), some pixels at a time, and tell which they are."""
     total, dim = size[0] * size[1], image.shape[0]
+    maps = image[None].contiguous(memory_format=torch.channels_last)  # copied once, not for every band
     step = max(1, work_bytes // 2 // (4 * dim + 64) // 4)
     for first in range(0, total, step):
         pixels = torch.arange(first, min(first + step, total), device=image.device)
-        rows = rows_of_pixels(image[None], size, pixels, align_corners=align_corners)
+        rows = rows_of_pixels(maps, size, pixels, align_corners=align_corners)
         yield slice(first, first + step), rows
