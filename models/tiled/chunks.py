@@ -56,11 +56,12 @@ class PixelChunk:
     """Hold some pixels, ready to be compared with the classes.
 
     Attributes:
-        scaled: (p, D) e'.
+        full_res: (p, D) e'; None where `scaled` interpolates it when it is asked for.
         low_res_embeddings: (q, D) the e' that `scaled` is interpolated from; `scaled` without an upsampling.
         targets: (p, 1) int64; any class for pixels without label.
         num_classes: C.
-        target_logits: (p, 1), from the embeddings directly: a matrix product blurs small distances.
+        target_logits: (p, 1). Those of distances come from the embeddings directly, since a matrix product
+            blurs small ones. Those of inner products with an upsampling are read off the tile.
         upsampling: from the q to the p, of one or several blocks of a size; None where they are the same.
         unlabeled: (p, 1) bool, true for pixels that take no part; or None.
         class_weights: (p, 1), those of the pixels' targets; None for all one.
@@ -68,7 +69,7 @@ class PixelChunk:
         target_directions: (p, D), derivative of the target's logit for its embedding; None for cosine.
     """
 
-    scaled: Tensor
+    full_res: Tensor | None
     low_res_embeddings: Tensor
     targets: Tensor
     num_classes: int
@@ -79,23 +80,33 @@ class PixelChunk:
     norms: Tensor | None = None
     target_directions: Tensor | None = None
 
+    @property
+    def scaled(self) -> Tensor:
+        """Return the e' of the pixels, (p, D)."""
+        if self.full_res is not None:
+            return self.full_res
+        assert self.upsampling is not None
+        return self.upsampling.upsample(self.low_res_embeddings)
+
     def parts(self, rows: int) -> Iterator[PixelChunk]:
         """Yield `rows` pixels at a time, a block's with an upsampling; without `target_directions`."""
-        low_res_rows = len(self.low_res_embeddings) * rows // len(self.scaled) if self.upsampling else rows
+        low_res_rows = len(self.low_res_embeddings) * rows // len(self.targets) if self.upsampling else rows
         columns = [
-            self.scaled.split(rows),
             self.low_res_embeddings.split(low_res_rows),
             self.targets.split(rows),
             self.target_logits.split(rows),
         ]
         nothing = repeat(None)
+        full_res = nothing if self.full_res is None else self.full_res.split(rows)
         unlabeled = nothing if self.unlabeled is None else self.unlabeled.split(rows)
         class_weights = nothing if self.class_weights is None else self.class_weights.split(rows)
         norms = nothing if self.norms is None else self.norms.split(rows)
-        for scaled, low_res, targets, logits, *optional in zip(
-            *columns, unlabeled, class_weights, norms, strict=False
+        for low_res, targets, logits, embeddings, *optional in zip(
+            *columns, full_res, unlabeled, class_weights, norms, strict=False
         ):
-            yield PixelChunk(scaled, low_res, targets, self.num_classes, logits, self.upsampling, *optional)
+            yield PixelChunk(
+                embeddings, low_res, targets, self.num_classes, logits, self.upsampling, *optional
+            )
 
     def has_target_in(self, block: ClassBlock) -> Tensor:
         """Tell whether each pixel's target is in the block: (p, 1) bool."""

@@ -60,12 +60,17 @@ class DotTiles(Tiles):
         upsampling: CellUpsampling | None = None,
         unlabeled: Tensor | None = None,
     ) -> PixelChunk:
-        """Prepare pixels, see `Tiles.chunk`."""
-        scaled = embeddings if upsampling is None else upsampling.upsample(embeddings)
+        """Prepare pixels, see `Tiles.chunk`.
+
+        With an upsampling, no (p, D) is formed: D may be larger than the number of classes.
+        """
         targets = target[:, None]
-        logits = self._bias_of(torch.linalg.vecdot(scaled, self._classes[target])[:, None], targets)
+        if upsampling is None:
+            logits = self._bias_of(torch.linalg.vecdot(embeddings, self._classes[target])[:, None], targets)
+        else:
+            logits = embeddings.new_empty(targets.shape)  # `_fill` writes them
         return PixelChunk(
-            scaled, embeddings, targets, len(self._classes), logits,
+            embeddings if upsampling is None else None, embeddings, targets, len(self._classes), logits,
             upsampling, unlabeled, self._weights_of(targets),
         )  # fmt: skip
 
@@ -76,9 +81,11 @@ class DotTiles(Tiles):
             products = torch.mm(chunk.low_res_embeddings, classes, out=out)
         else:  # bilinear weights sum to one, so the bias passes through the interpolation
             products = torch.addmm(block.of(self._bias), chunk.low_res_embeddings, classes, out=out)
-        if chunk.upsampling is not None:
+        if chunk.upsampling is None:
+            chunk.set_targets(logits, block, chunk.target_logits)
+        else:  # a tile of all classes
             chunk.upsampling.upsample(products, out=logits)
-        chunk.set_targets(logits, block, chunk.target_logits)
+            torch.gather(logits, 1, chunk.targets, out=chunk.target_logits)
 
     def _logits_of(self, chunk: PixelChunk, classes: Tensor) -> Tensor:
         products = torch.linalg.vecdot(chunk.scaled, self._classes[classes[:, 0]])[:, None]
@@ -165,8 +172,10 @@ class _Smoothing:
 
     def add(self, chunk: PixelChunk, losses: Tensor, gradient: Tensor | None, weight: float) -> None:
         """Add to (p, 1) losses and the (q, D) gradient, and note what the classes' gradients need."""
-        mean = (chunk.scaled @ self._direction)[:, None] + self._offset
-        extra = self.total * chunk.target_logits - mean
+        mean = (chunk.low_res_embeddings @ self._direction)[:, None]  # (q, 1), at low resolution
+        if chunk.upsampling is not None:
+            mean = chunk.upsampling.upsample(mean)
+        extra = self.total * chunk.target_logits - mean - self._offset
         pixel_weights = torch.full_like(extra, weight)
         if chunk.unlabeled is not None:
             extra.masked_fill_(chunk.unlabeled, 0)

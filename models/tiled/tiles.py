@@ -148,8 +148,11 @@ class Tiles:
         if target_probs.amin().item() > _MIN_TARGET_PROB:
             return
         underflowed = (target_probs[:, 0] <= _MIN_TARGET_PROB).nonzero()[:, 0]  # none where they are NaN
-        for some in underflowed.split(rows) if len(underflowed) > 0 else ():
-            part = self.chunk(chunk.scaled[some], chunk.targets[some, 0])
+        if len(underflowed) == 0:
+            return
+        embeddings = chunk.scaled
+        for some in underflowed.split(rows):
+            part = self.chunk(embeddings[some], chunk.targets[some, 0])
             lse = self.softmax(part, ClassBlock(0, chunk.num_classes))[1]
             losses[some] = lse - part.target_logits
 
