@@ -173,22 +173,31 @@ class TileSize:
     columns: int
 
 
-def plan_tiles(num_pixels: int, classes: Tensor, options: LossOptions) -> tuple[int, TileSize]:
-    """Choose the number of threads, and the tiles of each, within one work buffer for all."""
+def plan_tiles(
+    num_pixels: int, classes: Tensor, options: LossOptions, channels: int | None = None
+) -> tuple[int, TileSize]:
+    """Choose the number of threads, and the tiles of each, within one work buffer for all.
+
+    Args:
+        num_pixels: that are compared.
+        classes: (C, D).
+        options: of the loss.
+        channels: numbers of an embedding that are held for each pixel; None for D.
+    """
+    channels = classes.shape[1] if channels is None else channels
     pieces = pieces_of(num_pixels, len(classes))
     gradient_bytes = classes.nbytes * (classes.shape[1] + 1) // classes.shape[1]
     workers = num_workers(classes.device, pieces, options.work_bytes, gradient_bytes)
-    size = _tile_size(-(-num_pixels // workers), classes, options.work_bytes // workers, options.is_dot)
-    return workers, size
+    elements = options.work_bytes // workers // 8 // classes.element_size()
+    return workers, _tile_size(-(-num_pixels // workers), len(classes), channels, elements, options.is_dot)
 
 
-def _tile_size(num_pixels: int, classes: Tensor, work_bytes: int, is_dot: bool) -> TileSize:
-    num_classes, dim = classes.shape
-    elements = work_bytes // 8 // classes.element_size()
+def _tile_size(num_pixels: int, num_classes: int, channels: int, elements: int, is_dot: bool) -> TileSize:
     max_elements = max(1, 2 * elements)
     if is_dot:
         max_elements = max(1, min(6 * elements, max(elements, _ENOUGH_ROWS * num_classes)))
-    max_rows = max(1, min(num_pixels, max_elements // (4 * (dim + 2))))  # a chunk takes about 6 D a pixel
+    # A chunk takes about six times its channels a pixel.
+    max_rows = max(1, min(num_pixels, max_elements // (4 * (channels + 2))))
     rows, columns = min(max_rows, max_elements // num_classes), num_classes
     if rows < min(max_rows, _FEWEST_ROWS):
         rows = min(max_rows, _BLOCK_ROWS)

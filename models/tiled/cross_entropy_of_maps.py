@@ -75,14 +75,17 @@ class ExactCrossEntropyOfMaps(torch.autograd.Function):
         count, weight = len(labeled), pixel_weight(labeled, classes, options)
         del labeled
         workers, size = plan_tiles(count, classes.embeddings, options)
+        channels = _channels_of_blocks(pixel_embeddings, target, options)
+        block_size = plan_tiles(count, classes.embeddings, options, channels)[1]
         with full_precision(pixel_embeddings):
             scaled = pixel_embeddings.to(dtype) / options.temperature
             maps = _Maps(scaled, target, options)
             del scaled
             blocks: list[_Block] = []
             if pixels is None:
-                blocks, pixels = maps.parts(size.rows if size.columns == num_classes else 0)
-            tiles = make_tiles(classes, options, size, (need_class, need_bias), workers)
+                blocks, pixels = maps.parts(block_size.rows if block_size.columns == num_classes else 0)
+            largest = max(size, block_size, key=lambda one: one.rows * one.columns)
+            tiles = make_tiles(classes, options, largest, (need_class, need_bias), workers)
             gradients = [torch.zeros_like(maps.padded) for _ in (tiles if need_pixel else ())]
             totals = torch.zeros(workers, dtype=torch.float64, device=target.device)
 
@@ -95,7 +98,7 @@ class ExactCrossEntropyOfMaps(torch.autograd.Function):
                 totals[worker] += losses.sum(dtype=torch.float64)
 
             single = pixels.split(size.chunk_rows) if len(pixels) else ()
-            for_each([*_groups(blocks, maps.factor, size.chunk_rows), *single], work, workers)
+            for_each([*_groups(blocks, maps.factor, block_size.chunk_rows), *single], work, workers)
             of_classes = class_side_gradients(
                 tiles, class_embeddings if need_class else None, bias if need_bias else None
             )
@@ -110,6 +113,16 @@ class ExactCrossEntropyOfMaps(torch.autograd.Function):
     def backward(ctx: Any, loss_gradient: Tensor) -> Any:
         """Scale the saved gradients."""
         return *scaled_gradients(ctx, loss_gradient), None, None, None, None, None
+
+
+def _channels_of_blocks(pixel_embeddings: Tensor, target: Tensor, options: LossOptions) -> int:
+    """Return the numbers of an embedding that a block holds for each pixel at full resolution.
+
+    Distances hold all D. Inner products hold D only at low resolution: 9 pixels for the 4 s s of 2 x 2 cells.
+    """
+    dim = pixel_embeddings.shape[1]
+    factor = whole_factor(pixel_embeddings.shape[2:], target.shape[1:]) or 1
+    return -(-dim * 9 // (4 * factor**2)) if options.is_dot and factor > 1 else dim
 
 
 def _labeled_targets(target: Tensor, pixels: Tensor | None, ignore_index: int) -> Tensor:
