@@ -52,6 +52,15 @@ def largest(values: np.ndarray) -> Any:
     return found
 
 
+@numba.njit(fastmath={"nnan", "nsz", "reassoc"}, error_model="numpy", nogil=True)
+def smallest(values: np.ndarray) -> Any:
+    """Return the smallest value; any number if one of them is NaN."""
+    found = values[0]
+    for place in range(values.shape[0]):
+        found = min(found, values[place])
+    return found
+
+
 @compiled
 def log_sum(others: float, of_target: float, gap: float) -> float:
     """Return the loss of a pixel, the natural log((others + of_target) / of_target).

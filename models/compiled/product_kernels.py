@@ -164,10 +164,9 @@ def cells_of_products(
             ready = False
             for first in range(start, stop, GROUP):
                 labeled = False
-                for place in range(GROUP):
-                    x = first + place
-                    of_group[0, place] = of_group[1, place] = ZERO
-                    own = target[image, y, x] if x < stop else ignore_index
+                of_group[:] = ZERO
+                for x in range(first, min(first + GROUP, stop)):
+                    own, place = target[image, y, x], x - first
                     if own == ignore_index:
                         continue
                     if not ready:
