@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.classes import app as classes_app
+from pipeline.cli.compare import compare
 from pipeline.cli.data import app as data_app
 from pipeline.cli.init import init
 from pipeline.cli.memory import memory
@@ -32,6 +33,7 @@ app.add_typer(tune_app, name="tune")
 app.command()(memory)
 app.command()(init)
 app.command()(predict)
+app.command()(compare)
 
 Params = Annotated[Path, typer.Option("--params", help="The settings file.", show_default=True)]
 PARAMS = Path("params.yaml")

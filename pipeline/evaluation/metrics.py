@@ -39,9 +39,19 @@ class ClassCounts:
         """
         labeled = target != ignore_index
         prediction, target = prediction[labeled], target[labeled]
-        for counts, ids in ((self.true_positives, target[prediction == target]), (self.actual, target)):
+        self.add(target[prediction == target], prediction, target)
+
+    def add(self, hits: Tensor, predicted: Tensor, actual: Tensor) -> None:
+        """Count ids.
+
+        Args:
+            hits: train ids of the pixels predicted right, any number.
+            predicted: train ids predicted; -1 counts nowhere.
+            actual: train ids of the truth.
+        """
+        for counts, ids in ((self.true_positives, hits), (self.actual, actual)):
             counts += torch.bincount(ids, minlength=self.num_classes)
-        self.predicted += torch.bincount(prediction + 1, minlength=self.num_classes + 1)[1:]
+        self.predicted += torch.bincount(predicted + 1, minlength=self.num_classes + 1)[1:]
 
     @property
     def false_positives(self) -> Tensor:
@@ -75,6 +85,8 @@ class Metrics:
     miou_common: float | None
     miou_frequent: float | None
     miou_stuff: float | None
+    frequency_weighted_iou: float
+    """mean IoU of the classes, weighted by their true pixels"""
     pixel_accuracy: float
     mean_accuracy: float
     classes_present: int
@@ -107,6 +119,7 @@ def summarize(counts: ClassCounts, frequencies: Sequence[str] | None = None) -> 
         miou_common=groups["c"],
         miou_frequent=groups["f"],
         miou_stuff=groups["stuff"],
+        frequency_weighted_iou=float((iou[present] * counts.actual[present]).sum()) / max(labeled, 1),
         pixel_accuracy=int(counts.true_positives.sum()) / max(labeled, 1),
         mean_accuracy=_mean(accuracy[present]) or 0.0,
         classes_present=int(present.sum()),
