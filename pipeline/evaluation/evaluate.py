@@ -22,8 +22,8 @@ class Evaluation:
     metrics: Metrics
     counts: ClassCounts
     images: int
-    images_per_second: float
-    """prediction alone: reading the images is not counted"""
+    images_per_second: float | None
+    """prediction alone: reading the images is not counted; None without images"""
 
 
 def evaluate(
@@ -34,6 +34,7 @@ def evaluate(
     device: torch.device,
     title: str,
     total: int,
+    measurable: bool = True,
     on_prediction: Callable[[Batch, Tensor], None] | None = None,
 ) -> Evaluation:
     """Predict every batch at full resolution, and count.
@@ -45,6 +46,7 @@ def evaluate(
         device: where the segmenter is.
         title: shown with the progress.
         total: how many images are to come.
+        measurable: as of `summarize`.
         on_prediction: called with each batch and its prediction (N, H, W) on the CPU.
     """
     counts = ClassCounts(len(frequencies), device)
@@ -67,4 +69,5 @@ def evaluate(
                 progress.advance(steps=len(batch.images))
     finally:
         segmenter.train(was_training)
-    return Evaluation(summarize(counts, frequencies), counts, images, images / max(seconds, 1e-9))
+    metrics = summarize(counts, frequencies, measurable=measurable)
+    return Evaluation(metrics, counts, images, images / max(seconds, 1e-9) if images else None)
