@@ -10,6 +10,7 @@ A training that starts where a finished one lies works in such a folder until it
 from __future__ import annotations
 
 import itertools
+import shlex
 import sys
 from dataclasses import dataclass
 
@@ -63,15 +64,14 @@ def start(main: RunFolder, identity: Identity, *, keep: bool = True) -> Started:
         for name in {identity.name, identity_name(identity_of(found[1]))}:
             main.complete(_waiting(main, name))
         return Started(main, main.latest())
-    there = main.latest(header_only=True)
+    there, aside = main.latest(header_only=True), None
     if not keep:
         for path in main.files():
             path.unlink()
         there = None
     elif there is None or not there.progress["finished"]:
-        _make_room(main, there, identity)
-        there = None
-    _tell_waiting(main, found[0] if found else None)
+        aside, there = _make_room(main, there, identity), None
+    _tell_waiting(main, [aside, found[0] if found else None])
     if found is None:
         return Started(main if there is None else _waiting(main, identity.name), None)
     if there is None or found[1].progress["validation_curve"]:
@@ -88,16 +88,16 @@ def _waiting(main: RunFolder, name: str) -> RunFolder:
     return RunFolder(main.path / f"{PREFIX}{name}")
 
 
-def _make_room(main: RunFolder, there: Checkpoint | None, identity: Identity) -> None:
+def _make_room(main: RunFolder, there: Checkpoint | None, identity: Identity) -> RunFolder | None:
     """Set aside what lies in the folder: an unfinished training, or files that cannot be read."""
     if not main.files():
-        return
+        return None
     if there is None:
         names = (f"unreadable-{number}" for number in itertools.count(1))
         aside = next(RunFolder(main.path / name) for name in names if not (main.path / name).exists())
         main.give(aside)
         _say(f"what is in {main.path} cannot be read; it is kept in {_named(aside)}", [])
-        return
+        return aside
     aside = _waiting(main, identity_name(identity_of(there)))
     main.publish()
     main.give(aside)
@@ -108,18 +108,19 @@ def _make_room(main: RunFolder, there: Checkpoint | None, identity: Identity) ->
         "goes on when they come back",
         differences[:_MOST_DIFFERENCES] + ([f"and {more} more"] if more > 0 else []),
     )
+    return aside
 
 
-def _tell_waiting(main: RunFolder, own: RunFolder | None) -> None:
-    waiting = [folder for folder in _set_aside(main) if folder != own]
+def _tell_waiting(main: RunFolder, told: list[RunFolder | None]) -> None:
+    waiting = [folder for folder in _set_aside(main) if folder not in told]
     if waiting:
-        size = sum(map(_bytes, waiting))
         many = f"{len(waiting)} unfinished training{'s wait' if len(waiting) > 1 else ' waits'}"
-        _say(f"{many} in {main.path / PREFIX}*, {_size(size)}; to delete: rm -r {main.path / PREFIX}*", [])
+        command = f"rm -r {shlex.quote(str(main.path))}/{PREFIX}*"
+        _say(f"{many} in {main.path}, {_size(sum(map(_bytes, waiting)))}; to delete: {command}", [])
 
 
 def _named(folder: RunFolder) -> str:
-    return f"{folder.path} ({_size(_bytes(folder))}; to delete: rm -r {folder.path})"
+    return f"{folder.path} ({_size(_bytes(folder))}; to delete: rm -r {shlex.quote(str(folder.path))})"
 
 
 def _bytes(folder: RunFolder) -> int:
