@@ -22,7 +22,8 @@ def main(variant: str) -> None:
     with open_run(settings, run_id=trained.progress["run_id"]) as tracker:
         tracker.log_data(settings, "val", context="evaluation")
         metrics, checkpoint = evaluate_variant(settings)
-        tracker.log_metrics({f"val/{name}": value for name, value in metrics.items()}, checkpoint.step)
+        measured = {f"val/{name}": value for name, value in metrics.items() if value is not None}
+        tracker.log_metrics(measured, checkpoint.step)
         tracker.log_table(results_folder(settings) / "per_class.csv", "per_class.json")
 
 

@@ -67,8 +67,8 @@ class Evaluation:
     metrics: Metrics
     counts: ClassCounts
     images: int
-    images_per_second: float
-    """prediction alone: reading the images is not counted"""
+    images_per_second: float | None
+    """prediction alone: reading the images is not counted; None without images"""
     details: Details | None = None
 
 
@@ -80,6 +80,7 @@ def evaluate(
     device: torch.device,
     title: str,
     total: int,
+    measurable: bool = True,
     on_prediction: Callable[[Batch, Tensor], None] | None = None,
     details: Details | None = None,
 ) -> Evaluation:
@@ -92,6 +93,7 @@ def evaluate(
         device: where the segmenter is.
         title: shown with the progress.
         total: how many images are to come.
+        measurable: as of `summarize`.
         on_prediction: called with each batch and its prediction (N, H, W) on the CPU.
         details: counted too, if given.
     """
@@ -118,4 +120,6 @@ def evaluate(
                 progress.advance(steps=len(batch.images))
     finally:
         segmenter.train(was_training)
-    return Evaluation(summarize(counts, frequencies), counts, images, images / max(seconds, 1e-9), details)
+    metrics = summarize(counts, frequencies, measurable=measurable)
+    rate = images / max(seconds, 1e-9) if images else None
+    return Evaluation(metrics, counts, images, rate, details)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import evaluation_loader
 from pipeline.data.loading.transforms import Warp
 from pipeline.data.loading.visualize import class_color, colorize
+from pipeline.data.store.manifest import read_manifest
 from pipeline.evaluation.evaluate import Details, Evaluation, evaluate
 from pipeline.evaluation.protocols import official_metrics
 from pipeline.runtime.device import PeakMemory, choose_device, set_threads
@@ -50,7 +52,7 @@ SUMMARY = (
     "images",
 )
 """What metrics.json holds of all metrics, as many columns as a terminal has room for."""
-Number = float | int
+Number = float | int | None
 
 
 def best_checkpoint(settings: Settings) -> Checkpoint:
@@ -95,6 +97,7 @@ def evaluate_checkpoint(
             allowed=f"the {checkpoint.label_space.num_classes} classes of the checkpoint",
             hint="train again on this data: dvc repro",
         )
+    learned = read_manifest(bootstrapped_folder(settings))["splits"]["train"]["classes_seen"]
     limit = settings.evaluate.max_images
     total = len(data) if limit is None else min(limit, len(data))
     saved = None
@@ -110,10 +113,24 @@ def evaluate_checkpoint(
         device=device,
         title=f"evaluate {settings.variant or ''} on {split}",
         total=total,
+        measurable=learned > 1,
         on_prediction=saved.add if saved else None,
         details=Details(num_classes, settings.evaluate.boundary_width, device) if details else None,
     )
+    if result.metrics.undefined:
+        _warn_undefined(split, result, learned)
     return result, saved.examples if saved else []
+
+
+def _warn_undefined(split: str, result: Evaluation, learned: int) -> None:
+    if not result.images:
+        reason = f"the split {split} has no images (those without a labeled pixel are left out, by name in "
+        reason += "data/bootstrapped/manifest.json)"
+    elif not int(result.counts.actual.sum()):
+        reason = f"no pixel of the split {split} is labeled"
+    else:
+        reason = f"{learned} class was to be learned, which any network answers everywhere"
+    print(f"warning: nothing can be measured: {reason}; the metrics are null", file=sys.stderr, flush=True)
 
 
 def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]:
@@ -133,7 +150,7 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     assert result.details is not None
     metrics: dict[str, Number] = {
         **result.metrics.flat(),
-        **result.details.metrics(),
+        **({} if result.metrics.undefined else result.details.metrics()),
         **official_metrics(settings.data.layout, result.counts),
         **_warped(settings, checkpoint, segmenter),
         "images": result.images,
@@ -177,7 +194,7 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     return metrics, checkpoint
 
 
-def _warped(settings: Settings, checkpoint: Checkpoint, segmenter: Segmenter) -> dict[str, float]:
+def _warped(settings: Settings, checkpoint: Checkpoint, segmenter: Segmenter) -> dict[str, Number]:
     """Return the metrics on warped images, where `evaluate.warp` asks for them."""
     if settings.evaluate.warp is None:
         return {}
@@ -189,7 +206,10 @@ def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:
     """Return CSV with one line a class; IoU and accuracy are empty where they are not defined."""
     counts, nothing = result.counts, torch.full((label_space.num_classes,), math.nan)
     boundary = nothing if result.details is None else result.details.boundary_iou(nothing)
-    columns = (counts.actual, counts.predicted, counts.iou(), counts.accuracy(), boundary)
+    ratios = [counts.iou(), counts.accuracy(), boundary]
+    if result.metrics.undefined:
+        ratios = [nothing] * len(ratios)
+    columns = (counts.actual, counts.predicted, *ratios)
     rows = []
     for entry, *values in zip(label_space.classes, *(column.tolist() for column in columns), strict=True):
         cells = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]

@@ -13,7 +13,7 @@ from pipeline.evaluation.metrics import ClassCounts
 ADE20K_CLASSES = 150
 
 
-def official_metrics(layout: str, counts: ClassCounts) -> dict[str, float]:
+def official_metrics(layout: str, counts: ClassCounts) -> dict[str, float | None]:
     """Return the scores by which the dataset of a layout is ranked, beyond mIoU and pixel accuracy.
 
     Args:
@@ -22,10 +22,13 @@ def official_metrics(layout: str, counts: ClassCounts) -> dict[str, float]:
 
     Returns:
         For ade20k "ade20k_score", in which a class that is nowhere counts as IoU 0, as in the challenge's
-        toolkit. For the other layouts nothing.
+        toolkit; None where no pixel is labeled. For the other layouts nothing.
     """
     if layout != "ade20k" or counts.num_classes != ADE20K_CLASSES:
         return {}
+    labeled = int(counts.actual.sum())
+    if not labeled:
+        return {"ade20k_score": None}
     miou = float(counts.iou().nan_to_num(0.0).mean())
-    accuracy = int(counts.true_positives.sum()) / max(int(counts.actual.sum()), 1)
+    accuracy = int(counts.true_positives.sum()) / labeled
     return {"ade20k_score": (miou + accuracy) / 2}

@@ -170,7 +170,9 @@ def _head(variant: Variant) -> str:
 
 def _charts(variants: Sequence[Variant], data: DataSummary, memory: MemoryCurve | None) -> dict[str, Markup]:
     training = [variant.record.training for variant in variants]
-    holdout = [[(step, miou) for step, miou, _ in one.validation_curve] for one in training]
+    holdout = [
+        [(step, miou) for step, miou, _ in one.validation_curve if miou is not None] for one in training
+    ]
     charts = {
         "loss": curves_chart([one.loss_curve for one in training], name="loss", ylabel="training loss"),
         "holdout": curves_chart(holdout, name="holdout", ylabel="mIoU, held-out part", percent=True),

@@ -38,7 +38,7 @@ class Training(_Part):
     peak_memory_kind: str
     device: str
     loss_curve: list[tuple[float, float]]
-    validation_curve: list[tuple[float, float, float]]
+    validation_curve: list[tuple[float, float | None, float | None]]
 
 
 class LegendEntry(_Part):

@@ -225,12 +225,13 @@ def best_and_worst(variant: Variant) -> dict[str, Any]:
     def iou(one: ClassResult) -> float:
         return one.iou or 0.0
 
-    ordered = sorted(present, key=lambda one: (-iou(one), -one.true_pixels))
+    measured = [one for one in present if one.iou is not None]
+    ordered = sorted(measured, key=lambda one: (-iou(one), -one.true_pixels))
     shown = min(SHOWN_CLASSES, math.ceil(len(ordered) / 2))
     worst = sorted(ordered[shown:], key=lambda one: (iou(one), -one.true_pixels))
     return {
         "present": len(present),
-        "zero": sum(iou(one) == 0 for one in present),
+        "zero": sum(iou(one) == 0 for one in measured),
         "predicted": sum(one.predicted_pixels > 0 for one in variant.classes),
         "best": ordered[:shown],
         "worst": worst[:SHOWN_CLASSES],
