@@ -14,7 +14,6 @@ trials: finished ones with their results, the others with their checkpoints.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +25,7 @@ from pipeline.config.renamed import current_keys, current_tree
 from pipeline.config.schema import Settings
 from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.files import write_json
+from pipeline.tracking.journal import read_events
 
 FORMAT = 1
 DONE = ("finished", "pruned", "infeasible", "failed")
@@ -212,14 +212,8 @@ def trial_settings(plan: SweepPlan, values: Mapping[str, Any]) -> Settings:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Read the complete events of a trial's metrics.jsonl; skip a line that a kill cut short."""
-    if not path.is_file():
-        return []
-    events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(json.JSONDecodeError):
-            events.append(json.loads(line))
-    return [event for event in events if isinstance(event, dict) and {"step", "metrics"} <= set(event)]
+    """Read the complete points of a trial's metrics.jsonl; skip a line that a kill cut short."""
+    return [event for event in read_events(path) if {"step", "metrics"} <= set(event)]
 
 
 def predicted_gib(place: Path) -> float | None:
