@@ -15,6 +15,7 @@ project itself.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,17 @@ def home_folder(project: Path) -> Path:
             root = next((one for one in (project, *project.parents) if (one / ".dvc").is_dir()), copy)
             return Path(*parts[: end - 3]) / project.relative_to(root if root.is_relative_to(copy) else copy)
     return project
+
+
+def absolute_path(project: Path, value: Path) -> Path:
+    """Return a path of the settings from the root of the file system. Links in it stay links.
+
+    In the temporary copy of one of DVC's experiments, what is not in the copy is that of the project itself.
+    """
+    place, home = (Path(os.path.normpath(folder / value)) for folder in (project, home_folder(project)))
+    inside = place.is_relative_to(project)
+    first, second = (place, home) if inside else (home, place)
+    return second if second.exists() and not first.exists() else first
 
 
 def store_file(settings: Settings) -> Path:

@@ -30,6 +30,7 @@ from pipeline.tracking.relocate import relocate_artifacts
 
 STORE_ERRORS = (MlflowException, RequestException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError)
 _CREATION_SECONDS = 120.0
+_LONGEST_PATH = 504  # SQLite adds "-journal" and takes 512
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 
@@ -53,6 +54,7 @@ def open_client(settings: Settings) -> MlflowClient:
         os.environ.setdefault(name, value)  # else an unreachable server hangs for minutes
     uri = tracking_uri(settings)
     path = sqlite_path(uri)
+    _check_length(path)
     try:
         with _alone(path), _without_stray_folders(uri, path):
             if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
@@ -63,6 +65,18 @@ def open_client(settings: Settings) -> MlflowClient:
             return client
     except STORE_ERRORS as error:
         raise explain(settings, error) from error
+
+
+def _check_length(path: Path | None) -> None:
+    length = 0 if path is None else len(os.fsencode(path.absolute()))
+    if length > _LONGEST_PATH:
+        raise KilosegError(
+            "the path of the MLflow store is longer than SQLite takes",
+            where=path,
+            found=f"{length} bytes",
+            allowed=f"at most {_LONGEST_PATH} bytes",
+            hint="move the project to a shorter path, or name another store in MLFLOW_TRACKING_URI",
+        )
 
 
 def experiment_id(client: MlflowClient, settings: Settings) -> str:

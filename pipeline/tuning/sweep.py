@@ -26,6 +26,7 @@ from pipeline.config.schema import Settings
 from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.files import write_json
 from pipeline.tracking.journal import read_events
+from pipeline.tuning.portable import from_disk, to_disk
 
 FORMAT = 1
 DONE = ("finished", "pruned", "infeasible", "failed")
@@ -38,7 +39,7 @@ class SweepPlan:
 
     Attributes:
         name: of the sweep.
-        settings: the settings every trial starts from; JSON of `Settings`.
+        settings: the settings every trial starts from; JSON of `Settings`, with absolute paths.
         space: {dotted key: {kind: values}}.
         objectives: metrics to optimize, the mIoU first.
         trials: planned number of trials.
@@ -125,7 +126,7 @@ class Sweep:
             ) from error
         if document.pop("format", None) != FORMAT:
             raise DataError("a sweep of another version of kiloseg", where=path, hint="start a new one")
-        document["settings"] = current_tree(document["settings"])
+        document["settings"] = from_disk(current_tree(document["settings"]), self.folder)
         document["space"] = current_keys(document["space"])
         return SweepPlan(**document)
 
@@ -141,7 +142,8 @@ class Sweep:
 
     def rewrite(self, plan: SweepPlan) -> None:
         """Replace the plan, atomically."""
-        write_json(self.folder / "sweep.json", {"format": FORMAT, **asdict(plan)})
+        stored = {**asdict(plan), "settings": to_disk(plan.settings, self.folder)}
+        write_json(self.folder / "sweep.json", {"format": FORMAT, **stored})
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder of trial `number`."""
