@@ -31,6 +31,8 @@ from pipeline.data.layouts.layout import ClassMask, Layout, Region, StoredMask
 from pipeline.data.layouts.opening import open_layout
 from pipeline.data.store.images import open_image
 from pipeline.data.store.manifest import SPLITS, LeftOut, SplitCounts, describe, is_bootstrapped
+from pipeline.data.store.orientation import read_frame
+from pipeline.data.store.pixels import is_deep, rgb_pixels
 from pipeline.data.store.shards import ROWS_PER_BATCH, MaskRow, compress_mask, serialize_rows, write_shard
 from pipeline.runtime.errors import DataError
 from pipeline.runtime.files import atomic_folder, write_json, write_text
@@ -205,7 +207,7 @@ def _draw_batch(
     with RowReader() as reader:
         for image, content in work:
             if options.check_images:
-                _check_size(root / (image.file or ""), image)
+                _check_image(root / (image.file or ""), image)
             made = _class_mask(image, content, reader, options.overlap)
             if not made.class_ids:
                 drawn.empty.append(image)
@@ -238,19 +240,13 @@ def _class_mask(
     return rasterize(regions, image.height, image.width, overlap=overlap)
 
 
-def _check_size(path: Path, image: ImageEntry) -> None:
-    """Compare the size of the stored raster, which COCO annotates whatever EXIF says."""
+def _check_image(path: Path, image: ImageEntry) -> None:
+    """Check an image's size against its annotation's; pixels are decoded where their range may be unclear."""
     where = f"{path} (image {image.image_id})"
     with open_image(path, where=where) as opened:
-        size = opened.size
-    if size != (image.width, image.height):
-        raise DataError(
-            "an image of another size than its annotation",
-            where=where,
-            found=f"{size[0]} x {size[1]} (width x height)",
-            allowed=f"{image.width} x {image.height} as in the LVIS file",
-            hint="take the original file; resized copies do not fit the annotations",
-        )
+        read_frame(opened).require((image.height, image.width), where)
+        if is_deep(opened):
+            rgb_pixels(opened)
 
 
 def _check_presence(root: Path, images: Mapping[str, list[ImageEntry]]) -> None:

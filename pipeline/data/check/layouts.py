@@ -19,7 +19,7 @@ from pipeline.data.check.check import CheckResult, Report, check
 from pipeline.data.check.image import examine_image
 from pipeline.data.layouts.layout import DEFAULT_OPTIONS, LayoutOptions, Region, StoredMask
 from pipeline.data.layouts.opening import open_layout
-from pipeline.data.layouts.paired import PairedLayout, image_size
+from pipeline.data.layouts.paired import PairedLayout, annotated_size
 from pipeline.runtime.errors import DataError
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.workers import ordered_map, worker_pool
@@ -86,29 +86,30 @@ class Examined:
 def examine_task(task: Task) -> Examined:
     """Decode an image to its last pixel, and read its mask or draw its annotations."""
     found = Examined()
-    path, size = task.root / task.file, task.size
-    if size is None:
-        try:
-            size = image_size(path)
-        except DataError:
-            size = None  # the look at the image below says what is wrong
-    height, width = size or (-1, -1)
+    path = task.root / task.file
+    if isinstance(task.content, StoredMask):
+        _read_image_and_mask(path, task.content, found)
+        return found
+    assert task.size is not None  # annotations state it
+    height, width = task.size
     problem = examine_image(path, ImageEntry(0, height, width, task.file), found.notes)
     if problem is not None:
         found.problems.append(problem)
-    if isinstance(task.content, StoredMask):
-        _read_mask(task.content, size, found)
-    else:
-        _draw_regions(task.content, height, width, found)
+    _draw_regions(task.content, height, width, found)
     return found
 
 
-def _read_mask(mask: StoredMask, size: tuple[int, int] | None, found: Examined) -> None:
-    try:
-        height, width = size or mask.values(mask.path).shape
-        drawing = mask.read(height, width)
-    except DataError as problem:
+def _read_image_and_mask(path: Path, mask: StoredMask, found: Examined) -> None:
+    if problem := examine_image(path, None, found.notes):
         found.problems.append(problem)
+    try:
+        if problem is None:
+            height, width = annotated_size(path, mask)
+        else:
+            height, width = mask.numbers().shape
+        drawing = mask.read(height, width)
+    except DataError as wrong:
+        found.problems.append(wrong)
         return
     found.pixels, found.labeled = height * width, sum(drawing.pixel_counts)
     if not found.labeled:

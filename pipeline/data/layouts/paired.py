@@ -22,6 +22,7 @@ from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.layouts.layout import StoredMask
 from pipeline.data.layouts.splits import Splits, divide
 from pipeline.data.store.images import open_image
+from pipeline.data.store.orientation import read_frame
 from pipeline.runtime.errors import DataError
 
 
@@ -94,7 +95,8 @@ class PairedLayout:
             if not pairs:
                 raise self.empty_split(split)
             entries[split] = [
-                ImageEntry(pair.image_id, *image_size(self.root / pair.image), pair.image) for pair in pairs
+                ImageEntry(pair.image_id, *annotated_size(self.root / pair.image, pair.mask), pair.image)
+                for pair in pairs
             ]
         return divide(entries, lambda entry: None, holdout_fraction, holdout_seed)
 
@@ -155,11 +157,16 @@ def count_remark(where: Path, number: int, published: int) -> list[tuple[Path, s
     return [(where, "not the whole published split", f"{number:,} of {published:,} images")]
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) by the header.
+def annotated_size(path: Path, mask: StoredMask) -> tuple[int, int]:
+    """Return the (height, width) in which an image is read: as stored, unless its mask has the size as shown.
 
     Raises:
-        DataError: missing or unreadable.
+        DataError: missing or unreadable, or its mask may follow the EXIF orientation or not.
     """
     with open_image(path) as opened:
-        return opened.height, opened.width
+        frame = read_frame(opened)
+    if frame.orientation == 1:
+        return frame.stored
+    if frame.is_ambiguous:
+        frame.require(frame.stored, str(path), of="mask")
+    return frame.shown if mask.numbers().shape == frame.shown else frame.stored
