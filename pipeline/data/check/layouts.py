@@ -65,12 +65,13 @@ def check_layout(
 
 @dataclass(frozen=True)
 class Task:
-    """An image, its mask or its annotations, and the size that the annotations state."""
+    """An image, its mask or annotations, the size that these state, and whether the image exists."""
 
     root: Path
     file: str
     content: StoredMask | list[Region]
     size: tuple[int, int] | None = None
+    is_there: bool = True
 
 
 @dataclass
@@ -92,8 +93,9 @@ def examine_task(task: Task) -> Examined:
         return found
     assert task.size is not None  # annotations state it
     height, width = task.size
-    problem = examine_image(path, ImageEntry(0, height, width, task.file), found.notes)
-    if problem is not None:
+    if task.is_there and (
+        problem := examine_image(path, ImageEntry(0, height, width, task.file), found.notes)
+    ):
         found.problems.append(problem)
     _draw_regions(task.content, height, width, found)
     return found
@@ -146,11 +148,22 @@ def _tasks(dataset: Any, root: Path, report: Report) -> Iterator[tuple[str, Task
                 report.problem(".", empty)
             for pair in pairs:
                 yield split, Task(root, pair.image, pair.mask)
+        listed = {
+            split: [ImageEntry(pair.image_id, 1, 1, pair.image) for pair in pairs]
+            for split, pairs in dataset.pairs.items()
+        }
+        report.copies(listed)
         return
-    for split, entries in dataset.splits(0, 0).images.items():
+    images = dataset.splits(0, 0).images
+    report.copies(images)
+    for split, entries in images.items():
         for entry in entries:
-            content = dataset.content(entry)
-            yield split, Task(root, entry.file or "", content, (entry.height, entry.width))
+            is_there = (root / (entry.file or "")).exists()
+            if not is_there:
+                problem = dataset.missing_image(entry)
+                report.problem(_relative(root, problem, entry.file or ""), problem)
+            size = (entry.height, entry.width)
+            yield split, Task(root, entry.file or "", dataset.content(entry), size, is_there)
 
 
 def _report(task: Task, found: Examined, counts: Counter[str], report: Report) -> None:

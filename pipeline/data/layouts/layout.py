@@ -77,6 +77,24 @@ class Layout(Protocol):
     def content(self, image: ImageEntry) -> list[Region] | StoredMask:
         """Return what is annotated on an image; segmentations may still have to be read by `RowReader`."""
 
+    def missing_image(self, image: ImageEntry) -> DataError:
+        """Return the error of a listed image that does not exist, with advice that fits the layout."""
+
+    def choices(self) -> dict[str, object]:
+        """Return what was decided when the dataset was read, for the manifest."""
+
+
+def missing_file(root: Path, image: ImageEntry, hint: str) -> DataError:
+    """Return the error of a listed image that does not exist, or of the folder that it should lie in."""
+    path = root / (image.file or "")
+    there = path.parent.is_dir()
+    return DataError(
+        "missing image" if there else "missing folder of images",
+        where=path if there else path.parent,
+        found=f"image {image.image_id} does not exist",
+        hint=hint,
+    )
+
 
 class Region(NamedTuple):
     """One annotation to rasterize.

@@ -8,7 +8,6 @@ classes must tell which of the two are meant.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,8 +142,7 @@ def _bits(opened: Image.Image, path: Path) -> int:
     """Return the bits of a stored gray value."""
     if opened.format == "PNG":
         with path.open("rb") as file:
-            head = file.read(25)
-        return struct.unpack("B", head[24:25])[0]  # type: ignore[no-any-return]
+            return file.read(25)[24]  # behind signature, length, name, width and height
     return _tag(opened, BITS_PER_SAMPLE, 8) if opened.format == "TIFF" else 8
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from pipeline.data.annotations.quarantine import Quarantine
 from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.labels.label_space import LabelSpace
-from pipeline.data.layouts.layout import StoredMask
+from pipeline.data.layouts.layout import StoredMask, missing_file
 from pipeline.data.layouts.splits import Splits, divide
 from pipeline.data.store.images import open_image
 from pipeline.data.store.orientation import read_frame
@@ -53,6 +53,7 @@ class PairedLayout:
             archive. The first stops bootstrapping; checking reports all.
         remarks: what is odd and harmless, as (file, kind, detail).
         counts_frequencies: classes become rare, common or frequent by the training images that show them.
+        whole: how to get all files of the dataset, for errors.
     """
 
     root: Path
@@ -62,6 +63,7 @@ class PairedLayout:
     problems: list[DataError] = field(default_factory=list)
     remarks: list[tuple[Path, str, str]] = field(default_factory=list)
     counts_frequencies: bool = True
+    whole: str = "put the missing file there, or take it off the list"
     quarantine: Quarantine = field(default_factory=Quarantine)
 
     def __post_init__(self) -> None:
@@ -102,8 +104,15 @@ class PairedLayout:
 
     def empty_split(self, split: str) -> DataError:
         """Return the error for a split without images."""
-        hint = "unpack the whole archive, see docs/data.md"
-        return DataError(f"no images in {split}", where=self.root, hint=hint)
+        return DataError(f"no images in {split}", where=self.root, hint=self.whole)
+
+    def missing_image(self, image: ImageEntry) -> DataError:
+        """Return the error of a listed image that does not exist."""
+        return missing_file(self.root, image, self.whole)
+
+    def choices(self) -> dict[str, object]:
+        """Return what was decided when the dataset was read, for the manifest."""
+        return {}
 
     def content(self, image: ImageEntry) -> StoredMask:
         """Return the mask of an image."""

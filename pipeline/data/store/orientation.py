@@ -120,7 +120,7 @@ def _orientation(opened: Image.Image) -> int:
 
 def _exif_behind_pixels(opened: Image.Image) -> bytes | None:
     """Return the content of a PNG's last EXIF chunk, found from the end of the file."""
-    file = opened.fp
+    file = getattr(opened, "fp", None)
     if file is None:
         return None
     place = file.tell()
