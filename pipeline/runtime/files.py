@@ -24,7 +24,11 @@ from pipeline.runtime.locks import locked
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` to write to; it takes its place only when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:  # a name of full length leaves no room for more
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
+    except OSError as error:
+        error.filename = str(path)  # what is being written, not our name for its beginning
+        raise
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -34,7 +38,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes it private
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError as error:
+            error.filename, error.filename2 = str(path), None
+            raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -143,14 +151,24 @@ def disk_full(where: str | Path, kept: str, *, folder: Path | None = None) -> Ki
     Args:
         where: what was being written.
         kept: what is left of the work, for the fix.
-        folder: an existing one on that disk; the current one if None.
+        folder: an existing one on that disk; that of `where` if None.
     """
     return KilosegError(
         "the disk is full",
         where=where,
-        found=f"{shutil.disk_usage(folder or Path.cwd()).free / GIB:.3f} GiB free",
+        found=f"{shutil.disk_usage(folder or existing_folder(where)).free / GIB:.3f} GiB free",
         hint=f"free some space and run the same command again; {kept}",
     )
+
+
+def existing_folder(path: str | bytes | Path | None) -> Path:
+    """Return the nearest folder above `path` that is there: `path` itself, the current one, or the root."""
+    start = Path(os.fsdecode(path)) if path is not None else Path()
+    for folder in (start, *start.parents, Path("/")):
+        with contextlib.suppress(OSError):
+            if folder.is_dir():
+                return folder
+    return Path("/")
 
 
 @contextlib.contextmanager
