@@ -24,11 +24,8 @@ from pipeline.runtime.locks import locked
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` to write to; it takes its place only when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:  # a name of full length leaves no room for more
+    with _called(path):  # a name of full length leaves no room for more
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
-    except OSError as error:
-        error.filename = str(path)  # what is being written, not our name for its beginning
-        raise
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -38,13 +35,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes it private
-        try:
+        with _called(path):
             temporary.replace(path)
-        except OSError as error:
-            error.filename, error.filename2 = str(path), None
-            raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _called(path: Path, ours: Path | None = None) -> Iterator[None]:
+    """Let an error of the system name what is being written, not our name for its beginning.
+
+    Args:
+        path: what is being written.
+        ours: only errors about this are changed; None for all.
+    """
+    try:
+        yield
+    except OSError as error:
+        if ours is None or error.filename == str(ours):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -94,7 +104,10 @@ def atomic_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]
         KilosegError: the disk is full.
     """
     partial, aside = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
-    with locked(partial, folder=True, error=lambda _: _being_made(path)):
+    with (
+        _called(path, partial),
+        locked(partial, folder=True, error=lambda _: _being_made(path)),
+    ):
         try:
             if aside.exists() and not path.exists():
                 aside.rename(path)
