@@ -21,7 +21,15 @@ from pipeline.config.load import load_settings
 from pipeline.config.paths import bootstrapped_folder, tiny_folder, unsent_folder
 from pipeline.config.schema import Settings
 from pipeline.data.labels.official import IMAGE_FOLDERS, LVIS_FILES, STUFF_FILES
-from pipeline.doctor.software import DEADLINE, Finding, Status, check_gpu, check_opencv, check_versions
+from pipeline.doctor.software import (
+    DEADLINE,
+    Finding,
+    Status,
+    check_gpu,
+    check_opencv,
+    check_shared_memory,
+    check_versions,
+)
 from pipeline.runtime.device import GIB
 from pipeline.runtime.errors import KilosegError
 from pipeline.runtime.secrets import hide_secrets
@@ -48,11 +56,23 @@ def examine(params: Path) -> list[Finding]:
     cuda = any(one.runtime.device.startswith("cuda") for one in settings)
     gpu = _Background(lambda: check_gpu(wanted=cuda), "gpu")
     store = _Background(lambda: [] if plain is None else _store(plain), "store")
-    findings = [*check_versions(), *check_opencv(), *findings]
+    findings = [*check_versions(), *check_opencv(), *check_shared_memory(settings), *findings]
     if plain is not None:
         findings += [*_data(plain), *_weights(settings)]
     findings += [*_repository(project), *_disk(project)]
-    order = ("python", "packages", "opencv", "gpu", "settings", "store", "data", "weights", "git", "dvc")
+    order = (
+        "python",
+        "packages",
+        "opencv",
+        "gpu",
+        "memory",
+        "settings",
+        "store",
+        "data",
+        "weights",
+        "git",
+        "dvc",
+    )
     rank = {topic: position for position, topic in enumerate(order)}
     return sorted(
         [*findings, *gpu.wait(), *store.wait()], key=lambda finding: rank.get(finding.topic, len(order))
