@@ -68,8 +68,8 @@ class ClassCounts:
 class Metrics:
     """Summarize `ClassCounts`.
 
-    A mean is None when none of its classes was met, and all of them are where nothing can be measured: no pixel
-    is labeled, or there is nothing to tell apart.
+    A mean is None when none of its classes was met. All of them are None where nothing can be measured: no
+    pixel is labeled, or there is nothing to tell apart.
     """
 
     miou: float | None

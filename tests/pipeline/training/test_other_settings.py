@@ -1,4 +1,4 @@
-"""A training of days is never lost to a change of settings: it waits, and goes on to what it would have been."""
+"""A training is never lost to a change of settings: it waits, and goes on to what it would have been."""
 
 from __future__ import annotations
 
