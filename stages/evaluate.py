@@ -19,7 +19,7 @@ def main(variant: str) -> None:
     """Evaluate, and add the metrics to the MLflow run that training opened."""
     settings = load_settings(variant=variant)
     trained = load_checkpoint(best_checkpoint_file(settings), header_only=True)
-    with open_run(settings, run_id=trained.progress["run_id"]) as tracker:
+    with open_run(settings, run_id=trained.progress["run_id"], results=True) as tracker:
         tracker.log_data(settings, "val", context="evaluation")
         metrics, checkpoint = evaluate_variant(settings)
         measured = {f"val/{name}": value for name, value in metrics.items() if value is not None}

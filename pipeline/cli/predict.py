@@ -66,10 +66,11 @@ def predict(
     from pipeline.inference.submission import CityscapesSubmission
     from pipeline.inference.windows import Views
     from pipeline.runtime.device import set_threads
+    from pipeline.tracking.tracker import sqlite_uri
 
     project = params.resolve().parent
     if (project / "mlflow.db").is_file():
-        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'mlflow.db'}")
+        os.environ.setdefault("MLFLOW_TRACKING_URI", sqlite_uri(project / "mlflow.db"))
     views = Views(window=window, overlap=overlap, scales=_numbers(scales), flip=flip, batch_size=batch_size)
     source = checkpoint or str(best_variant(project))
     options: dict[str, Any] = {

@@ -40,9 +40,19 @@ class ClassCounts:
         """
         labeled = target != ignore_index
         prediction, target = prediction[labeled], target[labeled]
-        for counts, ids in ((self.true_positives, target[prediction == target]), (self.actual, target)):
+        self.add(target[prediction == target], prediction, target)
+
+    def add(self, hits: Tensor, predicted: Tensor, actual: Tensor) -> None:
+        """Count ids.
+
+        Args:
+            hits: train ids of the pixels predicted right, any number.
+            predicted: train ids predicted; -1 counts nowhere.
+            actual: train ids of the truth.
+        """
+        for counts, ids in ((self.true_positives, hits), (self.actual, actual)):
             counts += torch.bincount(ids, minlength=self.num_classes)
-        self.predicted += torch.bincount(prediction + 1, minlength=self.num_classes + 1)[1:]
+        self.predicted += torch.bincount(predicted + 1, minlength=self.num_classes + 1)[1:]
 
     @property
     def false_positives(self) -> Tensor:
@@ -68,7 +78,7 @@ class ClassCounts:
 class Metrics:
     """Summarize `ClassCounts`.
 
-    A mean is None when none of its classes was met. All of them are None where nothing can be measured: no
+    A mean is None when none of its classes was met, and all of them are where nothing can be measured: no
     pixel is labeled, or there is nothing to tell apart.
     """
 
@@ -80,6 +90,8 @@ class Metrics:
     miou_common: float | None
     miou_frequent: float | None
     miou_stuff: float | None
+    frequency_weighted_iou: float | None
+    """mean IoU of the classes, weighted by their true pixels"""
     pixel_accuracy: float | None
     mean_accuracy: float | None
     classes_present: int
@@ -125,6 +137,7 @@ def summarize(
         miou_common=groups["c"],
         miou_frequent=groups["f"],
         miou_stuff=groups["stuff"],
+        frequency_weighted_iou=None if miou is None else _weighted(iou[present], counts.actual[present]),
         pixel_accuracy=None if miou is None else int(counts.true_positives.sum()) / labeled,
         mean_accuracy=_mean(accuracy[present]),
         classes_present=int(present.sum()),
@@ -135,3 +148,7 @@ def summarize(
 def _mean(values: Tensor) -> float | None:
     known = values[~values.isnan()]
     return float(known.mean()) if known.numel() else None
+
+
+def _weighted(values: Tensor, weights: Tensor) -> float:
+    return float((values * weights).sum() / weights.sum())

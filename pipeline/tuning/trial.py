@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from pipeline.runtime.device import GIB, PeakMemory, choose_device, is_out_of_me
 from pipeline.runtime.errors import DataError, KilosegError, MemoryLimitError
 from pipeline.runtime.files import write_json
 from pipeline.runtime.locks import locked
+from pipeline.tracking.journal import append_events, milliseconds
 from pipeline.training.trainer import train
 from pipeline.tuning.sweep import (
     Sweep,
@@ -206,10 +206,8 @@ class TrialTracker:
         """Append the numbers; report every validation but the last, which `run_trial` reports."""
         fresh = {name: float(value) for name, value in metrics.items() if step > self._last.get(name, -1)}
         if fresh:
-            event = {"step": step, "time": int(time.time() * 1000), "metrics": fresh}
-            complete = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(("" if complete else "\n") + json.dumps(event) + "\n")
+            event = {"step": step, "time": milliseconds(), "metrics": fresh}
+            append_events(self.path, [json.dumps(event)])
         self._note(fresh, step)
         if "holdout/miou" in metrics and step < self.steps:
             self.report(

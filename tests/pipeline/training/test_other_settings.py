@@ -1,4 +1,4 @@
-"""A training is never lost to a change of settings: it waits, and goes on to what it would have been."""
+"""A training of days is never lost to a change of settings: it waits, and goes on as it would have."""
 
 from __future__ import annotations
 
