@@ -135,7 +135,7 @@ def _warn_undefined(split: str, result: Evaluation, learned: int) -> None:
 
 
 def _warn_other_training(settings: Settings, checkpoint: Checkpoint) -> None:
-    """Say that the checkpoint is not of the training that the settings describe, as the results will claim."""
+    """Say that the checkpoint is not of the training that the settings, and so the results, describe."""
     differences = Identity.of(settings).differences(checkpoint)
     if differences:
         text = f"{best_checkpoint_file(settings)} was trained otherwise: {'; '.join(differences)}"
