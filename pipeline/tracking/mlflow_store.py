@@ -19,6 +19,7 @@ from pipeline.runtime.locks import locked
 from pipeline.tracking.tracker import own_store, sqlite_path, tracking_uri
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow when it is imported
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it prints passwords of the address
 
 import sqlalchemy
 from mlflow import MlflowClient
@@ -207,7 +208,7 @@ _CASES = (
         True,
     ),
     (
-        "readonly database|permission denied|unable to open database|not a directory|read-only file",
+        "readonly database|read-only file|permission denied|unable to open database|not a directory|file exists",
         "the MLflow store does not answer: its file cannot be opened",
         "make the file and its folder writable, or name another store in MLFLOW_TRACKING_URI",
         False,
