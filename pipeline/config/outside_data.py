@@ -1,8 +1,8 @@
 """Make a relative `data.root` outside the project reachable from the temporary copies of DVC's experiments.
 
-`dvc exp run --temp` and the queue copy the project to .dvc/tmp/exps/standalone/NAME and .dvc/tmp/exps/NAME, and
-look for a stage's dependencies from there before they start it. Links in those folders lead to where the path
-leads from the project.
+`dvc exp run --temp` and the queue copy the project to .dvc/tmp/exps/standalone/NAME and .dvc/tmp/exps/NAME.
+They look for a stage's dependencies from there before they start it. Links in those folders lead to where the
+path leads from the project.
 """
 
 from __future__ import annotations

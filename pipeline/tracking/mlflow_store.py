@@ -208,7 +208,7 @@ _CASES = (
         True,
     ),
     (
-        "readonly database|read-only file|permission denied|unable to open database|not a directory|file exists",
+        "readonly database|read-only file|permission denied|unable to open|not a directory|file exists",
         "the MLflow store does not answer: its file cannot be opened",
         "make the file and its folder writable, or name another store in MLFLOW_TRACKING_URI",
         False,
