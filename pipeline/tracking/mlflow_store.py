@@ -159,6 +159,8 @@ def explain(settings: Settings, error: BaseException) -> KilosegError:
     text = " ".join(str(error).split())
     where, found = tracking_uri(settings), _short(text)
     status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
+    if not isinstance(error, STORE_ERRORS):
+        return StoreUnavailable("tracking fails", where=where, found=f"{type(error).__name__}: {found}")
     if isinstance(error, ImportError):
         return KilosegError(
             "the driver of this database is not installed",
@@ -195,6 +197,12 @@ def explain(settings: Settings, error: BaseException) -> KilosegError:
 
 
 _CASES = (
+    (
+        "must be in (the )?'?active'? state",
+        "the run was deleted in MLflow",
+        "restore it: mlflow runs restore --run-id ID; else the next command makes another one of it",
+        True,
+    ),
     (
         "database is locked",
         "the MLflow store is locked by another program",

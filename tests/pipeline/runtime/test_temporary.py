@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.runtime.temporary import LONGEST_SOCKET_PATH, socket_folder
 from pipeline.tuning.cluster import _LONGEST_SOCKET, _short_folder
+from tests.paths import ROOT
 
 
 def can_bind(path: Path) -> bool:
@@ -49,3 +52,28 @@ def test_ray_gets_a_short_folder_by_itself_and_says_so(
     monkeypatch.setenv("TMPDIR", "/tmp")
     assert _short_folder() == {}
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_worker_processes_hand_over_tensors_under_a_long_tmpdir(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    code = (
+        "import torch\n"
+        "from pipeline.runtime.temporary import shorten_worker_sockets\n"
+        "shorten_worker_sockets()\n"  # without this they fail or wait for ever
+        "from torch.utils.data import DataLoader\n"
+        "print(sum(int(batch.sum()) for batch in DataLoader(list(range(8)), num_workers=1)))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(long)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert (result.returncode, result.stdout) == (0, "28\n"), result.stderr
+    assert list(long.iterdir()) == []
