@@ -25,7 +25,7 @@ from pipeline.runtime.errors import KilosegError
 from pipeline.runtime.files import file_digest
 from pipeline.tracking.delivery import Delivery, create_run, existing_run, mirror_of, send_unsent
 from pipeline.tracking.environment import git_commit
-from pipeline.tracking.mirror import Mirror
+from pipeline.tracking.mirror import SLOW_SECONDS, Mirror
 from pipeline.tracking.mlflow_store import STORE_ERRORS, StoreUnavailable, explain, open_client
 from pipeline.tracking.unsent import RunPlace, UnsentRun, store_name, unsent_run
 
@@ -174,20 +174,29 @@ def open_run(
             raise
         finally:
             tracker.log_status(status)
-            patience = _KILLED_PATIENCE_SECONDS if status == "KILLED" else PATIENCE_SECONDS
-            _close(settings, mirror, delivery, patience)
+            if status == "KILLED":
+                _close(settings, mirror, delivery, _KILLED_PATIENCE_SECONDS, slow=1.0)
+            else:
+                _close(settings, mirror, delivery, PATIENCE_SECONDS)
 
 
-def _close(settings: Settings, mirror: Mirror, delivery: Delivery, patience: float) -> None:
+def _close(
+    settings: Settings,
+    mirror: Mirror,
+    delivery: Delivery,
+    patience: float,
+    *,
+    slow: float = SLOW_SECONDS,
+) -> None:
     """Send the rest, and what earlier processes left; say what to do if that fails."""
     end = time.monotonic() + patience
-    arrived = mirror.close(patience=patience)
+    arrived = mirror.close(patience=patience, slow=slow)
     for text in delivery.refused:
         print(f"warning: MLflow does not take a part of what was logged: {text}", file=sys.stderr, flush=True)
     if arrived:
         delivery.run.remove()
         with contextlib.suppress(KilosegError):
-            send_unsent(settings, patience=max(end - time.monotonic(), 0.0))
+            send_unsent(settings, patience=max(end - time.monotonic(), 0.0), slow=slow)
         return
     print(
         f"warning: not everything reached MLflow; it waits in {delivery.run.folder.parent}. What sends it: "

@@ -153,7 +153,7 @@ def apply_values(path: Path, plan: SweepPlan, record: TrialRecord, *, swept_only
     finally:
         trial.unlink()
     if after != before:
-        write_text(path, after)
+        write_text(path.resolve(), after)  # a link stays
     lines = difflib.unified_diff(
         before.splitlines(), after.splitlines(), path.name, path.name, n=0, lineterm=""
     )
