@@ -140,7 +140,7 @@ def bootstrap(
         holdout_fraction=holdout_fraction,
         holdout_seed=holdout_seed,
         overlap=overlap,
-        keep_classes=[int(key) if key.isdigit() else key for key in keep] if keep else None,
+        keep_classes=[_class_key(key) for key in keep] if keep else None,
         check_images=check_images,
         of_layout=LayoutOptions(voc_augmented, cocostuff_classes),
     )
@@ -152,11 +152,15 @@ def bootstrap(
     for split, counts in result.counts.items():
         share = counts.labeled_pixels / max(int(counts.pixels.sum()), 1)
         typer.echo(f"  {split:8}{counts.num_images:7} images, {share:.0%} of their pixels labeled")
-    for kind in dict.fromkeys(one.kind for one in result.copies):
-        alike = [one for one in result.copies if one.kind == kind]
-        typer.echo(f"warning: {kind}: {len(alike)}, named in manifest.json; {alike[0].describe()}", err=True)
     if result.left_out:
         typer.echo(f"  left out{len(result.left_out):7} images, named with the reason in manifest.json")
+
+
+def _class_key(text: str) -> int | str:
+    """Return a class id, or a name; a name of digits stands in quotes."""
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        return text[1:-1]
+    return int(text) if text.isascii() and text.isdigit() else text
 
 
 @app.command()

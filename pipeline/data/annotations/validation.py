@@ -238,7 +238,7 @@ def _file_in_folder(name: str, folder: str, where: str) -> str | DataError:
             where=where,
             found=repr(name),
             allowed="for example 000000000139.jpg",
-            hint=RESTORE,
+            hint=f"write the path below {folder}/",
         )
     return f"{folder}/{path.as_posix()}"
 
