@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 
 from pipeline.config.paths import label_space_file
+from pipeline.config.reading import parse_yaml
 from pipeline.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -120,12 +120,7 @@ def parse_changes(texts: list[str]) -> dict[str, object]:
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError("no value", where="--set", found=text, allowed="KEY=VALUE")
-        try:
-            changes[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(
-                "the value is not YAML", where=f"--set {key}", found=value, allowed="as in params.yaml"
-            ) from error
+        changes[key] = parse_yaml(value, f"--set {key}")
     return changes
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, field_validator
 
 from pipeline.config.paths import TINY
-from pipeline.config.section import FilePath, Section
+from pipeline.config.section import FilePath, Section, Seed
 
 
 class VocSettings(Section):
@@ -38,7 +39,7 @@ class DataSettings(Section):
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of the train images kept back for choosing checkpoints"
     )
-    holdout_seed: NonNegativeInt = Field(0, description="which images are kept back")
+    holdout_seed: Seed = Field(0, description="which images are kept back")
     overlap: Literal["first", "smallest"] = Field(
         "first", description="which annotation keeps a pixel claimed by several"
     )
@@ -47,3 +48,11 @@ class DataSettings(Section):
     )
     voc: VocSettings = VocSettings()
     cocostuff: CocoStuffSettings = CocoStuffSettings()
+
+    @field_validator("root", mode="before")
+    @classmethod
+    def _no_home_folder(cls, value: object) -> object:
+        if isinstance(value, str) and value.startswith("~"):
+            written_out = Path(value).expanduser() if value[1:2] in ("", "/") else "the whole path"
+            raise ValueError(f"{written_out}: DVC takes ~ for the name of a folder")
+        return value

@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config.paths import absolute_path
+from pipeline.config.reading import check_values, read_yaml
 from pipeline.config.renamed import current_key, current_tree
 from pipeline.config.schema import NOT_IN_THE_FILE, SECTIONS, Settings
 from pipeline.config.section import Section
 from pipeline.runtime.errors import UsageError
+
+_LONGEST_NAME = 100
+_PLAIN_WORDS = {
+    "a valid boolean": "true or false",
+    "a valid string": "text, in quotes if it looks like a number",
+}
 
 
 def load_settings(
@@ -37,7 +45,8 @@ def load_settings(
     Raises:
         UsageError: missing or malformed file, unknown key, wrong type, value out of range, unknown variant.
     """
-    path = Path(path).resolve()
+    path = Path(path).absolute()
+    path = path.parent.resolve() / path.name  # the file itself may be a link, and the project lies here
     tree = _read_yaml(path)
     if variant is not None:
         variants = tree.get("variants") or {}
@@ -87,20 +96,31 @@ def variant_argument(arguments: list[str]) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree: object = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path)
     except FileNotFoundError as error:
         raise UsageError(
             "no settings file",
             where=path,
             hint="run inside the project, or name the file with --params",
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(
-            "the settings file is not valid YAML", where=path, found=error, hint="fix the line"
-        ) from error
     if not isinstance(tree, dict):
         raise UsageError("the settings file holds no sections", where=path, allowed=", ".join(SECTIONS))
+    variants = tree.get("variants")
+    for name in variants if isinstance(variants, dict) else ():
+        _check_variant_name(name, path)
     return current_tree(tree, path)
+
+
+def _check_variant_name(name: str, path: Path) -> None:
+    """Refuse a name that is no argument of a stage, no folder below checkpoints/, or no key of DVC's."""
+    if not re.fullmatch(r"\w[\w-]*", name) or len(name.encode()) > _LONGEST_NAME:
+        raise UsageError(
+            "not a name for a variant",
+            where=f"{path}: variants",
+            found=repr(name),
+            allowed=f"letters, digits, _ and -, at most {_LONGEST_NAME} bytes",
+            hint="it names a folder, an argument of a stage and a key of DVC: choose another",
+        )
 
 
 def _with_variant(path: Path, tree: dict[str, Any], variant: str) -> dict[str, Any]:
@@ -120,6 +140,7 @@ def _with_variant(path: Path, tree: dict[str, Any], variant: str) -> dict[str, A
 
 
 def _override(tree: dict[str, Any], key: str, value: object, where: str) -> None:
+    check_values(value, where)
     section, dot, name = current_key(key, where).partition(".")
     if not dot or section not in ("data", "model", "loss", "train", "evaluate", "tracking", "runtime"):
         raise UsageError(
@@ -146,13 +167,13 @@ def _check(path: Path, tree: dict[str, Any], variant: str | None, project: Path)
     try:
         settings = Settings.model_validate({**known, "project": project, "file": path, "variant": variant})
     except ValidationError as error:
-        raise _explain(path, error) from None
+        raise _explain(path, error, known) from None
     return _absolute(settings)
 
 
 def _absolute(settings: Settings) -> Settings:
     def resolve(value: Path) -> Path:
-        return (settings.project / value).resolve()
+        return absolute_path(settings.project, value)
 
     data = settings.data.model_copy(update={"root": resolve(settings.data.root)})
     model = settings.model
@@ -162,22 +183,38 @@ def _absolute(settings: Settings) -> Settings:
     return settings.model_copy(update={"data": data, "model": model, "tune": tune})
 
 
-def _explain(path: Path, error: ValidationError) -> UsageError:
-    first = error.errors(include_url=False)[0]
-    location = [str(part) for part in first["loc"]]
+def _explain(path: Path, error: ValidationError, tree: Mapping[str, Any]) -> UsageError:
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    location = _in_the_file(first, tree)
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
         section = _section(location[:-1])
         return _unknown_key(path, key, list(section.model_fields if section else SECTIONS))
     if first["type"] == "missing":
         return UsageError("a setting is missing", where=f"{path}: {key}", hint="add it to the file")
+    # a value of several kinds has an error for each
+    kinds = [_allowed(one) for one in errors if _in_the_file(one, tree) == location]
     return UsageError(
         "a setting has a wrong value",
         where=f"{path}: {key}" if key else path,
         found=repr(first["input"]) if not isinstance(first["input"], dict) else "this combination",
-        allowed=_allowed(first),
+        allowed=" or ".join(dict.fromkeys(kinds)),
         hint=_field_help(location),
     )
+
+
+def _in_the_file(error: Any, tree: Any) -> list[str]:
+    """Return where an error is in the file; pydantic's place may end with the kind of value that it tried."""
+    found: list[str] = []
+    for part in error["loc"]:
+        there = part in tree if isinstance(tree, Mapping) else isinstance(part, int) and part < len(tree)
+        if not there and error["type"] != "missing":
+            break
+        found.append(str(part))
+        tree = tree[part] if there else {}
+        tree = tree if isinstance(tree, Mapping | list) else {}
+    return found
 
 
 def _section(location: list[str]) -> type[Section] | None:
@@ -196,7 +233,7 @@ def _allowed(error: Any) -> str:
     message = str(error["msg"])
     for opening in ("Input should be ", "Value error, "):
         message = message.removeprefix(opening)
-    return message
+    return _PLAIN_WORDS.get(message, message)
 
 
 def _field_help(location: list[str]) -> str | None:

@@ -10,18 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from pipeline.config.data_section import DataSettings
 from pipeline.config.paths import SWEEPS
-from pipeline.config.section import FilePath, Section
+from pipeline.config.section import Count, CountOrNone, FilePath, Section, Seed
+
+Batch = Annotated[int, Field(ge=1, le=65_536)]
+Scale = Annotated[float, Field(ge=0.01, le=100)]
+Gibibytes = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class ModelSettings(Section):
@@ -35,7 +32,7 @@ class ModelSettings(Section):
         "deeplabv3plus",
         description="each takes every backbone; linear is meant for plain vision transformers",
     )
-    decoder_channels: PositiveInt = 256
+    decoder_channels: Annotated[int, Field(ge=1, le=65_536)] = 256
     head: Literal["embedding", "softmax"] = "embedding"
     embedding_dim: Annotated[int, Field(ge=1, le=4096)] = 16
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -63,38 +60,40 @@ class LossSettings(Section):
     )
     similarity: Literal["distance", "cosine"] = "distance"
     temperature: PositiveFloat = Field(0.05, description="divides the similarity; the paper multiplies by 20")
-    num_negatives: PositiveInt = Field(7, description="classes besides the true one, for knn and sampled")
+    num_negatives: Count = Field(7, description="classes besides the true one, for knn and sampled")
     min_separation: NonNegativeFloat = Field(
         0.2, description="least wanted distance between two class embeddings"
     )
     separation_weight: NonNegativeFloat = 1.0
-    pixel_budget: PositiveInt | None = Field(
+    pixel_budget: Count | None = Field(
         None, description="labeled pixels of a step that the loss takes, drawn at random (null: all)"
     )
-    work_memory_mib: PositiveInt = Field(32, description="budget of the loss's work buffer")
+    work_memory_mib: Annotated[int, Field(ge=1, le=2**20)] = Field(
+        32, description="budget of the loss's work buffer"
+    )
 
 
 class TrainSettings(Section):
     """One training run, as in the paper unless changed."""
 
-    steps: PositiveInt = 200_000
-    batch_size: PositiveInt | Literal["auto"] = Field(
+    steps: Count = 200_000
+    batch_size: Batch | Literal["auto"] = Field(
         10, description="images of an optimization step; auto: effective_batch_size, divided as memory needs"
     )
-    accumulation_steps: PositiveInt = Field(
+    accumulation_steps: Batch = Field(
         1, description="micro-batches into which a step's images are divided, one in memory at a time"
     )
-    effective_batch_size: PositiveInt | None = Field(
+    effective_batch_size: Batch | None = Field(
         None, description="images of a step with batch_size: auto (null: 10, the paper's)"
     )
-    memory_budget_gib: PositiveFloat | None = Field(
+    memory_budget_gib: Gibibytes | None = Field(
         None, description="memory that batch_size: auto may plan with (null: 90 % of what is free)"
     )
     crop_size: Annotated[int, Field(ge=16, le=8192)] = Field(
         512, description="side of the square crop, pixels"
     )
-    scale_min: PositiveFloat = 0.5
-    scale_max: PositiveFloat = 2.0
+    scale_min: Scale = 0.5
+    scale_max: Scale = 2.0
     flip_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
     repeat_threshold: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="classes in a smaller share of the images are shown more often (null: no repeats)"
@@ -112,7 +111,7 @@ class TrainSettings(Section):
         None, description="that of the class embeddings (null: weight_decay)"
     )
     poly_power: NonNegativeFloat = 0.9
-    warmup_steps: NonNegativeInt = Field(
+    warmup_steps: CountOrNone = Field(
         0, description="steps over which the rate rises linearly to its full value"
     )
     gradient_clip: PositiveFloat | None = Field(
@@ -135,9 +134,9 @@ class TrainSettings(Section):
     debug: Literal["one_batch", "few_batches", "profile"] | None = Field(
         None, description="train on one batch for ever; or end after a few; or write a trace of those"
     )
-    validate_every: PositiveInt = Field(2_000, description="steps between evaluations on the held-out part")
-    checkpoint_every: PositiveInt = Field(1_000, description="steps between checkpoints to resume from")
-    seed: NonNegativeInt = 0
+    validate_every: Count = Field(2_000, description="steps between evaluations on the held-out part")
+    checkpoint_every: Count = Field(1_000, description="steps between checkpoints to resume from")
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _scales_in_order(self) -> TrainSettings:
@@ -178,13 +177,14 @@ class TrainSettings(Section):
 class EvaluateSettings(Section):
     """How a checkpoint is evaluated on the val split."""
 
-    max_images: PositiveInt | None = Field(None, description="evaluate only the first images (null: all)")
-    warp: PositiveInt | None = Field(
+    max_images: Count | None = Field(None, description="evaluate only the first images (null: all)")
+    warp: Annotated[int, Field(ge=1, le=16_384)] | None = Field(
         None, description="evaluate a second time on images warped to this square, in pixels (null: no)"
     )
-    examples: NonNegativeInt = Field(
-        6, description="images shown as image, truth and prediction in the report"
+    boundary_width: Annotated[float, Field(gt=0, le=0.5)] | None = Field(
+        0.02, description="width of the bands of boundary IoU, as a share of the image's diagonal (null: off)"
     )
+    examples: CountOrNone = Field(6, description="images shown as image, truth and prediction in the report")
 
 
 class TuneSettings(Section):
@@ -200,20 +200,18 @@ class TuneSettings(Section):
     objectives: list[Literal["val/miou", "holdout/miou", "peak_memory_gib"]] = Field(
         ["val/miou"], description="one mIoU, or one and peak_memory_gib"
     )
-    trials: PositiveInt = 8
-    max_concurrent: PositiveInt | Literal["auto"] = Field(
-        "auto", description="trials at once (auto: what fits)"
-    )
+    trials: Count = 8
+    max_concurrent: Count | Literal["auto"] = Field("auto", description="trials at once (auto: what fits)")
     gpus_per_trial: NonNegativeFloat | Literal["auto"] = "auto"
     pruning: bool = Field(True, description="ASHA: stop trials early that are behind on the held-out part")
     reduction_factor: Annotated[int, Field(ge=2)] = Field(
         3, description="ASHA lets one in so many trials go on at each rung"
     )
-    memory_budget_gib: PositiveFloat | None = Field(
+    memory_budget_gib: Gibibytes | None = Field(
         None, description="points predicted to need more are not trained (null: the GPU's memory)"
     )
     folder: FilePath = Field(SWEEPS, description="where sweeps are kept; shared by all machines")
-    seed: NonNegativeInt = 0
+    seed: CountOrNone = 0
 
     @model_validator(mode="after")
     def _one_or_two_objectives(self) -> TuneSettings:
@@ -237,8 +235,8 @@ class RuntimeSettings(Section):
     """This machine. Nothing here changes what is computed, so no DVC stage depends on it."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    threads: PositiveInt | Literal["auto"] = "auto"
-    num_workers: NonNegativeInt | Literal["auto"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    num_workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
 
 
 class Settings(Section):

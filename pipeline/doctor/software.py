@@ -1,4 +1,4 @@
-"""Check the installed software without importing it: versions, OpenCV's libraries, the GPU.
+"""Check software and machine without importing libraries: versions, OpenCV, the GPU, shared memory.
 
 Versions come from the packages' metadata, so that a missing or broken package is a finding. The GPU comes
 from nvidia-smi, which also knows the driver and reports its faults; torch does neither.
@@ -9,16 +9,24 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
+
+from pipeline.config.schema import Settings
+from pipeline.runtime.device import MIB, resolve_num_workers
+from pipeline.runtime.failures import SHARED_MEMORY
+
+_READY_BATCHES, _BYTES_PER_PIXEL = 2, 3 + 8  # of torch's loader; of an image and its target
 
 Status = Literal["ok", "warning", "missing"]
 
@@ -128,3 +136,40 @@ def _torch_cuda() -> str | None:
         return runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda")
     except (OSError, SyntaxError):
         return None
+
+
+def check_shared_memory(settings: Iterable[Settings]) -> list[Finding]:
+    """Compare the shared memory with what the loader's processes will put there; containers have 64 MiB."""
+    needs = [_loaders_bytes(one) for one in settings if resolve_num_workers(one.runtime.num_workers)]
+    if not needs:
+        return []
+    hint = "docker run --shm-size=2g (or --ipc=host), or set runtime.num_workers to 0"
+    try:
+        space, writable = shutil.disk_usage(SHARED_MEMORY), os.access(SHARED_MEMORY, os.W_OK)
+    except OSError:
+        return [
+            Finding("memory", "missing", f"there is no {SHARED_MEMORY}, which worker processes need", hint)
+        ]
+    if not writable or _is_read_only(SHARED_MEMORY):
+        return [
+            Finding(
+                "memory", "missing", f"{SHARED_MEMORY}, which worker processes need, cannot be written", hint
+            )
+        ]
+    text = f"{space.free / MIB:,.0f} MiB free in {SHARED_MEMORY}"
+    if space.free < max(needs):
+        text += f", and the loader's processes fill about {max(needs) / MIB:,.0f}"
+        return [Finding("memory", "warning", text, hint)]
+    return [Finding("memory", "ok", text)]
+
+
+def _is_read_only(folder: Path) -> bool:
+    """Tell whether the file system is: root may write everywhere else."""
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
+def _loaders_bytes(settings: Settings) -> int:
+    """Return the bytes of the batches that lie ready: two a process, and the one that is being used."""
+    train = settings.train
+    batch = train.images_per_step * train.crop_size**2 * _BYTES_PER_PIXEL
+    return (_READY_BATCHES * resolve_num_workers(settings.runtime.num_workers) + 1) * batch

@@ -24,7 +24,8 @@ from pipeline.runtime.locks import locked
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` to write to; it takes its place only when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    with _called(path):  # a name of full length leaves no room for more
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -34,9 +35,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes it private
-        temporary.replace(path)
+        with _called(path):
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _called(path: Path, ours: Path | None = None) -> Iterator[None]:
+    """Let an error of the system name what is being written, not our name for its beginning.
+
+    Args:
+        path: what is being written.
+        ours: only errors about this are changed; None for all.
+    """
+    try:
+        yield
+    except OSError as error:
+        if ours is None or error.filename == str(ours):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -57,10 +75,10 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def read_csv(path: Path) -> list[list[float]]:
-    """Read the numbers of a CSV file below its header line."""
+def read_csv(path: Path) -> list[list[float | None]]:
+    """Read the numbers of a CSV file below its header line; an empty cell is None."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]
+        return [[float(cell) if cell else None for cell in row] for row in list(csv.reader(file))[1:]]
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
@@ -86,7 +104,10 @@ def atomic_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]
         KilosegError: the disk is full.
     """
     partial, aside = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
-    with locked(partial, folder=True, error=lambda _: _being_made(path)):
+    with (
+        _called(path, partial),
+        locked(partial, folder=True, error=lambda _: _being_made(path)),
+    ):
         try:
             if aside.exists() and not path.exists():
                 aside.rename(path)
@@ -143,14 +164,24 @@ def disk_full(where: str | Path, kept: str, *, folder: Path | None = None) -> Ki
     Args:
         where: what was being written.
         kept: what is left of the work, for the fix.
-        folder: an existing one on that disk; the current one if None.
+        folder: an existing one on that disk; that of `where` if None.
     """
     return KilosegError(
         "the disk is full",
         where=where,
-        found=f"{shutil.disk_usage(folder or Path.cwd()).free / GIB:.3f} GiB free",
+        found=f"{shutil.disk_usage(folder or existing_folder(where)).free / GIB:.3f} GiB free",
         hint=f"free some space and run the same command again; {kept}",
     )
+
+
+def existing_folder(path: str | bytes | Path | None) -> Path:
+    """Return the nearest folder above `path` that is there: `path` itself, the current one, or the root."""
+    start = Path(os.fsdecode(path)) if path is not None else Path()
+    for folder in (start, *start.parents, Path("/")):
+        with contextlib.suppress(OSError):
+            if folder.is_dir():
+                return folder
+    return Path("/")
 
 
 @contextlib.contextmanager

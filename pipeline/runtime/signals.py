@@ -6,15 +6,15 @@ An error of the user's input or machine (`pipeline.runtime.errors`) is one messa
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.device import is_out_of_memory, out_of_memory
 from pipeline.runtime.errors import INTERRUPTED, KilosegError
-from pipeline.runtime.files import disk_full, is_disk_full
+from pipeline.runtime.failures import explained, of_system
 
 
 class Interrupted(KeyboardInterrupt):
@@ -65,8 +65,9 @@ def run_command(function: Callable[[], object]) -> int:
     """Call `function`; turn what it raises into a message on stderr and an exit code.
 
     Returns:
-        0 when it returns, else the code of the error: see `pipeline.runtime.errors`. A defect of ours keeps
-        its traceback (code 1): hiding it would only make it harder to report.
+        0 when it returns, else the code of the error: see `pipeline.runtime.errors`. What the system or a
+        library refuses is worded by `pipeline.runtime.failures`. A defect of ours keeps its traceback (code
+        1): hiding it would only make it harder to report.
     """
     terminated: list[Interrupted] = []  # typer and Ray turn it into their own KeyboardInterrupt or SystemExit
 
@@ -76,30 +77,52 @@ def run_command(function: Callable[[], object]) -> int:
 
     with contextlib.suppress(ValueError):  # raised outside the main thread, where signals cannot be set
         signal.signal(signal.SIGTERM, raise_interrupted)
+    _print_any_name()
     try:
         function()
-    except KilosegError as problem:
-        return _fail(problem)
+        _flush()
     except (KeyboardInterrupt, SystemExit) as ending:
         interruption = ending if isinstance(ending, Interrupted) else next(iter(terminated), None)
         if interruption is not None:
             print(f"\nstopped by {interruption}", file=sys.stderr)
             return interruption.exit_code
         if isinstance(ending, SystemExit):
-            raise
+            return _end(ending)
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
-    except OSError as error:
-        if not is_disk_full(error):
+    except Exception as error:
+        problem = explained(error)
+        if problem is None:
             raise
-        return _fail(disk_full(error.filename or Path.cwd(), "what was finished is kept"))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return _fail(out_of_memory(error))
+        return _fail(problem)
     return 0
 
 
 def _fail(problem: KilosegError) -> int:
     print(f"error: {problem}", file=sys.stderr)
     return problem.exit_code
+
+
+def _end(ending: SystemExit) -> int:
+    """Let typer's exit go on, unless what was printed did not arrive: a full disk behind `> FILE`."""
+    try:
+        _flush()
+    except OSError as error:
+        return _fail(of_system(error))
+    raise ending
+
+
+def _flush() -> None:
+    """Write out what was printed, while a failure can still be told."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):  # or the interpreter tries once more as it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _print_any_name() -> None:
+    """Escape what the terminal's encoding lacks, and bytes of file names that are no text."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -78,7 +78,7 @@ class TrainStep:
         """Take the 0-based `step` on the batch."""
         train = self.settings.train
         rate = set_learning_rate(self.optimizer, train, step)
-        seed = train.seed * 1_000_003 + step
+        seed = (train.seed * 1_000_003 + step) % 2**63  # what torch takes
         torch.manual_seed(seed)  # dropout and stochastic depth, the same after a resume
         generator = torch.Generator(self.device).manual_seed(seed)
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing.queues
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline.data.loading.batch import Batch, Sample
 from pipeline.data.loading.sampler import Draw, ShuffledBatches, sample_seed
 from pipeline.runtime.device import resolve_num_workers
 from pipeline.runtime.errors import DataError, KilosegError
+from pipeline.runtime.failures import explained, shared_memory_failed
 
 
 class Transform(Protocol):
@@ -87,7 +90,10 @@ def evaluation_loader(
 
 
 class _Plain(Dataset[Sample | KilosegError]):
-    """Read samples. A KilosegError is returned as a value: torch would rebuild it from its text, and fail."""
+    """Read samples. An error that has a message for users is returned as a value.
+
+    torch would rebuild it from its text, and fail.
+    """
 
     def __init__(self, dataset: Samples) -> None:
         self.dataset = dataset
@@ -95,7 +101,10 @@ class _Plain(Dataset[Sample | KilosegError]):
     def __getitem__(self, draw: Draw) -> Sample | KilosegError:
         try:
             return self.read(draw)
-        except KilosegError as problem:
+        except Exception as error:
+            problem = explained(error)
+            if problem is None:
+                raise
             return problem
 
     def read(self, draw: Draw) -> Sample:
@@ -134,10 +143,32 @@ def _fetch(
 
 
 def _raising(loader: Iterable[Batch | KilosegError]) -> Iterator[Batch]:
-    for item in loader:
-        if isinstance(item, KilosegError):
-            raise item
-        yield item
+    """Yield the batches; raise what a process met in the user's terms.
+
+    Raises:
+        KilosegError: of reading, of shared memory that ran out, or of a process that ended.
+    """
+    try:
+        for item in loader:
+            if isinstance(item, KilosegError):
+                raise item
+            yield item
+    except (RuntimeError, OSError) as error:
+        problem = explained(error)
+        if problem is None and "DataLoader worker" in str(error):
+            problem = _worker_ended(error)
+        if problem is None:
+            raise
+        raise problem from error
+
+
+def _worker_ended(error: Exception) -> KilosegError:
+    return KilosegError(
+        "a process that reads images ended",
+        where="runtime.num_workers",
+        found=str(error).partition("\n")[0],
+        hint="lower runtime.num_workers: the machine may have run out of memory; 0 reads in this process",
+    )
 
 
 def _collate(samples: list[Sample | KilosegError]) -> Batch | KilosegError:
@@ -146,11 +177,26 @@ def _collate(samples: list[Sample | KilosegError]) -> Batch | KilosegError:
         if isinstance(sample, KilosegError):
             return sample
         read.append(sample)
-    return Batch(
+    batch = Batch(
         torch.stack([sample.image for sample in read]),
         torch.stack([sample.target for sample in read]),
         tuple(sample.image_id for sample in read),
     )
+    return batch if get_worker_info() is None else _shared(batch)
+
+
+def _shared(batch: Batch) -> Batch | KilosegError:
+    """Move a worker's batch into shared memory.
+
+    torch would do so in a thread of the worker, where an error loses the batch and the training waits for it
+    for ever.
+    """
+    try:
+        batch.images.share_memory_()
+        batch.target.share_memory_()
+    except (RuntimeError, OSError) as error:
+        return shared_memory_failed(error)
+    return batch
 
 
 def _start_worker(worker: int) -> None:
@@ -163,3 +209,10 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     if hasattr(os, "setsid"):
         os.setsid()
+    # a batch that cannot be sent must end the worker: its parent would wait for it for ever
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+
+
+def _end_worker(error: Exception, batch: object) -> None:
+    print(f"a batch could not be sent: {error}", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -127,3 +127,72 @@ def test_whatever_is_written_gives_settings_or_a_usage_problem(
     path = write(tmp_path_factory.mktemp("params"), train={key: value})
     with contextlib.suppress(UsageError):
         assert isinstance(load_settings(path), Settings)
+
+
+def settings_of(folder: Path, text: str) -> Settings:
+    (folder / "params.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
+    return load_settings(folder / "params.yaml")
+
+
+def test_numbers_and_words_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
+    from dvc.utils.serialize import load_yaml
+
+    numbers = ["1e-3", "1E-3", "1.e-3", ".001", "1.0e-3", "0.001"]
+    for number in numbers:
+        text = f"data: {{root: x}}\ntrain: {{learning_rate: {number}}}\n"
+        settings = settings_of(tmp_path, text)
+        assert settings.train.learning_rate == 0.001
+        assert load_yaml(str(tmp_path / "params.yaml"))["train"]["learning_rate"] == 0.001
+    with pytest.raises(UsageError, match="true or false"):  # a word for DVC too
+        settings_of(tmp_path, "data: {root: x}\ntrain: {compile: yes}\n")
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    assert settings_of(tmp_path, "\ufeffdata: {root: x}\n").data.root == tmp_path / "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data: {root: x}\ndata: {root: y}", "duplicate key"),
+        ("data: {root: x}\nvariants: {2024: {}}", 'in quotes: "2024"'),
+        ("data: {root: x, 1: 2}", "data\n  found:   1, of type int"),
+        ("data: {root: x}\nvariants: {../a: {}}", "letters, digits"),
+        ("data: {root: x}\nvariants: {a b: {}}", "letters, digits"),
+        ("data: {root: x}\nvariants: {v1.5: {}}", "letters, digits"),
+        ('data: {root: "a\\0b"}', "NUL"),
+        ('data: {root: "a\\ud800b"}', "halves of characters"),
+        ("data: {root: 2024-13-45}", "month must be in 1..12"),
+        ("data: {root: x}\ntrain: {steps: " + "9" * 5000 + "}", "4300 digits"),
+        ("data: &a {root: *a}", "anchor"),
+        ("[" * 5000, "without end"),
+        ("data: {root: x}\ntrain: {seed: 9223372036854775808}", "less than or equal to 9223372036854775807"),
+        ("data: {root: x}\ntune: {seed: 4294967296}", "less than or equal to 2147483647"),
+        ("data: {root: x}\ntrain: {steps: 1e400}", "integer"),
+        ("data: {root: ~/x}", "DVC takes ~ for the name of a folder"),
+        ("data: {root: x}\nmodel: {weights: ~nobody-of-this-name/x}", "model.weights"),
+        ("data: {root: x}\ntracking: {experiment: 2024}", "text, in quotes"),
+    ],
+)
+def test_odd_values_are_one_message_with_their_place(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        settings_of(tmp_path, text)
+    assert said in str(caught.value)
+    assert str(tmp_path / "params.yaml") in str(caught.value.where)
+
+
+def test_a_value_of_several_kinds_is_named_by_its_key_with_all_that_is_allowed(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        settings_of(tmp_path, 'data: {root: x}\ntrain: {batch_size: "6"}')
+    assert str(caught.value.where).endswith("params.yaml: train.batch_size")
+    assert caught.value.allowed == "a valid integer or 'auto'"
+    with pytest.raises(UsageError) as caught:
+        settings_of(tmp_path, "data: {root: x, keep_classes: [1, {a: b}]}")
+    assert str(caught.value.where).endswith("data.keep_classes.1")
+
+
+def test_a_home_folder_is_written_out_for_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    with pytest.raises(UsageError, match="/home/me/x"):
+        settings_of(tmp_path, "data: {root: ~/x}")
+    assert settings_of(tmp_path, "data: {root: x}\nmodel: {weights: ~/w}").model.weights == Path("/home/me/w")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from pipeline.config.load import load_settings
 from pipeline.doctor import software
 from pipeline.doctor.project import Finding
 from tests.pipeline.doctor.projects import one, topic, write_params, write_program
@@ -92,3 +95,35 @@ def test_torch_s_cuda_version_is_what_torch_says(place: Path) -> None:
     import torch
 
     assert software._torch_cuda() == torch.version.cuda
+
+
+def space(mib: int) -> Any:
+    return lambda path: SimpleNamespace(total=64 * 2**20, free=mib * 2**20)
+
+
+def test_a_containers_shared_memory_is_held_against_what_the_loader_puts_there(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten crops of 512 are 27.5 MiB; two processes have two of them ready each, and one is being used."""
+    paper = {"train": {"batch_size": 10, "crop_size": 512}}
+    monkeypatch.setattr(software.shutil, "disk_usage", space(64))
+    write_params(place, **paper, runtime={"num_workers": 2})
+    found = one(place, "memory")
+    assert found.status == "warning"
+    assert "about 138" in found.text
+    assert found.hint is not None
+    assert "--shm-size" in found.hint
+    monkeypatch.setattr(software.shutil, "disk_usage", space(138))
+    assert one(place, "memory").status == "ok"
+    write_params(place, **paper, runtime={"num_workers": 0})
+    assert software.check_shared_memory([load_settings(place / "params.yaml")]) == []
+
+
+def test_shared_memory_that_cannot_be_written_is_missing(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_params(place, runtime={"num_workers": 2})
+    monkeypatch.setattr(software, "_is_read_only", lambda folder: True)
+    assert one(place, "memory").status == "missing"
+    monkeypatch.setattr(software, "SHARED_MEMORY", place / "none")
+    assert "there is no" in one(place, "memory").text

@@ -10,9 +10,9 @@ import torch
 from models.segmenter import Segmenter, SegmenterConfig, build_segmenter
 from pipeline.config.load import load_settings
 from pipeline.config.schema import LossSettings, Settings
-from pipeline.data.loading.batch import IGNORE_INDEX
+from pipeline.data.loading.batch import IGNORE_INDEX, Batch
 from pipeline.train_step.loss import Losses, segmentation_losses
-from pipeline.train_step.step import accumulate_gradients
+from pipeline.train_step.step import TrainStep, accumulate_gradients
 
 
 def build(head: str = "embedding") -> Segmenter:
@@ -69,3 +69,12 @@ def test_a_pixel_budget_is_of_a_step_not_of_its_parts(project: Path, monkeypatch
     monkeypatch.setattr("pipeline.train_step.loss.exact_cross_entropy", counted)
     gradients_of(build(), settings, some_target(slice(0, 0)), 4)
     assert taken == [25, 25, 25, 25]
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("seed", [2**45, 2**63 - 1])
+def test_seeds_of_63_bits_can_be_trained_with(project: Path, seed: int) -> None:
+    settings = load_settings(variant="exact", overrides={"train.seed": seed})
+    step = TrainStep(build(), settings, accumulation_steps=1)
+    batch = Batch(torch.zeros(2, 3, 32, 32).byte(), some_target(slice(0, 0))[:2], (1, 2))
+    assert step(batch, 7).cross_entropy.isfinite()

@@ -1,5 +1,6 @@
 """Batches depend on the seed and the step alone, and a bad image is told in one clear error."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,12 +10,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from pipeline.data.loading.batch import Sample
+from pipeline.data.loading.batch import Batch, Sample
 from pipeline.data.loading.loaders import evaluation_loader, train_loader
 from pipeline.data.loading.sampler import Draw, ShuffledBatches, sample_seed
 from pipeline.data.loading.transforms import TrainTransform
 from pipeline.runtime.device import resolve_num_workers
-from pipeline.runtime.errors import DataError
+from pipeline.runtime.errors import DataError, KilosegError
 
 
 @dataclass
@@ -211,3 +212,44 @@ def test_a_process_that_leaves_a_loader_half_way_ends():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout == "(1,)\n"
+
+
+FULL = "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
+
+
+@pytest.mark.process
+def test_shared_memory_that_is_full_ends_the_loading_with_its_name(monkeypatch):
+    """torch's own place for it is a thread of the worker, which loses the batch: the parent would hang."""
+
+    def refuse(tensor):
+        raise RuntimeError(FULL)
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)  # the workers are forked
+    with pytest.raises(KilosegError) as caught:
+        batches(workers=1)
+    said = str(caught.value)
+    assert all(word in said for word in ("/dev/shm", "--shm-size", "runtime.num_workers", FULL))
+
+
+@pytest.mark.process
+def test_a_batch_that_cannot_be_sent_ends_the_loading(monkeypatch, capfd):
+    def refuse(batch):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Batch, "__reduce__", refuse)
+    with pytest.raises(KilosegError, match="a process that reads images ended"):
+        batches(workers=1)
+    assert "Too many open files" in capfd.readouterr().err
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_may_not_be_read_is_named_from_a_worker_too(monkeypatch, workers):
+    def refuse(dataset, index):
+        raise PermissionError(errno.EACCES, "Permission denied", "7.jpg")
+
+    monkeypatch.setattr(Numbered, "__getitem__", refuse)
+    with pytest.raises(KilosegError) as caught:
+        batches(workers=workers)
+    assert caught.value.where == "7.jpg"
+    assert "Traceback" not in str(caught.value)
