@@ -179,7 +179,7 @@ def masks(
 @app.command()
 def show(
     out: Out,
-    image_id: Annotated[int, typer.Argument(help="COCO's id of the image.")],
+    image_id: Annotated[int | None, typer.Argument(help="Of the image; without it, all are listed.")] = None,
     root: Annotated[
         Path | None, typer.Option(help="The dataset; by default data.root of params.yaml.")
     ] = None,
@@ -187,12 +187,31 @@ def show(
         Path | None, typer.Option("--save", "--to", help="File to write; by default <image_id>.png here.")
     ] = None,
 ) -> None:
-    """Write a picture of one image with its classes laid over it by color and name."""
+    """Write a picture of one image with its classes laid over it; without IMAGE_ID, list the images."""
     from pipeline.config.load import load_settings
-    from pipeline.data.loading.visualize import overlay
+    from pipeline.data.loading.visualize import list_images, overlay
+    from pipeline.runtime.files import atomic_path
 
+    if image_id is None:
+        for split, one, file in list_images(out):
+            typer.echo(f"{split:8}{one:>14}  {file}")
+        return
     picture = overlay(out, root or load_settings().data.root, image_id)
     to = to or Path(f"{image_id:012d}.png")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(to)
+    with atomic_path(to) as temporary:
+        picture.save(temporary, format=_picture_format(to))
     typer.echo(str(to))
+
+
+def _picture_format(path: Path) -> str:
+    from PIL import Image
+
+    from pipeline.runtime.errors import UsageError
+
+    known = Image.registered_extensions()
+    kind = known.get(path.suffix.lower())
+    if kind in Image.SAVE:
+        return kind
+    raise UsageError(
+        "no such kind of picture", where=path, found=path.suffix or "no suffix", allowed=".png, .jpg"
+    )

@@ -73,6 +73,10 @@ class SegmentationDataset(Dataset[Sample]):
         """Return the ids of the images in the order of the split."""
         return list(self._rows.column("image_id"))
 
+    def files(self) -> list[str]:
+        """Return the images' paths relative to the root, in the order of the split."""
+        return list(self._rows.column("file"))
+
     def class_presence(self) -> Iterator[np.ndarray]:
         """Yield for each image the train ids in it, ascending; repeat-factor sampling counts them."""
         for class_ids in self._rows.column("class_ids"):
