@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data.loading.dataset import SegmentationDataset, read_image
+from pipeline.data.loading.dataset import SegmentationDataset, read_image, require_root
 from pipeline.data.loading.lettering import Label, explain_strange, write_labels
 from pipeline.data.loading.palette import picture_colors
 from pipeline.data.store.manifest import SPLITS
-from pipeline.runtime.errors import DataError, UsageError
+from pipeline.runtime.errors import UsageError
 from pipeline.runtime.files import atomic_path
 from pipeline.runtime.progress import Progress
 
@@ -60,13 +60,7 @@ def overlay(bootstrapped: Path, root: Path, image_id: int) -> Image.Image:
         DataError: nothing bootstrapped, no such dataset folder, or an unreadable image.
         UsageError: no split has the image.
     """
-    if not root.is_dir():
-        raise DataError(
-            "no such dataset folder",
-            where=root,
-            allowed="the folder that the masks were made from",
-            hint="name it with --root, or in data.root of params.yaml",
-        )
+    require_root(root)
     listed: list[int] = []
     for split in SPLITS:
         dataset = SegmentationDataset(bootstrapped, root, split)
