@@ -14,7 +14,7 @@ import msgspec
 from pipeline.data.annotations.json_text import REFUSALS, JsonText, Text, kind_of, parse
 from pipeline.runtime.errors import DataError
 
-RESTORE = "take the file from its source again"
+RESTORE = "take the file from its source again, or export it anew"
 
 Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Row = TypeVar("Row", bound=msgspec.Struct)
