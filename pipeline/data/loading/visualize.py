@@ -18,6 +18,8 @@ from pipeline.runtime.progress import Progress
 
 LEAST_SIDE = 640
 """Pixels that the longer side of an overlay has at least."""
+ROWS = 256
+"""Of an image that are colored at once."""
 
 
 def export_masks(bootstrapped: Path, folder: Path, *, split: str | None = None) -> int:
@@ -81,19 +83,32 @@ def overlay(bootstrapped: Path, root: Path, image_id: int) -> Image.Image:
 
 
 def _lay_over(image: np.ndarray, mask: np.ndarray, names: dict[int, str]) -> Image.Image:
-    factor = -(-LEAST_SIDE // max(mask.shape)) if max(mask.shape) < LEAST_SIDE else 1
-    image, mask = (one.repeat(factor, 0).repeat(factor, 1) for one in (image, mask))
-    blended, colors = image.astype(np.float32), picture_colors(names)
-    labels = []
-    for class_id, name in names.items():
-        inside = mask == class_id
-        blended[inside] = 0.5 * blended[inside] + 0.5 * np.array(colors[class_id])
-        rows, columns = np.nonzero(inside)
-        # the pixel nearest to the middle: it lies on the class even where the middle does not
-        middle = np.abs(rows - np.median(rows)) + np.abs(columns - np.median(columns))
-        nearest = int(middle.argmin())
-        place = int(columns[nearest]), int(rows[nearest])
-        labels.append(Label(*place, f"{name} ({class_id})", f"class {class_id}"))
-    picture = Image.fromarray(blended.astype(np.uint8))
+    if max(mask.shape) < LEAST_SIDE:
+        factor = -(-LEAST_SIDE // max(mask.shape))
+        image, mask = (one.repeat(factor, 0).repeat(factor, 1) for one in (image, mask))
+    colors = picture_colors(names)
+    table = np.zeros((max(names) + 1, 3), np.uint16)
+    table[list(colors)] = list(colors.values())
+    blended = image.copy()
+    for first in range(0, len(mask), ROWS):
+        rows = slice(first, first + ROWS)
+        mixed = (image[rows] + table[mask[rows]]) // 2
+        np.copyto(blended[rows], mixed.astype(np.uint8), where=mask[rows][:, :, None] > 0)
+    picture = Image.fromarray(blended)
+    labels = [
+        Label(*_place(mask, class_id), f"{name} ({class_id})", f"class {class_id}")
+        for class_id, name in names.items()
+    ]
     explain_strange(write_labels(picture, labels))
     return picture
+
+
+def _place(mask: np.ndarray, class_id: int) -> tuple[int, int]:
+    """Return column and row of the class's pixel nearest to its middle, found on a coarser grid first."""
+    for step in (max(1, max(mask.shape) // LEAST_SIDE), 1):
+        rows, columns = np.nonzero(mask[step // 2 :: step, step // 2 :: step] == class_id)
+        if len(rows):
+            break
+    # it lies on the class even where the middle does not
+    nearest = int((np.abs(rows - np.median(rows)) + np.abs(columns - np.median(columns))).argmin())
+    return int(columns[nearest]) * step + step // 2, int(rows[nearest]) * step + step // 2
