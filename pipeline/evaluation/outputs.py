@@ -27,8 +27,8 @@ from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.loading.batch import IGNORE_INDEX, Batch
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import evaluation_loader
+from pipeline.data.loading.palette import Color, colorize, picture_colors
 from pipeline.data.loading.transforms import Warp
-from pipeline.data.loading.visualize import class_color, colorize
 from pipeline.data.store.manifest import read_manifest
 from pipeline.evaluation.evaluate import Details, Evaluation, evaluate
 from pipeline.evaluation.protocols import official_metrics
@@ -263,18 +263,25 @@ class _Pictures:
         names = {kind: f"examples/{image_id:012d}_{kind}.png" for kind in ("truth", "prediction")}
         names["image"] = f"examples/{image_id:012d}_image.jpg"
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(self.folder / names["image"], quality=90)
+        found = (
+            [one + 1 for one in ids.unique().tolist() if one != IGNORE_INDEX] for ids in (target, prediction)
+        )
+        colors = picture_colors(*found)
         for kind, ids in (("truth", target), ("prediction", prediction)):
-            Image.fromarray(colorize(ids.numpy())).save(self.folder / names[kind])
-        self.examples.append({"image_id": image_id, **names, "legend": self._legend(target, prediction)})
+            Image.fromarray(colorize(ids.numpy(), colors)).save(self.folder / names[kind])
+        legend = self._legend(target, prediction, colors)
+        self.examples.append({"image_id": image_id, **names, "legend": legend})
 
-    def _legend(self, target: Tensor, prediction: Tensor) -> list[dict[str, str]]:
+    def _legend(
+        self, target: Tensor, prediction: Tensor, colors: Mapping[int, Color]
+    ) -> list[dict[str, str]]:
         ids, pixels = torch.cat([target.flatten(), prediction.flatten()]).unique(return_counts=True)
         order = pixels.argsort(descending=True).tolist()
         commonest = [train_id for i in order if (train_id := int(ids[i])) != IGNORE_INDEX][:LEGEND_CLASSES]
         return [
             {
                 "name": self.label_space.classes[train_id].name,
-                "color": "#{:02x}{:02x}{:02x}".format(*class_color(train_id + 1)),
+                "color": "#{:02x}{:02x}{:02x}".format(*colors[train_id + 1]),
             }
             for train_id in commonest
         ]
