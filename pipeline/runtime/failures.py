@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 
 from pipeline.runtime.device import MIB, is_out_of_memory, out_of_memory
-from pipeline.runtime.errors import DataError, KilosegError
+from pipeline.runtime.errors import DataError, KilosegError, UsageError
 from pipeline.runtime.files import disk_full, existing_folder, is_disk_full
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -63,6 +63,8 @@ def explained(error: BaseException) -> KilosegError | None:
         return of_system(error)
     if isinstance(error, UnicodeError):
         return _of_text(error)
+    if type(error).__name__ == "ImageSizeError":  # of models.backbone
+        return UsageError("the backbone cannot take images of this size", where="model.backbone", found=error)
     return None
 
 
