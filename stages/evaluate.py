@@ -19,10 +19,11 @@ def main(variant: str) -> None:
     """Evaluate, and add the metrics to the MLflow run that training opened."""
     settings = load_settings(variant=variant)
     trained = load_checkpoint(best_checkpoint_file(settings), header_only=True)
-    with open_run(settings, run_id=trained.progress["run_id"]) as tracker:
+    with open_run(settings, run_id=trained.progress["run_id"], results=True) as tracker:
         tracker.log_data(settings, "val", context="evaluation")
         metrics, checkpoint = evaluate_variant(settings)
-        tracker.log_metrics({f"val/{name}": value for name, value in metrics.items()}, checkpoint.step)
+        measured = {f"val/{name}": value for name, value in metrics.items() if value is not None}
+        tracker.log_metrics(measured, checkpoint.step)
         tracker.log_table(results_folder(settings) / "per_class.csv", "per_class.json")
 
 

@@ -9,7 +9,7 @@ from pipeline.config.load import load_settings
 from pipeline.config.paths import all_evaluations, all_results, bootstrapped_folder
 from pipeline.report.build import write_comparison, write_report
 from pipeline.runtime.signals import run_command
-from pipeline.tracking.mlflow_tracker import log_to_finished_run
+from pipeline.tracking.mlflow_tracker import PATIENCE_SECONDS, log_to_finished_run
 
 
 def main() -> None:
@@ -19,9 +19,11 @@ def main() -> None:
     names, page = list(settings.variants), results / "report.html"
     write_comparison(evaluations, names, results / "comparison.csv")
     write_report(evaluations, results, bootstrapped_folder(settings), names, page)
+    answers = True
     for name in names:
         record = json.loads((evaluations / name / "record.json").read_text(encoding="utf-8"))
-        log_to_finished_run(settings, record["run_id"], page)
+        patience = PATIENCE_SECONDS if answers else 0.0  # wait once for a store that is away
+        answers = log_to_finished_run(settings, record["run_id"], page, patience=patience)
 
 
 if __name__ == "__main__":

@@ -52,20 +52,21 @@ WINGS = {
     "pipeline.data.download": "pipeline.runtime",
     "pipeline.data.tiny": "pipeline.runtime pipeline.data.labels",
     "pipeline.train_step": "models pipeline.runtime pipeline.config pipeline.data.loading.batch",
-    "pipeline.checkpoint": "models pipeline.runtime pipeline.config pipeline.data.labels",
+    "pipeline.checkpoint": "models pipeline.runtime pipeline.config pipeline.data.labels pipeline.data.store",
     "pipeline.evaluation": "models pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
-    "pipeline.data.loading pipeline.checkpoint",
+    "pipeline.data.store pipeline.data.loading pipeline.checkpoint",
     "pipeline.inference": "models pipeline.runtime pipeline.data.labels pipeline.data.store "
     "pipeline.data.loading pipeline.checkpoint",
     "pipeline.classes": "models pipeline.runtime pipeline.data.labels pipeline.data.store "
     "pipeline.checkpoint pipeline.inference",
     "pipeline.memory": "models pipeline.runtime pipeline.config pipeline.data.labels pipeline.train_step",
     "pipeline.training": "models pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
-    "pipeline.data.loading "
+    "pipeline.data.store pipeline.data.loading "
     "pipeline.train_step pipeline.checkpoint pipeline.evaluation pipeline.memory",
     "pipeline.tuning": "pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
     "pipeline.checkpoint pipeline.evaluation pipeline.memory pipeline.training",
     "pipeline.report": "pipeline.runtime pipeline.config pipeline.data.store",
+    "pipeline.comparison": "pipeline.runtime pipeline.evaluation.image_counts",
     "pipeline.doctor": "pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels",
     "pipeline.cli": "models pipeline",
 }

@@ -44,6 +44,7 @@ class Checkpoint:
         model: the segmenter's state dict; empty when only the header was read.
         optimizer: the optimizer's buffers by "INDEX.NAME".
         average: state dict of the moving average of the weights.
+        identity: what identifies the training (`pipeline.checkpoint.identity`); None in older checkpoints.
     """
 
     arguments: SegmenterConfig
@@ -54,6 +55,7 @@ class Checkpoint:
     model: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     average: dict[str, Tensor] = field(default_factory=dict)
+    identity: Mapping[str, object] | None = None
 
     def save(self, path: Path) -> None:
         """Write the file so that `path` holds either the old or the new checkpoint, never a part of one.
@@ -70,6 +72,7 @@ class Checkpoint:
             "arguments": self.arguments.to_dict(),
             "label_space": self.label_space.to_dict(),
             "settings": self.settings,
+            "identity": None if self.identity is None else dict(self.identity),
             "step": self.step,
             "progress": self.progress,
             "checksum": _checksum(tensors),
@@ -151,6 +154,7 @@ def load_checkpoint(path: Path, *, header_only: bool = False) -> Checkpoint:
         model=_under("model.", tensors),
         optimizer=_under("optimizer.", tensors),
         average=_under("average.", tensors),
+        identity=None if header.get("identity") is None else current_keys(header["identity"]),
     )
 
 

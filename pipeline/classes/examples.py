@@ -14,6 +14,7 @@ from models.nearest import nearest_classes
 from models.segmenter import Segmenter
 from models.upsampling import rows_of_pixels
 from pipeline.data.store.images import open_image
+from pipeline.data.store.listing import list_files
 from pipeline.inference.images import SUFFIXES, as_tensor, read_picture
 from pipeline.inference.windows import Views, averaged_output
 from pipeline.runtime.errors import DataError
@@ -55,7 +56,7 @@ def find_pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     Raises:
         DataError: no such pair.
     """
-    pictures = sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES)
+    pictures = list_files(images, sorted(SUFFIXES)) if images.is_dir() else []
     pairs = [(path, masks / path.relative_to(images).with_suffix(".png")) for path in pictures]
     pairs = [(picture, mask) for picture, mask in pairs if mask.is_file() and mask != picture]
     if not pairs:

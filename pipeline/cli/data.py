@@ -152,6 +152,9 @@ def bootstrap(
     for split, counts in result.counts.items():
         share = counts.labeled_pixels / max(int(counts.pixels.sum()), 1)
         typer.echo(f"  {split:8}{counts.num_images:7} images, {share:.0%} of their pixels labeled")
+    for kind in dict.fromkeys(one.kind for one in result.copies):
+        alike = [one for one in result.copies if one.kind == kind]
+        typer.echo(f"warning: {kind}: {len(alike)}, named in manifest.json; {alike[0].describe()}", err=True)
     if result.left_out:
         typer.echo(f"  left out{len(result.left_out):7} images, named with the reason in manifest.json")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +10,13 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.classes import app as classes_app
+from pipeline.cli.compare import compare
 from pipeline.cli.data import app as data_app
 from pipeline.cli.init import init
 from pipeline.cli.memory import memory
 from pipeline.cli.predict import predict
+from pipeline.cli.tracking import sync, ui
 from pipeline.cli.tune import app as tune_app
-from pipeline.runtime.errors import KilosegError
 from pipeline.runtime.signals import run_command
 
 app = typer.Typer(
@@ -32,6 +32,9 @@ app.add_typer(tune_app, name="tune")
 app.command()(memory)
 app.command()(init)
 app.command()(predict)
+app.command()(compare)
+app.command()(ui)
+app.command()(sync)
 
 Params = Annotated[Path, typer.Option("--params", help="The settings file.", show_default=True)]
 PARAMS = Path("params.yaml")
@@ -82,28 +85,6 @@ def evaluate(
     segmenter = checkpoint.segmenter().to(choose_device(settings.runtime.device))
     result, _ = evaluate_checkpoint(settings, checkpoint, segmenter, split)
     typer.echo(json.dumps({"split": split, "images": result.images, **result.metrics.flat()}, indent=1))
-
-
-@app.command()
-def ui(
-    params: Params = PARAMS,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 5000,
-) -> None:
-    """Open MLflow's comparison UI on the store that the runs went to."""
-    from pipeline.config.load import load_settings
-    from pipeline.tracking.tracker import tracking_uri
-
-    uri = tracking_uri(load_settings(params))
-    if uri.startswith(("http://", "https://")):
-        typer.echo(f"the runs are on the tracking server: open {uri}")
-        return
-    store = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and not store.is_file():
-        raise KilosegError("no runs yet", where=store, hint="make some first: dvc repro")
-    typer.echo(f"MLflow UI on {uri} at http://{host}:{port} (Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
-    os.execv(sys.executable, [*command, "--host", host, "--port", str(port)])
 
 
 def main() -> None:

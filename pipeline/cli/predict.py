@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from pipeline.inference.inputs import Input
     from pipeline.inference.predict_files import Job, Outcome
+
+Format = Literal["files", "cityscapes"]
 
 
 def predict(
@@ -35,6 +37,9 @@ def predict(
     flip: Annotated[bool, typer.Option("--flip", help="Average over the mirrored picture too.")] = False,
     batch_size: Annotated[int, typer.Option(help="Windows or pictures computed at once.", min=1)] = 1,
     rle: Annotated[bool, typer.Option("--rle", help="Write COCO's run-length masks too.")] = False,
+    format: Annotated[
+        Format, typer.Option(help="files, or cityscapes: what that benchmark's server takes, nothing else.")
+    ] = "files",
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Go on: leave out what is there already.")
     ] = False,
@@ -48,7 +53,8 @@ def predict(
 ) -> None:
     """Write for each picture a 16-bit class map, an overlay and a list of its classes into OUT.
 
-    All are in the picture's upright frame: EXIF orientation is applied first.
+    With --format cityscapes it is one 8-bit PNG of label ids for each picture instead. All are in the
+    picture's upright frame: EXIF orientation is applied first.
     """
     from pipeline.inference.inputs import find_inputs
 
@@ -57,12 +63,14 @@ def predict(
     from pipeline.inference.locate import best_variant
     from pipeline.inference.predict_files import Job, predict_files
     from pipeline.inference.predictor import Predictor
+    from pipeline.inference.submission import CityscapesSubmission
     from pipeline.inference.windows import Views
     from pipeline.runtime.device import set_threads
+    from pipeline.tracking.tracker import sqlite_uri
 
     project = params.resolve().parent
     if (project / "mlflow.db").is_file():
-        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'mlflow.db'}")
+        os.environ.setdefault("MLFLOW_TRACKING_URI", sqlite_uri(project / "mlflow.db"))
     views = Views(window=window, overlap=overlap, scales=_numbers(scales), flip=flip, batch_size=batch_size)
     source = checkpoint or str(best_variant(project))
     options: dict[str, Any] = {
@@ -74,7 +82,11 @@ def predict(
     set_threads("auto")
     # on a cluster too, so that a mistake is told before anything starts; its machines may have GPUs
     predictor = Predictor.load(source, **{**options, "device": "cpu" if address else device})
-    job = Job(out, rle=rle, about=predictor.record(), skip_existing=skip_existing)
+    submission = None
+    if format == "cityscapes":
+        submission = CityscapesSubmission.of(predictor.label_space)
+        submission.check(pictures)
+    job = Job(out, rle, predictor.record(), skip_existing, submission)
     if address is None:
         outcome = predict_files(predictor, pictures, job)
     else:

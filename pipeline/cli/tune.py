@@ -70,7 +70,7 @@ def tune(
     from pipeline.tuning.plan import continue_plan, new_plan
 
     if resume or extend:
-        plan, space = continue_plan(_sweep(settings, name), extend=extend)
+        plan, space = continue_plan(_sweep(settings, name), settings.project, extend=extend)
     else:
         plan, space = new_plan(settings, name=name, trials=trials)
     _describe(plan, space)

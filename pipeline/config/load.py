@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config.paths import absolute_path
 from pipeline.config.reading import check_values, read_yaml
 from pipeline.config.renamed import current_key, current_tree
 from pipeline.config.schema import NOT_IN_THE_FILE, SECTIONS, Settings
@@ -44,7 +45,8 @@ def load_settings(
     Raises:
         UsageError: missing or malformed file, unknown key, wrong type, value out of range, unknown variant.
     """
-    path = Path(path).resolve()
+    path = Path(path).absolute()
+    path = path.parent.resolve() / path.name  # the file itself may be a link, and the project lies here
     tree = _read_yaml(path)
     if variant is not None:
         variants = tree.get("variants") or {}
@@ -171,7 +173,7 @@ def _check(path: Path, tree: dict[str, Any], variant: str | None, project: Path)
 
 def _absolute(settings: Settings) -> Settings:
     def resolve(value: Path) -> Path:
-        return (settings.project / value).resolve()
+        return absolute_path(settings.project, value)
 
     data = settings.data.model_copy(update={"root": resolve(settings.data.root)})
     model = settings.model

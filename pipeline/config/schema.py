@@ -181,6 +181,9 @@ class EvaluateSettings(Section):
     warp: Annotated[int, Field(ge=1, le=16_384)] | None = Field(
         None, description="evaluate a second time on images warped to this square, in pixels (null: no)"
     )
+    boundary_width: Annotated[float, Field(gt=0, le=0.5)] | None = Field(
+        0.02, description="width of the bands of boundary IoU, as a share of the image's diagonal (null: off)"
+    )
     examples: CountOrNone = Field(6, description="images shown as image, truth and prediction in the report")
 
 

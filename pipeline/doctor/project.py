@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pipeline.config.load import load_settings
-from pipeline.config.paths import bootstrapped_folder, tiny_folder
+from pipeline.config.paths import bootstrapped_folder, tiny_folder, unsent_folder
 from pipeline.config.schema import Settings
 from pipeline.data.labels.official import IMAGE_FOLDERS, LVIS_FILES, STUFF_FILES
 from pipeline.doctor.software import (
@@ -32,7 +32,8 @@ from pipeline.doctor.software import (
 )
 from pipeline.runtime.device import GIB
 from pipeline.runtime.errors import KilosegError
-from pipeline.tracking.tracker import tracking_uri
+from pipeline.runtime.secrets import hide_secrets
+from pipeline.tracking.tracker import sqlite_path, tracking_uri
 
 __all__ = ["Finding", "examine", "show"]
 
@@ -149,18 +150,23 @@ def _settings(params: Path) -> tuple[Settings | None, list[Settings], list[Findi
 
 def _store(settings: Settings) -> list[Finding]:
     uri = tracking_uri(settings)
+    path = sqlite_path(uri)
     if uri.startswith(("http://", "https://")):
-        return [_server(uri)]
-    if uri.startswith("sqlite:///"):
-        return [_sqlite(Path(uri.removeprefix("sqlite:///")))]
-    return [
-        Finding("store", "ok", f"{uri.partition(':')[0]} store from MLFLOW_TRACKING_URI, not looked into")
-    ]
+        store = _server(uri)
+    elif path is not None:
+        store = _sqlite(path)
+    else:
+        text = f"{uri.partition(':')[0]} store from MLFLOW_TRACKING_URI, not looked into"
+        store = Finding("store", "ok", text)
+    waiting = len(list(unsent_folder(settings).glob("*/run.json")))
+    if not waiting:
+        return [store]
+    text = f"values of {waiting} runs wait in {unsent_folder(settings)}, or are being sent"
+    return [store, Finding("store", "warning", text, "pipeline sync")]
 
 
 def _server(uri: str) -> Finding:
-    scheme, _, rest = uri.partition("://")
-    shown = f"{scheme}://{rest.rpartition('@')[2].rstrip('/')}"  # without user:password@
+    shown = hide_secrets(uri).rstrip("/")
     hint = "start the server, or correct or unset MLFLOW_TRACKING_URI"
     try:
         with urllib.request.urlopen(f"{shown}/health", timeout=DEADLINE * 0.8):
@@ -197,11 +203,11 @@ def _data(settings: Settings) -> list[Finding]:
     root, embedded = settings.data.root, tiny_folder(settings)
     wanted = LAYOUT if settings.data.layout == "coco_lvis" else (settings.data.annotations,)
     absent = [name for name in wanted if not _present(root / name)]
-    if root == embedded.resolve() and not root.exists():
+    if root == embedded and not root.exists():
         yet = Finding("data", "warning", f"{root} is not generated yet", "make repro, or dvc repro prepare")
     elif absent:
         hint = "set data.root to a folder in the layout of data.layout (docs/data.md)"
-        if root == embedded.resolve():
+        if root == embedded:
             hint = "dvc repro --force prepare makes it again"
         yet = Finding("data", "missing", f"{root} lacks {', '.join(absent)}", hint)
     else:

@@ -11,8 +11,53 @@ from torch import Tensor
 
 from models.segmenter import Segmenter
 from pipeline.data.loading.batch import Batch
+from pipeline.evaluation.boundary import BoundaryCounts
+from pipeline.evaluation.confused_pairs import ConfusedPairs
+from pipeline.evaluation.image_counts import ImageCounts
 from pipeline.evaluation.metrics import ClassCounts, Metrics, summarize
+from pipeline.evaluation.per_image import PerImage
 from pipeline.runtime.progress import Progress
+
+
+class Details:
+    """Count what validations during training do without: outlines, confused pairs, every image alone.
+
+    Args:
+        num_classes: C.
+        boundary_width: share of the image's diagonal; None for no boundary IoU.
+        device: of the predictions.
+    """
+
+    def __init__(self, num_classes: int, boundary_width: float | None, device: torch.device) -> None:
+        self.boundary = (
+            None if boundary_width is None else BoundaryCounts(num_classes, boundary_width, device)
+        )
+        self.pairs = ConfusedPairs(num_classes, device)
+        self.per_image = PerImage(num_classes)
+
+    def update(self, prediction: Tensor, target: Tensor, image_ids: tuple[int, ...]) -> None:
+        """Count a batch of train ids, both (N, H, W)."""
+        if self.boundary is not None:
+            self.boundary.update(prediction, target)
+        self.pairs.update(prediction, target)
+        self.per_image.update(prediction, target, image_ids)
+
+    def boundary_iou(self, otherwise: Tensor) -> Tensor:
+        """Return (C,) the classes' boundary IoU, or `otherwise` if it is not counted."""
+        return otherwise if self.boundary is None else self.boundary.counts.iou()
+
+    def image_counts(self) -> ImageCounts:
+        """Return the counts of every image."""
+        return self.per_image.counts()
+
+    def metrics(self) -> dict[str, float]:
+        """Return boundary IoU over the classes in truth or prediction, the regions' IoU, mIoU's interval."""
+        iou = self.boundary_iou(torch.empty(0))
+        known, counts = iou[~iou.isnan()], self.image_counts()
+        boundary = {"boundary_iou": float(known.mean())} if known.numel() else {}
+        ends = counts.miou_interval()
+        interval = {} if ends is None else {"miou_low": ends[0], "miou_high": ends[1]}
+        return {**boundary, **counts.region_metrics(), **interval}
 
 
 @dataclass(frozen=True)
@@ -22,8 +67,9 @@ class Evaluation:
     metrics: Metrics
     counts: ClassCounts
     images: int
-    images_per_second: float
-    """prediction alone: reading the images is not counted"""
+    images_per_second: float | None
+    """prediction alone: reading the images is not counted; None without images"""
+    details: Details | None = None
 
 
 def evaluate(
@@ -34,7 +80,9 @@ def evaluate(
     device: torch.device,
     title: str,
     total: int,
+    measurable: bool = True,
     on_prediction: Callable[[Batch, Tensor], None] | None = None,
+    details: Details | None = None,
 ) -> Evaluation:
     """Predict every batch at full resolution, and count.
 
@@ -45,7 +93,9 @@ def evaluate(
         device: where the segmenter is.
         title: shown with the progress.
         total: how many images are to come.
+        measurable: as of `summarize`.
         on_prediction: called with each batch and its prediction (N, H, W) on the CPU.
+        details: counted too, if given.
     """
     counts = ClassCounts(len(frequencies), device)
     images, seconds = 0, 0.0
@@ -57,14 +107,19 @@ def evaluate(
                 began = time.perf_counter()
                 pixels = batch.images.to(device, non_blocking=True).float() / 255
                 prediction = segmenter.predict(pixels)
-                counts.update(prediction, batch.target.to(device))
+                target = batch.target.to(device)
+                counts.update(prediction, target)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 seconds += time.perf_counter() - began
                 images += len(batch.images)
+                if details is not None:
+                    details.update(prediction, target, batch.image_ids)
                 if on_prediction is not None:
                     on_prediction(batch, prediction.cpu())
                 progress.advance(steps=len(batch.images))
     finally:
         segmenter.train(was_training)
-    return Evaluation(summarize(counts, frequencies), counts, images, images / max(seconds, 1e-9))
+    metrics = summarize(counts, frequencies, measurable=measurable)
+    rate = images / max(seconds, 1e-9) if images else None
+    return Evaluation(metrics, counts, images, rate, details)

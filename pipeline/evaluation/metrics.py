@@ -8,6 +8,7 @@ Why not torchmetrics: its stat scores build a C x C matrix, and its MeanIoU one-
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,9 +40,19 @@ class ClassCounts:
         """
         labeled = target != ignore_index
         prediction, target = prediction[labeled], target[labeled]
-        for counts, ids in ((self.true_positives, target[prediction == target]), (self.actual, target)):
+        self.add(target[prediction == target], prediction, target)
+
+    def add(self, hits: Tensor, predicted: Tensor, actual: Tensor) -> None:
+        """Count ids.
+
+        Args:
+            hits: train ids of the pixels predicted right, any number.
+            predicted: train ids predicted; -1 counts nowhere.
+            actual: train ids of the truth.
+        """
+        for counts, ids in ((self.true_positives, hits), (self.actual, actual)):
             counts += torch.bincount(ids, minlength=self.num_classes)
-        self.predicted += torch.bincount(prediction + 1, minlength=self.num_classes + 1)[1:]
+        self.predicted += torch.bincount(predicted + 1, minlength=self.num_classes + 1)[1:]
 
     @property
     def false_positives(self) -> Tensor:
@@ -65,50 +76,70 @@ class ClassCounts:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Summarize `ClassCounts`. Group means are None when none of the group's classes was met."""
+    """Summarize `ClassCounts`.
 
-    miou: float
+    A mean is None when none of its classes was met, and all of them are where nothing can be measured: no
+    pixel is labeled, or there is nothing to tell apart.
+    """
+
+    miou: float | None
     """mean IoU of the classes present in truth or prediction"""
-    miou_present: float
+    miou_present: float | None
     """mean IoU of the classes present in the truth"""
     miou_rare: float | None
     miou_common: float | None
     miou_frequent: float | None
     miou_stuff: float | None
-    pixel_accuracy: float
-    mean_accuracy: float
+    frequency_weighted_iou: float | None
+    """mean IoU of the classes, weighted by their true pixels"""
+    pixel_accuracy: float | None
+    mean_accuracy: float | None
     classes_present: int
     classes_predicted: int
 
-    def flat(self) -> dict[str, float]:
-        """Return the metrics that are defined, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+    def flat(self) -> dict[str, float | None]:
+        """Return the metrics by name, those of groups only where they are defined."""
+        groups = ("miou_rare", "miou_common", "miou_frequent", "miou_stuff")
+        return {key: value for key, value in vars(self).items() if value is not None or key not in groups}
+
+    @property
+    def undefined(self) -> bool:
+        """Tell whether nothing could be measured."""
+        return self.miou is None
 
 
-def summarize(counts: ClassCounts, frequencies: Sequence[str] | None = None) -> Metrics:
+def summarize(
+    counts: ClassCounts, frequencies: Sequence[str] | None = None, *, measurable: bool = True
+) -> Metrics:
     """Reduce the counts to the metrics that are reported.
 
     Args:
         counts: of the whole dataset.
         frequencies: for each of the C classes r, c or f (LVIS's rare, common, frequent) or "stuff".
+        measurable: False where only one class was to be learned: any network answers it everywhere, and its
+            IoU of 1 says nothing.
     """
     iou, accuracy = counts.iou(), counts.accuracy()
+    labeled = int(counts.actual.sum())
+    if not (measurable and labeled and counts.num_classes > 1):
+        iou, accuracy = torch.full_like(iou, math.nan), torch.full_like(accuracy, math.nan)
     present = counts.actual > 0
     groups: dict[str, float | None] = dict.fromkeys(("r", "c", "f", "stuff"))
     if frequencies is not None:
         for group in groups:
             members = torch.tensor([frequency == group for frequency in frequencies], device=iou.device)
             groups[group] = _mean(iou[members])
-    labeled = int(counts.actual.sum())
+    miou = _mean(iou)
     return Metrics(
-        miou=_mean(iou) or 0.0,
-        miou_present=_mean(iou[present]) or 0.0,
+        miou=miou,
+        miou_present=_mean(iou[present]),
         miou_rare=groups["r"],
         miou_common=groups["c"],
         miou_frequent=groups["f"],
         miou_stuff=groups["stuff"],
-        pixel_accuracy=int(counts.true_positives.sum()) / max(labeled, 1),
-        mean_accuracy=_mean(accuracy[present]) or 0.0,
+        frequency_weighted_iou=None if miou is None else _weighted(iou[present], counts.actual[present]),
+        pixel_accuracy=None if miou is None else int(counts.true_positives.sum()) / labeled,
+        mean_accuracy=_mean(accuracy[present]),
         classes_present=int(present.sum()),
         classes_predicted=int((counts.predicted > 0).sum()),
     )
@@ -117,3 +148,7 @@ def summarize(counts: ClassCounts, frequencies: Sequence[str] | None = None) -> 
 def _mean(values: Tensor) -> float | None:
     known = values[~values.isnan()]
     return float(known.mean()) if known.numel() else None
+
+
+def _weighted(values: Tensor, weights: Tensor) -> float:
+    return float((values * weights).sum() / weights.sum())

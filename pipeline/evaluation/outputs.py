@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +28,8 @@ from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import evaluation_loader
 from pipeline.data.loading.transforms import Warp
 from pipeline.data.loading.visualize import class_color, colorize
-from pipeline.evaluation.evaluate import Evaluation, evaluate
+from pipeline.data.store.manifest import read_manifest
+from pipeline.evaluation.evaluate import Details, Evaluation, evaluate
 from pipeline.evaluation.protocols import official_metrics
 from pipeline.runtime.device import PeakMemory, choose_device, set_threads
 from pipeline.runtime.errors import DataError
@@ -35,7 +37,22 @@ from pipeline.runtime.files import csv_text, read_csv, write_json, write_text
 from pipeline.tracking.environment import collect_environment
 
 LEGEND_CLASSES = 8
-Number = float | int
+CONFUSED_PAIRS = 50
+SUMMARY = (
+    "miou",
+    "miou_rare",
+    "miou_common",
+    "miou_frequent",
+    "miou_stuff",
+    "boundary_iou",
+    "pixel_accuracy",
+    "train_peak_memory_gib",
+    "train_seconds",
+    "images_per_second",
+    "images",
+)
+"""What metrics.json holds of all metrics, as many columns as a terminal has room for."""
+Number = float | int | None
 
 
 def best_checkpoint(settings: Settings) -> Checkpoint:
@@ -49,6 +66,7 @@ def evaluate_checkpoint(
     segmenter: Segmenter,
     split: str,
     *,
+    details: bool = False,
     pictures: bool = False,
     warp: int | None = None,
 ) -> tuple[Evaluation, list[Mapping[str, object]]]:
@@ -59,6 +77,7 @@ def evaluate_checkpoint(
         checkpoint: whose label space must be that of the data.
         segmenter: the checkpoint's, on the device to use.
         split: train, holdout or val.
+        details: count outlines, confused pairs and regions too.
         pictures: save some images with truth and prediction for the report.
         warp: side of the square that images and truth are resized to; None for whole images.
 
@@ -78,22 +97,40 @@ def evaluate_checkpoint(
             allowed=f"the {checkpoint.label_space.num_classes} classes of the checkpoint",
             hint="train again on this data: dvc repro",
         )
+    learned = read_manifest(bootstrapped_folder(settings))["splits"]["train"]["classes_seen"]
     limit = settings.evaluate.max_images
     total = len(data) if limit is None else min(limit, len(data))
     saved = None
     if pictures:
         wanted = settings.evaluate.examples
         saved = _Pictures(evaluation_folder(settings), checkpoint.label_space, wanted, total)
+    device = choose_device(settings.runtime.device)
+    num_classes = checkpoint.label_space.num_classes
     result = evaluate(
         segmenter,
         evaluation_loader(data, num_workers=settings.runtime.num_workers, limit=limit),
         frequencies=checkpoint.label_space.frequencies,
-        device=choose_device(settings.runtime.device),
+        device=device,
         title=f"evaluate {settings.variant or ''} on {split}",
         total=total,
+        measurable=learned > 1,
         on_prediction=saved.add if saved else None,
+        details=Details(num_classes, settings.evaluate.boundary_width, device) if details else None,
     )
+    if result.metrics.undefined:
+        _warn_undefined(split, result, learned)
     return result, saved.examples if saved else []
+
+
+def _warn_undefined(split: str, result: Evaluation, learned: int) -> None:
+    if not result.images:
+        reason = f"the split {split} has no images (those without a labeled pixel are left out, by name in "
+        reason += "data/bootstrapped/manifest.json)"
+    elif not int(result.counts.actual.sum()):
+        reason = f"no pixel of the split {split} is labeled"
+    else:
+        reason = f"{learned} class was to be learned, which any network answers everywhere"
+    print(f"warning: nothing can be measured: {reason}; the metrics are null", file=sys.stderr, flush=True)
 
 
 def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]:
@@ -107,9 +144,13 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     memory = PeakMemory(device)
     checkpoint = best_checkpoint(settings)
     segmenter = checkpoint.segmenter().to(device)
-    result, examples = evaluate_checkpoint(settings, checkpoint, segmenter, "val", pictures=True)
+    result, examples = evaluate_checkpoint(
+        settings, checkpoint, segmenter, "val", details=True, pictures=True
+    )
+    assert result.details is not None
     metrics: dict[str, Number] = {
         **result.metrics.flat(),
+        **({} if result.metrics.undefined else result.details.metrics()),
         **official_metrics(settings.data.layout, result.counts),
         **_warped(settings, checkpoint, segmenter),
         "images": result.images,
@@ -123,10 +164,11 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
         "loss_curve": read_csv(results_folder(settings) / "loss.csv"),
         "validation_curve": read_csv(results_folder(settings) / "holdout.csv"),
     }
+    metrics["train_seconds"] = training["seconds"]
     record = {
         "format": 1,
         "variant": settings.variant or "default",
-        "metrics": {**metrics, "train_seconds": training["seconds"]},
+        "metrics": metrics,
         "settings": settings.flat(),
         "training": {**training, **curves},
         "environment": collect_environment(settings, device, threads),
@@ -135,15 +177,24 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
         "run_id": checkpoint.progress["run_id"],
         "examples": examples,
     }
-    table = per_class_table(result, checkpoint.label_space)
+    tables = {
+        "per_class.csv": per_class_table(result, checkpoint.label_space),
+        "confused.csv": confused_table(result, checkpoint.label_space),
+    }
     for folder in (results_folder(settings), evaluation_folder(settings)):
-        write_text(folder / "per_class.csv", table)
+        for name, table in tables.items():
+            write_text(folder / name, table)
+    result.details.image_counts().save(evaluation_folder(settings) / "per_image.npz")
     write_json(evaluation_folder(settings) / "record.json", record)
-    write_json(results_folder(settings) / "metrics.json", metrics)
+    # scores of the dataset's own protocol and of warped images are asked for, so they are shown too
+    shown = [*SUMMARY, *(name for name in metrics if name.startswith(("ade20k", "warped")))]
+    write_json(
+        results_folder(settings) / "metrics.json", {name: metrics[name] for name in shown if name in metrics}
+    )
     return metrics, checkpoint
 
 
-def _warped(settings: Settings, checkpoint: Checkpoint, segmenter: Segmenter) -> dict[str, float]:
+def _warped(settings: Settings, checkpoint: Checkpoint, segmenter: Segmenter) -> dict[str, Number]:
     """Return the metrics on warped images, where `evaluate.warp` asks for them."""
     if settings.evaluate.warp is None:
         return {}
@@ -153,14 +204,29 @@ def _warped(settings: Settings, checkpoint: Checkpoint, segmenter: Segmenter) ->
 
 def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:
     """Return CSV with one line a class; IoU and accuracy are empty where they are not defined."""
-    counts = result.counts
-    columns = (counts.actual, counts.predicted, counts.iou(), counts.accuracy())
+    counts, nothing = result.counts, torch.full((label_space.num_classes,), math.nan)
+    boundary = nothing if result.details is None else result.details.boundary_iou(nothing)
+    ratios = [counts.iou(), counts.accuracy(), boundary]
+    if result.metrics.undefined:
+        ratios = [nothing] * len(ratios)
+    columns = (counts.actual, counts.predicted, *ratios)
     rows = []
     for entry, *values in zip(label_space.classes, *(column.tolist() for column in columns), strict=True):
         cells = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
         rows.append([entry.class_id, entry.name, entry.source, entry.frequency, *cells])
-    header = ["class_id", "name", "source", "frequency", "true_pixels", "predicted_pixels", "iou", "accuracy"]
-    return csv_text(header, rows)
+    header = ["class_id", "name", "source", "frequency", "true_pixels", "predicted_pixels"]
+    return csv_text([*header, "iou", "accuracy", "boundary_iou"], rows)
+
+
+def confused_table(result: Evaluation, label_space: LabelSpace) -> str:
+    """Return CSV with the most confused pairs of classes, and their share of the true class's pixels."""
+    assert result.details is not None
+    rows = []
+    for pair in result.details.pairs.most_confused(CONFUSED_PAIRS):
+        share = pair.pixels / int(result.counts.actual[pair.actual])
+        names = [label_space.classes[train_id].name for train_id in (pair.actual, pair.predicted)]
+        rows.append([pair.actual + 1, names[0], pair.predicted + 1, names[1], pair.pixels, share])
+    return csv_text(["class_id", "name", "predicted_id", "predicted_name", "pixels", "share"], rows)
 
 
 class _Pictures:

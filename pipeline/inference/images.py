@@ -1,21 +1,21 @@
 """Read a picture of any common kind as upright RGB, or name what is wrong with it.
 
 A prediction is for the picture as people see it: EXIF orientation is applied, so class maps come back in the
-upright frame. (Training reads the stored raster instead, because COCO annotates that.) Transparency is
-dropped, as in training. Of an animation the first frame is taken.
+upright frame. (Training reads the frame that the annotations lie in.) Bits and transparency are treated as in
+training, see `pipeline.data.store.pixels`. Of an animation the first frame is taken.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from pipeline.data.store.images import open_image
+from pipeline.data.store.pixels import upright_pixels
 from pipeline.runtime.errors import UsageError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -32,7 +32,7 @@ def read_picture(path: Path | str) -> np.ndarray:
     """
     hint = "convert it to JPEG or PNG, or take the file from its source again"
     with open_image(Path(path), kind="picture", hint=hint) as opened:
-        return _rgb(opened)
+        return upright_pixels(opened)
 
 
 def as_pixels(image: Picture) -> np.ndarray:
@@ -49,7 +49,7 @@ def as_pixels(image: Picture) -> np.ndarray:
     if isinstance(image, str | Path):
         return read_picture(image)
     if isinstance(image, Image.Image):
-        return _rgb(image)
+        return upright_pixels(image)
     if isinstance(image, Tensor):
         if image.dim() != 3 or image.shape[0] != 3:
             raise _refused("tensor", tuple(image.shape), "(3, H, W), or (N, 3, H, W) for a batch")
@@ -94,24 +94,3 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
 def _from_sixteen_bits(values: np.ndarray) -> np.ndarray:
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    """Decode: upright, in color; 16-bit gray keeps its range, which Pillow's own conversion would clip."""
-    image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I") or upright.mode == "F":
-        gray = _gray(np.asarray(upright))
-        return np.ascontiguousarray(np.repeat(gray[:, :, None], 3, axis=2))
-    if upright.mode == "P" and "transparency" in upright.info:
-        upright = upright.convert("RGBA")  # Pillow warns of a direct conversion
-    return np.array(upright.convert("RGB"))
-
-
-def _gray(values: Any) -> np.ndarray:
-    """(H, W) integers or floats to uint8: up to 65,535 as 16 bits, floats in [0, 1]."""
-    if np.issubdtype(values.dtype, np.integer) and values.min() >= 0 and values.max() <= 65_535:
-        return _from_sixteen_bits(values)
-    if np.issubdtype(values.dtype, np.floating) and values.min() >= 0 and values.max() <= 1:
-        return np.rint(values * 255).astype(np.uint8)
-    raise ValueError(f"gray values from {values.min():g} to {values.max():g}; allowed: 16 bits, or 0 to 1")

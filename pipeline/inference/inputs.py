@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pipeline.data.store.listing import list_files
 from pipeline.inference.images import SUFFIXES
 from pipeline.inference.outputs import output_paths
 from pipeline.runtime.errors import DataError, UsageError
@@ -68,7 +69,7 @@ def _expanded(text: str, out: Path) -> list[tuple[Path, PurePosixPath]]:
     path = Path(text)
     if path.is_dir():
         outputs = out.resolve()
-        below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        below = [p for p in list_files(path, sorted(SUFFIXES)) if p.is_file()]
         return [
             (p, PurePosixPath(p.relative_to(path)))
             for p in below

@@ -7,7 +7,8 @@ so that its presence says that the others are whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,27 @@ def write_prediction(
     Raises:
         KilosegError: the disk is full, or the folder cannot be written.
     """
-    path = paths["class_map"]
+    with writing_outputs(paths["class_map"]):
+        with atomic_path(paths["class_map"]) as temporary:
+            Image.fromarray(class_map).save(temporary, format="PNG", compress_level=3)
+        with atomic_path(paths["overlay"]) as temporary:
+            overlay.save(temporary, format="JPEG", quality=90)
+        if "rle" in paths:
+            write_json(paths["rle"], rle)
+        write_json(paths["json"], record)
+
+
+@contextlib.contextmanager
+def writing_outputs(path: Path) -> Iterator[None]:
+    """Make the folder of `path`, and name it where something cannot be written.
+
+    Raises:
+        KilosegError: the disk is full, or the folder cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with naming_full_disk(path, _KEPT):
-            with atomic_path(path) as temporary:
-                Image.fromarray(class_map).save(temporary, format="PNG", compress_level=3)
-            with atomic_path(paths["overlay"]) as temporary:
-                overlay.save(temporary, format="JPEG", quality=90)
-            if "rle" in paths:
-                write_json(paths["rle"], rle)
-            write_json(paths["json"], record)
+            yield
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise KilosegError(
             "cannot write here", where=path.parent, found=error.strerror, hint="name another --out"

@@ -19,6 +19,7 @@ from pipeline.inference.inputs import Input
 from pipeline.inference.outputs import output_paths
 from pipeline.inference.prediction import Prediction
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.submission import CityscapesSubmission
 from pipeline.runtime.errors import DataError
 from pipeline.runtime.progress import Progress
 
@@ -35,15 +36,19 @@ class Job:
         rle: write run-length masks too.
         about: what every JSON is to say: the checkpoint and the options that can change a result.
         skip_existing: leave out pictures whose outputs are whole and say the same about themselves.
+        submission: write what a benchmark's server takes, and nothing else.
     """
 
     out: Path
     rle: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
     skip_existing: bool = False
+    submission: CityscapesSubmission | None = None
 
     def is_done(self, picture: Input) -> bool:
         """Whether the picture's outputs are there, made by the same checkpoint with the same options."""
+        if self.submission is not None:
+            return self.submission.is_done(picture.path, self.out, self._record(picture))
         paths = output_paths(self.out, picture.name, rle=self.rle)
         if not all(path.is_file() for path in paths.values()):
             return False
@@ -55,6 +60,9 @@ class Job:
 
     def save(self, picture: Input, prediction: Prediction) -> None:
         """Write the outputs of a picture."""
+        if self.submission is not None:
+            self.submission.write(prediction.class_map, picture.path, self.out, self._record(picture))
+            return
         prediction.save(self.out, picture.name, rle=self.rle, about=self._record(picture))
 
     def _record(self, picture: Input) -> dict[str, Any]:

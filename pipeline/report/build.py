@@ -13,7 +13,16 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.report import labels
-from pipeline.report.charts import SERIES, curves_chart, dash_of, long_tail_chart, memory_chart, source_chart
+from pipeline.report.charts import (
+    SERIES,
+    accuracy_chart,
+    curves_chart,
+    dash_of,
+    long_tail_chart,
+    memory_chart,
+    source_chart,
+)
+from pipeline.report.class_table import class_rows, confused_rows
 from pipeline.report.inputs import DataSummary, MemoryCurve, Variant, read_data, read_memory, read_variants
 from pipeline.report.tables import (
     GROUPS,
@@ -86,6 +95,9 @@ def write_report(
         environments=side_by_side([variant.record.environment for variant in evaluated], labels.ENVIRONMENT),
         groups=group_bars(evaluated),
         classes=[best_and_worst(variant) for variant in evaluated],
+        all_classes=class_rows(evaluated),
+        confused=confused_rows(evaluated),
+        step_memory=_step_memory(evaluated, memory),
         examples=_example_rows(evaluated),
         data=data,
         group_names=GROUPS,
@@ -143,9 +155,24 @@ def _heads(memory: MemoryCurve | None) -> list[str]:
     return list(dict.fromkeys(row.head for row in memory.rows)) if memory else []
 
 
+def _step_memory(variants: Sequence[Variant], memory: MemoryCurve | None) -> list[float | None]:
+    """Return each variant's predicted peak of a training step, GiB; None for one that is not in the curve."""
+    rows = memory.rows if memory is not None else []
+    peaks = {(row.head, row.num_classes): row.predicted_gib for row in rows}
+    return [peaks.get((_head(variant), variant.record.num_classes)) for variant in variants]
+
+
+def _head(variant: Variant) -> str:
+    """Return the head as the memory curve names it: all logits at once are "dense"."""
+    settings = variant.record.settings
+    return "dense" if settings.get("loss.name") == "dense" else str(settings.get("model.head"))
+
+
 def _charts(variants: Sequence[Variant], data: DataSummary, memory: MemoryCurve | None) -> dict[str, Markup]:
     training = [variant.record.training for variant in variants]
-    holdout = [[(step, miou) for step, miou, _ in one.validation_curve] for one in training]
+    holdout = [
+        [(step, miou) for step, miou, _ in one.validation_curve if miou is not None] for one in training
+    ]
     charts = {
         "loss": curves_chart([one.loss_curve for one in training], name="loss", ylabel="training loss"),
         "holdout": curves_chart(holdout, name="holdout", ylabel="mIoU, held-out part", percent=True),
@@ -154,6 +181,14 @@ def _charts(variants: Sequence[Variant], data: DataSummary, memory: MemoryCurve 
             [(one.name, list(one.sources.values())) for one in data.splits], name="sources"
         ),
     }
+    peaks = _step_memory(variants, memory)
+    mious = [value_of(variant, "miou") for variant in variants]
+    if all(peak is not None for peak in peaks):
+        points = [
+            None if peak is None or miou is None else (peak, miou)
+            for peak, miou in zip(peaks, mious, strict=True)
+        ]
+        charts["accuracy"] = accuracy_chart(points, name="accuracy")
     if memory is not None:
         charts["memory"] = memory_chart(memory.rows, _heads(memory), name="memory")
     return {name: Markup(svg) for name, svg in charts.items()}  # our own SVG, which holds no text of the user

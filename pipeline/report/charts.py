@@ -25,6 +25,7 @@ DASHES = ("", "7 3", "2 2.5", "9 3 2 3")
 _INK, _FAINT = "#010101", "#010102"
 _SIZE = (4.7, 2.9)  # inches: at 96 dots 451 wide, readable on a telephone without shrinking
 _BINS = 120
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def dash_of(position: int) -> str:
@@ -128,6 +129,28 @@ def memory_chart(rows: Sequence[MemoryPoint], heads: Sequence[str], *, name: str
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(_plain))
         axis.set_minor_formatter(NullFormatter())
+    return _svg(figure, name)
+
+
+def accuracy_chart(points: Sequence[tuple[float, float] | None], *, name: str) -> str:
+    """Draw mIoU over peak memory, one point a variant: up and to the left is better.
+
+    Args:
+        points: (GiB, mIoU) by variant, in the order of the page's colors; None for a variant without.
+        name: unique on the page.
+    """
+    figure, axes = _axes("peak memory of a training step, GiB (logarithmic)", "mIoU on val")
+    for position, point in enumerate(points):
+        if point is not None:
+            axes.plot(
+                *point, marker=_MARKERS[position % len(_MARKERS)], color=_series(position), markersize=8
+            )
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.25, y=0.15)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+    axes.xaxis.set_minor_formatter(FuncFormatter(_plain))
     return _svg(figure, name)
 
 

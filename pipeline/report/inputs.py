@@ -38,7 +38,7 @@ class Training(_Part):
     peak_memory_kind: str
     device: str
     loss_curve: list[tuple[float, float]]
-    validation_curve: list[tuple[float, float, float]]
+    validation_curve: list[tuple[float, float | None, float | None]]
 
 
 class LegendEntry(_Part):
@@ -87,6 +87,16 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
+class ConfusedPair:
+    """Hold a class, what it was predicted as, the pixels, and their share of the class's."""
+
+    name: str
+    predicted: str
+    pixels: int
+    share: float
+
+
+@dataclass(frozen=True)
 class Variant:
     """Hold one evaluated variant."""
 
@@ -94,6 +104,8 @@ class Variant:
     folder: Path
     record: Record
     classes: list[ClassResult]
+    confused: list[ConfusedPair]
+    """the most confused pairs; empty for an evaluation that did not count them"""
 
     def picture(self, name: str) -> str:
         """Return an example picture as a data URI.
@@ -183,7 +195,15 @@ def _read_variant(folder: Path, name: str) -> Variant:
         raise _damaged(path, name, error) from error
     if record.variant != name:
         raise _damaged(path, name, f"the record of variant {record.variant!r}")
+    pairs = folder / "confused.csv"
     table = folder / "per_class.csv"
+    try:
+        confused = [
+            ConfusedPair(row["name"], row["predicted_name"], int(row["pixels"]), float(row["share"]))
+            for row in (_rows(pairs) if pairs.exists() else ())
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(pairs, name, _reason(error)) from error
     try:
         classes = [
             ClassResult(
@@ -197,7 +217,7 @@ def _read_variant(folder: Path, name: str) -> Variant:
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(table, name, _reason(error)) from error
-    return Variant(name, folder, record, classes)
+    return Variant(name, folder, record, classes, confused)
 
 
 def read_data(bootstrapped: Path) -> DataSummary:

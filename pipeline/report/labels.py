@@ -63,6 +63,7 @@ SETTINGS = {
     "train.checkpoint_every": "steps between checkpoints",
     "train.seed": "training seed",
     "evaluate.max_images": "largest number of val images",
+    "evaluate.boundary_width": "width of the bands of boundary IoU, image diagonals",
     "evaluate.examples": "example images",
 }
 ENVIRONMENT = {

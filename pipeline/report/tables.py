@@ -29,11 +29,22 @@ class Measure:
 
 MEASURES = (
     Measure("miou", "mIoU", "quality", 1, "classes in truth or prediction"),
+    Measure("miou_low", "mIoU, lower end", "quality", 0, "95 % interval over other images of the same kind"),
+    Measure(
+        "miou_high", "mIoU, upper end", "quality", 0, "of the same interval; says nothing of another training"
+    ),
     Measure("miou_present", "mIoU, classes in truth", "quality", 1),
     Measure("miou_frequent", "mIoU, frequent", "quality", 1, "in more than 100 LVIS images"),
     Measure("miou_common", "mIoU, common", "quality", 1, "in 11 to 100"),
     Measure("miou_rare", "mIoU, rare", "quality", 1, "in 10 or fewer"),
     Measure("miou_stuff", "mIoU, stuff", "quality", 1, "classes of COCO-Stuff alone"),
+    Measure("boundary_iou", "boundary IoU", "quality", 1, "of the pixels near outlines, mean over classes"),
+    Measure(
+        "region_iou_small", "IoU of small regions", "quality", 1, "a class in an image, below 32 x 32 pixels"
+    ),
+    Measure("region_iou_medium", "IoU of medium regions", "quality", 1, "below 96 x 96 pixels"),
+    Measure("region_iou_large", "IoU of large regions", "quality", 1, "96 x 96 pixels and more"),
+    Measure("frequency_weighted_iou", "frequency-weighted IoU", "quality", 1, "by the classes' true pixels"),
     Measure("pixel_accuracy", "pixel accuracy", "quality", 1),
     Measure("mean_accuracy", "mean class accuracy", "quality", 1),
     Measure("classes_present", "classes in truth", "extent"),
@@ -214,12 +225,13 @@ def best_and_worst(variant: Variant) -> dict[str, Any]:
     def iou(one: ClassResult) -> float:
         return one.iou or 0.0
 
-    ordered = sorted(present, key=lambda one: (-iou(one), -one.true_pixels))
+    measured = [one for one in present if one.iou is not None]
+    ordered = sorted(measured, key=lambda one: (-iou(one), -one.true_pixels))
     shown = min(SHOWN_CLASSES, math.ceil(len(ordered) / 2))
     worst = sorted(ordered[shown:], key=lambda one: (iou(one), -one.true_pixels))
     return {
         "present": len(present),
-        "zero": sum(iou(one) == 0 for one in present),
+        "zero": sum(iou(one) == 0 for one in measured),
         "predicted": sum(one.predicted_pixels > 0 for one in variant.classes),
         "best": ordered[:shown],
         "worst": worst[:SHOWN_CLASSES],

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.runtime.secrets import hide_secrets
+
 
 class KilosegError(Exception):
     """Report a foreseen failure in one message. Exit code 1 unless a subclass says otherwise.
+
+    Passwords in addresses and other secrets are left out of every part.
 
     Args:
         what: one short clause naming what is wrong.
@@ -31,11 +35,11 @@ class KilosegError(Exception):
         allowed: object = None,
         hint: str | None = None,
     ) -> None:
-        self.what = what
-        self.where = None if where is None else str(where)
-        self.found = None if found is None else str(found)
-        self.allowed = None if allowed is None else str(allowed)
-        self.hint = hint
+        self.what = hide_secrets(what)
+        self.where = None if where is None else hide_secrets(str(where))
+        self.found = None if found is None else hide_secrets(str(found))
+        self.allowed = None if allowed is None else hide_secrets(str(allowed))
+        self.hint = None if hint is None else hide_secrets(hint)
         super().__init__(self.message())
 
     def message(self) -> str:

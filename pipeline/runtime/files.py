@@ -75,10 +75,10 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def read_csv(path: Path) -> list[list[float]]:
-    """Read the numbers of a CSV file below its header line."""
+def read_csv(path: Path) -> list[list[float | None]]:
+    """Read the numbers of a CSV file below its header line; an empty cell is None."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]
+        return [[float(cell) if cell else None for cell in row] for row in list(csv.reader(file))[1:]]
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:

@@ -1,168 +1,198 @@
 """Track in MLflow: one run per variant, which training opens and evaluation continues.
 
-Only MLflow's client is used, never its global "active run": every call names its run. The store is
-MLFLOW_TRACKING_URI, or `mlflow.db` (SQLite) in the project with its artifacts beside it.
+What is logged is written to files at once and sent by a thread (`pipeline.tracking.mirror`), so that a store
+that goes away neither stops nor delays the work: the values arrive when it is back, in order and once. What
+has not arrived when the process ends stays in `mlflow-unsent`, for the next process or for `pipeline sync`.
+
+Only MLflow's client is used, never its global "active run": every call names its run.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import getpass
 import hashlib
 import json
-import logging
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.config.paths import bootstrapped_folder
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow when it is imported
-
-import sqlalchemy
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
-from mlflow.exceptions import MlflowException
-from mlflow.store.db.db_types import DATABASE_ENGINES
-
 from pipeline.config.schema import Settings
 from pipeline.runtime.errors import KilosegError
+from pipeline.tracking.delivery import Delivery, create_run, existing_run, mirror_of, send_unsent
 from pipeline.tracking.environment import git_commit
-from pipeline.tracking.tracker import tracking_uri
+from pipeline.tracking.mirror import Mirror
+from pipeline.tracking.mlflow_store import STORE_ERRORS, StoreUnavailable, explain, open_client
+from pipeline.tracking.unsent import RunPlace, UnsentRun, store_name, unsent_run
+
+PATIENCE_SECONDS = 30.0
+"""How long the end of a process waits for a store that is away."""
+_KILLED_PATIENCE_SECONDS = 5.0  # a scheduler's SIGKILL follows its SIGTERM
 
 
 class MlflowTracker:
-    """Write to one MLflow run: a `Tracker`."""
+    """Log one run: a `Tracker`. No call raises for the store or waits for it.
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self.client, self._run_id = client, run_id
+    Args:
+        run: where it is kept until it is sent.
+        results: the metrics are results, of which a changed one is logged again, and no curves.
+    """
+
+    def __init__(self, run: UnsentRun, *, results: bool = False) -> None:
+        self._run, self._results = run, results
+        self._said_disk = False
 
     @property
     def run_id(self) -> str:
         """Return MLflow's id of the run."""
-        return self._run_id
+        return self._run.place.run_id
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log the parameters that the run lacks (MLflow never changes one)."""
-        known = self.client.get_run(self._run_id).data.params
-        fresh = [Param(key, str(value)) for key, value in params.items() if key not in known]
-        for start in range(0, len(fresh), 100):  # MLflow's limit for one call
-            self.client.log_batch(self._run_id, params=fresh[start : start + 100])
+        self._append({"params": {key: str(value) for key, value in params.items()}})
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log the numbers at `step`, in one call."""
-        now = int(time.time() * 1000)
-        values = [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        self.client.log_batch(self._run_id, metrics=values)
+    def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
+        """Log the numbers at `step`; those that are not defined (None) are left out."""
+        values = {name: float(value) for name, value in metrics.items() if value is not None}
+        event = {"step": step, "metrics": values}
+        self._append({**event, "result": True} if self._results else event)
 
     def log_artifact(self, path: Path) -> None:
-        """Copy the file to the run."""
-        self.client.log_artifact(self._run_id, str(path))
+        """Log the file as it is now."""
+        self._run.keep(path, path.name)
+        self._append({"artifact": path.name})
 
     def log_table(self, path: Path, name: str) -> None:
         """Log a CSV file as a table that MLflow's UI shows and compares."""
-        with path.open(newline="", encoding="utf-8") as file:
-            columns, *rows = csv.reader(file)
-        data = [[_number(cell) for cell in row] for row in rows]
-        self.client.log_text(self._run_id, json.dumps({"columns": columns, "data": data}), name)
-        tag = "mlflow.loggedArtifacts"  # how MLflow's UI finds tables
-        self.client.set_tag(self._run_id, tag, json.dumps([{"path": name, "type": "table"}]))
+        self._run.keep(path, path.name)
+        self._append({"table": path.name, "name": name})
 
     def log_data(self, settings: Settings, split: str, context: str) -> None:
         """Log a split of the bootstrapped data as an input; `context` is MLflow's word for its use."""
         manifest = bootstrapped_folder(settings) / "manifest.json"
         if not manifest.is_file():
             return  # training itself reports what is missing
-        source = json.dumps(
-            {"root": str(settings.data.root), "bootstrapped": str(bootstrapped_folder(settings))}
-        )
-        dataset = Dataset(f"{settings.data.root.name} {split}", _digest(manifest), "local", source)
-        used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-        self.client.log_inputs(self._run_id, [used])
+        places = {"root": settings.data.root, "bootstrapped": bootstrapped_folder(settings)}
+        dataset = {
+            "name": f"{settings.data.root.name} {split}",
+            "digest": _digest(manifest),
+            "source": json.dumps({key: _in_project(path, settings) for key, path in places.items()}),
+            "context": context,
+        }
+        self._append({"dataset": dataset})
 
+    def log_status(self, status: str) -> None:
+        """Log that the run goes on (RUNNING) or how it ended."""
+        self._append({"status": status})
 
-def _number(cell: str) -> float | str | None:
-    """Return the cell as a number if it is one, so that the UI sorts by value; None if empty."""
-    try:
-        return float(cell) if cell else None
-    except ValueError:
-        return cell
+    def _append(self, event: Mapping[str, object]) -> None:
+        journal = self._run.journal
+        journal.append(event)
+        if journal.failure is not None and not self._said_disk:
+            text = f"warning: {journal.path} cannot be written ({journal.failure.strerror})"
+            print(f"{text}; what is logged stays in memory until it can", file=sys.stderr, flush=True)
+        self._said_disk = journal.failure is not None
 
 
 @contextlib.contextmanager
-def open_run(settings: Settings, *, run_id: str | None = None) -> Iterator[MlflowTracker]:
+def open_run(
+    settings: Settings, *, run_id: str | None = None, results: bool = False
+) -> Iterator[MlflowTracker]:
     """Open the run `run_id`, or a new one if that is None or not in this store.
 
     The run ends FINISHED, KILLED if the process is interrupted, or FAILED on any other error.
 
+    Args:
+        settings: name the store, and the project.
+        run_id: of the run to continue. If the store is away just now, what is logged waits in files.
+        results: the metrics are results, of which a changed one is logged again, and no curves.
+
     Raises:
-        KilosegError: the store cannot be reached.
+        KilosegError: the store refuses, or a new run is wanted and it does not answer.
     """
-    client = open_client(settings)
+    given, client, fresh = run_id, None, False
     try:
-        run_id = _existing(client, run_id) or _create(client, settings)
-        client.update_run(run_id, status="RUNNING")
-    except MlflowException as error:
-        raise unreachable(settings, error) from error
-    status = "FAILED"
-    try:
-        yield MlflowTracker(client, run_id)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        client.set_terminated(run_id, status)
+        client = open_client(settings)
+        run_id = existing_run(client, settings, given)
+        if fresh := run_id is None:
+            run_id = create_run(client, settings, _place(settings, given or ""))
+    except (*STORE_ERRORS, KilosegError) as error:
+        problem = explain(settings, error)
+        if given is None or not isinstance(problem, StoreUnavailable):
+            raise problem from None
+        client, run_id = None, given
+    assert run_id is not None
+    with unsent_run(settings, _place(settings, run_id), name=given or run_id) as run:
+        delivery = Delivery(settings, run, client, fresh=fresh)
+        tracker = MlflowTracker(run, results=results)
+        mirror = mirror_of(delivery, "the work")
+        mirror.start()
+        tracker.log_status("RUNNING")
+        status = "FAILED"
+        try:
+            yield tracker
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            tracker.log_status(status)
+            patience = _KILLED_PATIENCE_SECONDS if status == "KILLED" else PATIENCE_SECONDS
+            _close(settings, mirror, delivery, patience)
 
 
-def unreachable(settings: Settings, error: BaseException) -> KilosegError:
-    """Make the error for a store that does not answer."""
-    return KilosegError(
-        "the MLflow store does not answer",
-        where=tracking_uri(settings),
-        found=str(error).splitlines()[0],
-        hint="check MLFLOW_TRACKING_URI and that its server runs, or unset it to use mlflow.db",
+def _close(settings: Settings, mirror: Mirror, delivery: Delivery, patience: float) -> None:
+    """Send the rest, and what earlier processes left; say what to do if that fails."""
+    end = time.monotonic() + patience
+    arrived = mirror.close(patience=patience)
+    for text in delivery.refused:
+        print(f"warning: MLflow does not take a part of what was logged: {text}", file=sys.stderr, flush=True)
+    if arrived:
+        delivery.run.remove()
+        with contextlib.suppress(KilosegError):
+            send_unsent(settings, patience=max(end - time.monotonic(), 0.0))
+        return
+    print(
+        f"warning: not everything reached MLflow; it waits in {delivery.run.folder.parent}. What sends it: "
+        "pipeline sync (the next stage or training does it too)",
+        file=sys.stderr,
+        flush=True,
     )
 
 
-def open_client(settings: Settings) -> MlflowClient:
-    """Open a client of the store that gives up on a silent server in seconds, not minutes.
+def log_to_finished_run(
+    settings: Settings, run_id: str | None, path: Path, *, patience: float = PATIENCE_SECONDS
+) -> bool:
+    """Add a file, such as the report, to a run that has ended; skip an unknown run.
 
-    Raises:
-        KilosegError: it is no store, or a database that refuses us. (A server is checked by the first call.)
+    Args:
+        settings: name the store.
+        run_id: of the run, or None for none.
+        path: the file.
+        patience: seconds to wait for a store that is away; then the file waits in `mlflow-unsent`.
+
+    Returns:
+        Whether it was sent.
     """
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.utils.uri"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # one line per database migration otherwise
-    os.environ.setdefault(
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"
-    )  # else an unreachable server hangs for minutes
-    uri = tracking_uri(settings)
-    try:
-        if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
-            engine = sqlalchemy.create_engine(uri)  # once: MLflow itself tries for minutes
-            engine.connect().close()
-            engine.dispose()
-        return MlflowClient(tracking_uri=uri)
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, MlflowException) as error:
-        raise unreachable(settings, error) from error
-
-
-def _existing(client: MlflowClient, run_id: str | None) -> str | None:
     if run_id is None:
-        return None
-    with contextlib.suppress(MlflowException):
-        if client.get_run(run_id).info.lifecycle_stage == "active":
-            return run_id
-    return None
+        return True
+    place = RunPlace(store_name(settings), settings.tracking.experiment, run_id)
+    with unsent_run(settings, place) as run:
+        MlflowTracker(run).log_artifact(path)
+        delivery = Delivery(settings, run)
+        mirror = mirror_of(delivery, "the work")
+        if mirror.close(patience=patience):
+            run.remove()
+    return mirror.complete
 
 
-def _create(client: MlflowClient, settings: Settings) -> str:
+def _place(settings: Settings, run_id: str) -> RunPlace:
     variant = settings.variant or "default"
     tags = {**run_tags(settings), "variant": variant}
-    run = client.create_run(experiment_id(client, settings), run_name=variant, tags=tags)
-    return str(run.info.run_id)
+    return RunPlace(store_name(settings), settings.tracking.experiment, run_id, variant, tags)
 
 
 def run_tags(settings: Settings) -> dict[str, str]:
@@ -174,20 +204,16 @@ def run_tags(settings: Settings) -> dict[str, str]:
         "git_commit": git_commit(settings.project),
         "dvc_lock": _digest(settings.project / "dvc.lock"),
     }
+    if os.environ.get("DVC_EXP_NAME"):
+        tags["dvc_experiment"] = os.environ["DVC_EXP_NAME"]
     if len(tags["git_commit"]) == 40:
         tags["mlflow.source.git.commit"] = tags["git_commit"]
     return tags
 
 
-def experiment_id(client: MlflowClient, settings: Settings) -> str:
-    """Return the id of the settings' experiment; create it if it does not exist."""
-    name = settings.tracking.experiment
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    local = tracking_uri(settings).startswith("sqlite:")
-    artifacts = (settings.project / "mlartifacts").as_uri() if local else None  # a server chooses its own
-    return str(client.create_experiment(name, artifact_location=artifacts))
+def _in_project(path: Path, settings: Settings) -> str:
+    """Return the path from the project's folder, if it lies in there."""
+    return str(path.relative_to(settings.project) if path.is_relative_to(settings.project) else path)
 
 
 def _user() -> str:
@@ -199,11 +225,3 @@ def _user() -> str:
 
 def _digest(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else "absent"
-
-
-def log_to_finished_run(settings: Settings, run_id: str | None, path: Path) -> None:
-    """Add a file, such as the report, to a run that has ended; skip an unknown run."""
-    client = open_client(settings)
-    known = _existing(client, run_id)
-    if known is not None:
-        client.log_artifact(known, str(path))

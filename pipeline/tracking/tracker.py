@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.config.paths import home_folder, store_file
 from pipeline.config.schema import Settings
 
 
@@ -47,5 +48,41 @@ class NoTracker:
 
 
 def tracking_uri(settings: Settings) -> str:
-    """Return the store: MLFLOW_TRACKING_URI, or SQLite in the project."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{settings.project / 'mlflow.db'}"
+    """Return the store: MLFLOW_TRACKING_URI, or SQLite in the project.
+
+    A relative SQLite path is the project's too where DVC runs the stage in a temporary copy of it.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if not given:
+        return sqlite_uri(store_file(settings))
+    home, relative = home_folder(settings.project), sqlite_path(given)
+    if home == settings.project or relative is None or relative.is_absolute():
+        return given
+    return sqlite_uri(home / relative)
+
+
+def own_store(settings: Settings) -> bool:
+    """Tell whether the runs go into the project's own store."""
+    path = sqlite_path(tracking_uri(settings))
+    return path is not None and path.absolute() == store_file(settings)
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the address of an SQLite store, whatever characters its path has."""
+    from sqlalchemy import URL  # takes a tenth of a second
+
+    return URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Return the path of an SQLite store; None for other stores."""
+    if not uri.startswith("sqlite"):
+        return None
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        database = make_url(uri).database
+    except (ArgumentError, ValueError):
+        return None
+    return Path(database) if database else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import evaluation_loader, train_loader
 from pipeline.data.loading.sampler import repeat_factors
 from pipeline.data.loading.transforms import TrainTransform
+from pipeline.data.store.manifest import read_manifest
 from pipeline.runtime.errors import DataError
 from pipeline.training.debug import batches_to_take, images_to_validate
 
@@ -45,7 +47,21 @@ class TrainingData:
                 allowed="at least one of each",
                 hint="add images, or change data.holdout_fraction, and run dvc repro",
             )
-        return cls(settings, train, holdout)
+        data = cls(settings, train, holdout)
+        if not data.has_two_classes:
+            print(
+                f"warning: the images to train on show one class only ({bootstrapped}): there is nothing to "
+                "learn, since unlabeled pixels are no class; label the rest as a class of its own",
+                file=sys.stderr,
+                flush=True,
+            )
+        return data
+
+    @property
+    def has_two_classes(self) -> bool:
+        """Tell whether the train split shows two classes or more: what is unlabeled is no class."""
+        seen = read_manifest(self.train.bootstrapped)["splits"]["train"]["classes_seen"]
+        return bool(seen > 1)
 
     @property
     def label_space(self) -> LabelSpace:

@@ -3,23 +3,48 @@
 `one_batch` takes all steps on the first batch: a network that cannot learn it by heart has a defect.
 `few_batches` ends after a few steps with all that a whole run does, validation and checkpoints included.
 `profile` ends as soon, and leaves a trace of some steps to open in Perfetto or chrome://tracing.
+
+Such a run leaves all that in a folder of its own, `checkpoints/VARIANT/debug`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 
-from pipeline.config.schema import TrainSettings
+from pipeline.config.paths import best_checkpoint_file, checkpoint_folder, results_folder
+from pipeline.config.schema import Settings, TrainSettings
 from pipeline.data.loading.batch import Batch
+from pipeline.runtime.files import atomic_path
 
 FEW_STEPS = 10
 _SKIPPED, _TRACED = 4, 4  # the first steps allocate and warm up
+
+
+def training_folder(settings: Settings) -> Path:
+    """Return the folder of a training's checkpoints."""
+    folder = checkpoint_folder(settings)
+    return folder if settings.train.debug is None else folder / "debug"
+
+
+def hand_over(settings: Settings, checkpoint: Path) -> Path:
+    """Return the folder for a debug run's curves.
+
+    DVC wants the stage's outputs at their place; those of before are in its cache. For DVC the checkpoint is
+    copied to its place too.
+    """
+    if "DVC_STAGE" not in os.environ:
+        return training_folder(settings)
+    with atomic_path(best_checkpoint_file(settings)) as temporary:
+        shutil.copyfile(checkpoint, temporary)
+    return results_folder(settings)
 
 
 def steps_to_take(train: TrainSettings) -> int:

@@ -29,15 +29,16 @@ class TrainState:
     run_id: str | None = None
     finished: bool = False
     best_step: int = 0
-    best_miou: float = -1.0
+    best_miou: float | None = None
+    """of the checkpoint of `best_step`; None before the first validation, or where there is none"""
     seconds: float = 0.0
     peak_memory_gib: float = 0.0
     pending_loss: float = 0.0
     pending_steps: int = 0
     loss_curve: list[list[float]] = field(default_factory=list)
     """[step, mean cross-entropy since the point before]"""
-    validation_curve: list[list[float]] = field(default_factory=list)
-    """[step, mIoU, pixel accuracy] on the held-out part"""
+    validation_curve: list[list[float | None]] = field(default_factory=list)
+    """[step, mIoU, pixel accuracy] on the held-out part; None where nothing can be measured"""
     accumulation_steps: int | None = None
     """as found by batch_size: auto; a resumed run must divide its batches as before"""
     scale: dict[str, Any] | None = None
@@ -46,11 +47,16 @@ class TrainState:
     """in the loop over the steps, without validation, checkpoints and each process's first batch"""
     waiting_seconds: float = 0.0
     """of these, spent waiting for a batch"""
+    threads: int | None = None
+    """of torch on the CPU, in the process that trained last; another number rounds sums otherwise"""
 
     @classmethod
     def from_progress(cls, progress: Mapping[str, Any]) -> TrainState:
         """Rebuild the state that a checkpoint holds, under the names of its time."""
-        return cls(**current_names("train", progress))
+        state = cls(**current_names("train", progress))
+        if state.best_miou == -1.0:  # as None was written once
+            state.best_miou = None
+        return state
 
     @property
     def data_wait_share(self) -> float:

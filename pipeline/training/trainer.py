@@ -9,6 +9,7 @@ never on val. A step itself is in `pipeline.train_step.step`.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint.format import Checkpoint, optimizer_tensors, restore_optimizer
+from pipeline.checkpoint.identity import Identity
 from pipeline.checkpoint.run_folder import RunFolder
-from pipeline.config.paths import checkpoint_folder
+from pipeline.checkpoint.unfinished import find_unfinished, start
 from pipeline.config.schema import Settings
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.memory.batch_size import find_accumulation
@@ -33,7 +35,7 @@ from pipeline.train_step.model import build_model, segmenter_config
 from pipeline.train_step.precision import numerics
 from pipeline.train_step.step import TrainStep
 from pipeline.training.data import TrainingData
-from pipeline.training.debug import steps_to_take, traced
+from pipeline.training.debug import steps_to_take, traced, training_folder
 from pipeline.training.early_save import EarlySave
 from pipeline.training.log import TrainingLog
 from pipeline.training.state import DataWait, PendingLosses, TrainState
@@ -46,7 +48,8 @@ class TrainResult:
     checkpoint: Path
     state: TrainState
     steps: int
-    images_per_second: float
+    images_per_second: float | None
+    """of this process; None if it took no step"""
     peak_memory_kind: str
     device: str
     accumulation_steps: int = 1
@@ -54,18 +57,24 @@ class TrainResult:
 
 
 def resumable_state(settings: Settings) -> TrainState | None:
-    """Return the state of an unfinished run under these very settings, or None."""
-    checkpoint = RunFolder(checkpoint_folder(settings)).resumable(settings, header_only=True)
-    return None if checkpoint is None else TrainState.from_progress(checkpoint.progress)
+    """Return the state of the unfinished training that these settings and data identify, or None.
+
+    Raises:
+        DataError: nothing bootstrapped.
+    """
+    found = find_unfinished(RunFolder(training_folder(settings)), Identity.of(settings))
+    return None if found is None else TrainState.from_progress(found[1].progress)
 
 
 def train(settings: Settings, tracker: Tracker, *, folder: Path | None = None) -> TrainResult:
-    """Train one model, resuming where a killed run under the same settings stopped.
+    """Train one model, going on where a killed run of the same training stopped.
+
+    An unfinished training under other settings is set aside (`pipeline.checkpoint.unfinished`).
 
     Args:
         settings: one variant's.
         tracker: receives the parameters, the environment and the curves.
-        folder: for the checkpoints; by default `checkpoint_folder(settings)`. It is this process's alone.
+        folder: for the checkpoints; by default `training_folder(settings)`. It is this process's alone.
 
     Raises:
         DataError: nothing bootstrapped, unreadable data.
@@ -75,9 +84,9 @@ def train(settings: Settings, tracker: Tracker, *, folder: Path | None = None) -
         OSError: a checkpoint cannot be written; the one before is kept.
     """
     device, threads = choose_device(settings.runtime.device), set_threads(settings.runtime.threads)
-    into = RunFolder(folder or checkpoint_folder(settings))
+    into = RunFolder(folder or training_folder(settings))
     with into.locked(), numerics(settings.train, device):
-        trainer = Trainer(settings, tracker, into, device)
+        trainer = Trainer(settings, tracker, into, device, threads)
         facts = collect_environment(settings, device, threads)
         tracker.log_params(settings.flat() | {f"environment.{name}": fact for name, fact in facts.items()})
         return trainer.run()
@@ -90,21 +99,46 @@ class _ValidationStopped(Exception):
 class Trainer:
     """Run one training: model, optimizer, data and state, with the loop over the steps."""
 
-    def __init__(self, settings: Settings, tracker: Tracker, folder: RunFolder, device: torch.device) -> None:
-        self.settings, self.tracker, self.folder, self.device = settings, tracker, folder, device
+    def __init__(
+        self, settings: Settings, tracker: Tracker, folder: RunFolder, device: torch.device, threads: int
+    ) -> None:
+        self.settings, self.tracker, self.main, self.device = settings, tracker, folder, device
+        self.title = f"train {settings.variant or ''}".strip()
         self.memory, self.stop = PeakMemory(device), GracefulStop()
         self.data = TrainingData.open(settings)
         self.last_step = steps_to_take(settings.train)
-        folder.remove_leftovers()
-        checkpoint = folder.resumable(settings)
+        self.identity = Identity.of(settings)
+        started = start(folder, self.identity, keep=settings.train.debug is None)
+        self.folder, checkpoint = started.folder, started.checkpoint
+        for one in (self.main, self.folder):
+            one.remove_leftovers()
         self.state = TrainState() if checkpoint is None else TrainState.from_progress(checkpoint.progress)
-        self.state.run_id = tracker.run_id
         self.step = self.resumed_at = 0 if checkpoint is None else checkpoint.step
+        self._go_on(threads)
         self.accumulation_steps = self._accumulation_steps()
         self.losses, self.wait = PendingLosses(self.state), DataWait(self.state)
         images_per_step = settings.train.images_per_step
         self.log = TrainingLog(tracker, self.state, self.losses, self.memory, images_per_step)
         self._build(checkpoint)
+
+    def _go_on(self, threads: int) -> None:
+        """Take up what an earlier process left; bring back a `best` that DVC has removed."""
+        state, before = self.state, self.state.threads
+        state.run_id, state.threads = self.tracker.run_id, threads
+        if self.step:
+            self._say(f"going on from step {self.step} of {self.last_step}")
+        if before not in (None, threads) and self.device.type == "cpu":
+            self._say(f"on {threads} threads, {before} before: from here on numbers differ by rounding")
+        if state.best_step and not self.folder.recover_chosen(state.best_step, self.identity):
+            self._say(
+                f"the best checkpoint, of step {state.best_step}, is gone; the next one validated is it"
+            )
+            state.best_step, state.best_miou = 0, None
+        if self.folder == self.main or not self.main.best.exists():
+            self.main.publish()
+
+    def _say(self, text: str) -> None:
+        print(f"{self.title}: {text}", file=sys.stderr, flush=True)
 
     def _accumulation_steps(self) -> int:
         if self.settings.train.batch_size != "auto":
@@ -140,13 +174,12 @@ class Trainer:
     def run(self) -> TrainResult:
         """Take all remaining steps."""
         began, before = time.monotonic(), self.state.seconds
-        title = f"train {self.settings.variant or ''}".strip()
-        progress = Progress(title, self.last_step, start=self.step)
+        progress = Progress(self.title, self.last_step, start=self.step)
         with (
             self.stop,
             self.early_save,
             progress,
-            traced(self.settings.train, self.folder.trace) as step_done,
+            traced(self.settings.train, self.main.trace) as step_done,
         ):
             if self.step == 0:
                 self._save_last()  # killed before the next one, it still goes on in the same tracked run
@@ -167,12 +200,12 @@ class Trainer:
                 self.early_save.between_steps()
         self.state.finished = True
         self._save_last()
-        seconds = max(time.monotonic() - began, 1e-9)
+        seconds, taken = max(time.monotonic() - began, 1e-9), self.step - self.resumed_at
         return TrainResult(
-            checkpoint=self.folder.best,
+            checkpoint=self.main.best,
             state=self.state,
             steps=self.step,
-            images_per_second=(self.step - self.resumed_at) * self.settings.train.images_per_step / seconds,
+            images_per_second=taken * self.settings.train.images_per_step / seconds if taken else None,
             peak_memory_kind=self.memory.kind,
             device=str(self.device),
             accumulation_steps=self.accumulation_steps,
@@ -204,12 +237,19 @@ class Trainer:
             self.stop.check()
         state.peak_memory_gib = max(state.peak_memory_gib, self.memory.gib())
         state.validation_curve.append([self.step, miou, pixel_accuracy])
-        self.tracker.log_metrics({"holdout/miou": miou, "holdout/pixel_accuracy": pixel_accuracy}, self.step)
-        if miou >= state.best_miou:
+        if miou is not None and pixel_accuracy is not None:
+            measured = {"holdout/miou": miou, "holdout/pixel_accuracy": pixel_accuracy}
+            self.tracker.log_metrics(measured, self.step)
+        if miou is None or state.best_miou is None or miou >= state.best_miou:
             state.best_miou, state.best_step = miou, self.step
-            self._checkpoint(best=True).save(self.folder.best)
+            self._checkpoint(best=True).save(self.folder.chosen)
+        if self.folder != self.main:  # where a finished training lies, which may now be replaced
+            self._save_last()
+            self.main.take(self.folder)
+            self.folder = self.main
+        self.main.publish()
 
-    def _validate(self) -> tuple[float, float]:
+    def _validate(self) -> tuple[float | None, float | None]:
         batches, total = self.data.held_out()
         metrics = evaluate(
             self.train_step.eval_model,
@@ -218,6 +258,7 @@ class Trainer:
             device=self.device,
             title="held-out part",
             total=total,
+            measurable=self.data.has_two_classes,
             on_prediction=self._leave_if_stopped,
         ).metrics
         return metrics.miou, metrics.pixel_accuracy
@@ -253,4 +294,5 @@ class Trainer:
             model=(train_step.eval_model if best else self.segmenter).state_dict(),
             optimizer={} if best else optimizer_tensors(train_step.optimizer),
             average={} if best else average,
+            identity=self.identity.values,
         )

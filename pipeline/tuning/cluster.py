@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.config.schema import Settings
 from pipeline.runtime.errors import KilosegError, UsageError
+from pipeline.runtime.temporary import LONGEST_SOCKET_PATH, socket_folder
 from pipeline.tuning.sweep import SweepPlan
 
 _QUIET = {  # before ray is imported
@@ -28,6 +29,7 @@ _QUIET = {  # before ray is imported
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }
+_LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1"
 _ANSWER_SECONDS = 10.0
 _CONNECT_SECONDS = 120.0
 _TRY_CODE = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
@@ -66,7 +68,7 @@ def connect(address: str | None) -> list[Machine]:
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        options |= {"address": "local", "include_dashboard": False}
+        options |= {"address": "local", "include_dashboard": False, **_short_folder()}
     else:
         _try_in_another_process(address)
         options |= {"address": address, "runtime_env": {"py_modules": _own_packages()}}
@@ -80,6 +82,28 @@ def connect(address: str | None) -> list[Machine]:
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler aborts the process and leaves MLflow runs open
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Machine(int(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in alive]
+
+
+def _short_folder() -> dict[str, str]:
+    """Return the option for another folder than TMPDIR where that is too long for Ray's sockets.
+
+    Raises:
+        KilosegError: there is none.
+    """
+    usual = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+    found = socket_folder(usual / "ray", len(_LONGEST_SOCKET), name="ray")
+    if found is None:
+        raise KilosegError(
+            "no folder is short enough for Ray's sockets",
+            where=usual,
+            found=f"{len(os.fsencode(usual))} bytes in RAY_TMPDIR or TMPDIR",
+            allowed=f"at most {LONGEST_SOCKET_PATH - len(_LONGEST_SOCKET) - len('/ray')} bytes",
+            hint="set RAY_TMPDIR to a short folder",
+        )
+    if found == usual / "ray":
+        return {}
+    print(f"TMPDIR is too long for Ray's sockets; Ray's own files go to {found}", file=sys.stderr, flush=True)
+    return {"_temp_dir": str(found)}
 
 
 def _try_in_another_process(address: str) -> None:

@@ -24,11 +24,28 @@ def end_sweep(sweep: Sweep, sync: MlflowSync, status: str) -> bool:
     for record in sweep.records():
         if record.outcome == "running":
             sweep.write(replace(record, outcome="stopped"))
-    return sync.close(status, write_results(sweep))
+    complete = sync.close(status, write_results(sweep))
+    if complete:
+        _unsent(sweep).unlink(missing_ok=True)
+    else:
+        _unsent(sweep).touch()
+    return complete
 
 
-def end_runs(sweep: Sweep) -> None:
-    """End the runs of a sweep whose driver was killed, with what its files hold.
+def is_unsent(sweep: Sweep) -> bool:
+    """Tell whether the store was away when the sweep ended, so that something is left to send."""
+    return _unsent(sweep).exists()
+
+
+def _unsent(sweep: Sweep) -> Path:
+    return sweep.folder / ".unsent"
+
+
+def end_runs(sweep: Sweep) -> bool:
+    """End the runs of a sweep without a driver, with what its files hold.
+
+    Returns:
+        Whether everything reached MLflow.
 
     Raises:
         KilosegError: the store cannot be reached.
@@ -37,7 +54,7 @@ def end_runs(sweep: Sweep) -> None:
     sync = MlflowSync(sweep, plan.base())
     sync.open()
     complete = sum(record.done for record in sweep.records()) == plan.trials
-    end_sweep(sweep, sync, "FINISHED" if complete else "KILLED")
+    return end_sweep(sweep, sync, "FINISHED" if complete else "KILLED")
 
 
 def write_results(sweep: Sweep) -> list[Path]:

@@ -1,30 +1,28 @@
 """Send a sweep's files to MLflow: one parent run, one child run per trial, updated by a thread of the driver.
 
-Trials write their numbers to files; the thread sends what is new. If the server is down or the driver is
-killed, nothing is lost: the files keep the numbers, which are sent later, each once.
+Trials write their numbers to files; the thread (`pipeline.tracking.mirror`) sends what is new. If the server
+is down or the driver is killed, nothing is lost: the files keep the numbers, which are sent later, each once.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-import threading
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-from requests.exceptions import RequestException
+from mlflow.entities import Param, RunTag
 
 from pipeline.config.schema import Settings
-from pipeline.tracking.mlflow_tracker import MlflowTracker, experiment_id, open_client, run_tags, unreachable
-from pipeline.tracking.tracker import tracking_uri
+from pipeline.tracking.mirror import Mirror
+from pipeline.tracking.mlflow_run import find_run, send_params, send_results
+from pipeline.tracking.mlflow_store import STORE_ERRORS, experiment_id, explain, open_client
+from pipeline.tracking.mlflow_tracker import run_tags
 from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord, trial_settings
 from pipeline.tuning.trial_run import TrialRun
 
-_UNREACHABLE = (MlflowException, RequestException, OSError)
+PATIENCE_SECONDS = 300.0
+"""How long the end of a sweep waits for a store that is away."""
 
 
 class MlflowSync:
@@ -37,12 +35,12 @@ class MlflowSync:
     """
 
     def __init__(self, sweep: Sweep, settings: Settings, *, interval: float = 2.0) -> None:
-        self.sweep, self.settings, self.interval = sweep, settings, interval
+        self.sweep, self.settings = sweep, settings
         self.client = open_client(settings)
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._send_until_closed, name="mlflow sync", daemon=True)
+        self._mirror = Mirror(
+            self._send, what="the sweep", explain=lambda error: explain(settings, error), interval=interval
+        )
         self._runs: dict[int, TrialRun] = {}
-        self._down_since: float | None = None
         self._experiment = ""
 
     def open(self) -> None:
@@ -52,17 +50,19 @@ class MlflowSync:
             KilosegError: the store cannot be reached.
         """
         plan = self.sweep.plan
+        self._experiment = experiment_id(self.client, self.settings)
         try:
-            self._experiment = experiment_id(self.client, self.settings)
             found = self._find({"sweep": plan.name, "sweep_role": "parent"}, plan.run_id)
             run_id = found or self._create_parent(plan)
             self.client.update_run(run_id, status="RUNNING")
-        except _UNREACHABLE as error:
-            raise unreachable(self.settings, error) from error
+        except STORE_ERRORS as error:
+            raise explain(self.settings, error) from error
         self.sweep.rewrite(replace(plan, run_id=run_id))
-        self._thread.start()
+        self._mirror.start()
 
-    def close(self, status: str, artifacts: Iterable[Path] = (), *, patience: float = 300.0) -> bool:
+    def close(
+        self, status: str, artifacts: Iterable[Path] = (), *, patience: float = PATIENCE_SECONDS
+    ) -> bool:
         """Send what is left and end the runs.
 
         Args:
@@ -71,50 +71,21 @@ class MlflowSync:
             patience: seconds to wait for a server that is down.
 
         Returns:
-            Whether everything was sent; else a resumed sweep sends the rest.
+            Whether everything was sent; else a resumed sweep or `pipeline sync` sends the rest.
         """
-        self._closing.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-        end, run_id = time.monotonic() + patience, self.sweep.plan.run_id
-        while True:
-            try:
-                self._send()
-                for number, run in self._runs.items():
-                    if not self.sweep.record(number).done:
-                        run.end("KILLED", "stopped")
-                if run_id is not None:
-                    for path in artifacts:
-                        self.client.log_artifact(run_id, str(path))
-                    self._log_best(run_id)
-                    self.client.set_terminated(run_id, status)
-                return True
-            except _UNREACHABLE as error:
-                self._warn_down(error)
-                if time.monotonic() >= end:
-                    return False
-                time.sleep(min(self.interval, 2.0))
+        artifacts = list(artifacts)
+        return self._mirror.close(lambda: self._end(status, artifacts), patience=patience)
 
-    def _send_until_closed(self) -> None:
-        while not self._closing.wait(self.interval):
-            try:
-                self._send()
-                if self._down_since is not None:
-                    print("the MLflow store answers again", file=sys.stderr, flush=True)
-                self._down_since = None
-            except _UNREACHABLE as error:
-                self._warn_down(error)
-
-    def _warn_down(self, error: BaseException) -> None:
-        if self._down_since is None:
-            self._down_since = time.monotonic()
-            reason = str(error).splitlines()[0][:160]
-            print(
-                f"warning: the MLflow store {tracking_uri(self.settings)} does not answer ({reason}); "
-                "the sweep goes on and sends its numbers later",
-                file=sys.stderr,
-                flush=True,
-            )
+    def _end(self, status: str, artifacts: Iterable[Path]) -> None:
+        run_id = self.sweep.plan.run_id
+        for number, run in self._runs.items():
+            if not self.sweep.record(number).done:
+                run.end("KILLED", "stopped")
+        if run_id is not None:
+            for path in artifacts:
+                self.client.log_artifact(run_id, str(path))
+            self._log_best(run_id)
+            self.client.set_terminated(run_id, status)
 
     def _send(self) -> None:
         plan = self.sweep.plan
@@ -146,7 +117,7 @@ class MlflowSync:
         found = self._find(marks, TrialRun.known_id(folder))
         run_id = found or self._create_child(record, plan, marks)
         run = TrialRun(self.client, run_id, folder, resumed=found is not None)
-        MlflowTracker(self.client, run.run_id).log_params(trial_settings(plan, record.values).flat())
+        send_params(self.client, run.run_id, trial_settings(plan, record.values).flat())
         return run
 
     def _create_child(self, record: TrialRecord, plan: SweepPlan, marks: dict[str, str]) -> str:
@@ -162,9 +133,7 @@ class MlflowSync:
 
     def _find(self, marks: dict[str, str], known: str | None) -> str | None:
         """Find the run with these tags: a driver killed between two calls must not make a second one."""
-        text = " and ".join(f"tags.{key} = '{value}'" for key, value in marks.items())
-        runs = self.client.search_runs([self._experiment], filter_string=text, max_results=50)
-        ids = [str(run.info.run_id) for run in runs]
+        ids = find_run(self.client, self._experiment, marks)
         return known if known in ids else (ids[0] if ids else None)
 
     def _log_best(self, run_id: str) -> None:
@@ -172,21 +141,15 @@ class MlflowSync:
         if not records:
             return
         best = max(records, key=lambda record: record.score or 0.0)
-        now = int(time.time() * 1000)
         numbers = {"best/miou": best.score or 0.0, "best/peak_memory_gib": best.memory_gib or 0.0}
-        metrics = [Metric(name, value, now, len(records)) for name, value in numbers.items()]
         chosen = [RunTag("best_trial", str(best.number))]
-        self.client.log_batch(run_id, metrics=metrics, tags=chosen)
+        send_results(self.client, run_id, numbers, len(records), extra=chosen)
 
 
 def check_store(settings: Settings) -> None:
     """Check that the store answers and migrate it, before anything starts.
 
     Raises:
-        KilosegError: the store does not answer.
+        KilosegError: the store does not answer, or refuses.
     """
-    client = open_client(settings)
-    try:
-        experiment_id(client, settings)
-    except _UNREACHABLE as error:
-        raise unreachable(settings, error) from error
+    experiment_id(open_client(settings), settings)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from pipeline.config.paths import bootstrapped_folder, label_space_file
 from pipeline.config.schema import Settings
 from pipeline.runtime.device import GIB
 from pipeline.runtime.errors import DataError, MemoryLimitError, UsageError
+from pipeline.tuning.portable import at_project
 from pipeline.tuning.space import Space, read_space
 from pipeline.tuning.sweep import Sweep, SweepPlan, name_in_use, trial_settings
 
@@ -110,13 +112,29 @@ def _check_memory(plan: SweepPlan, space: Space) -> None:
     )
 
 
-def continue_plan(sweep: Sweep, *, extend: int = 0) -> tuple[SweepPlan, Space]:
+def continue_plan(sweep: Sweep, project: Path, *, extend: int = 0) -> tuple[SweepPlan, Space]:
     """Return the plan of an existing sweep with `extend` more trials. Its settings stay those of its start.
 
+    Args:
+        sweep: to go on with.
+        project: the folder of the project that goes on with it. Where the sweep's own is gone, as a moved one
+            is whose sweeps lie outside, this one takes its place.
+        extend: trials to add.
+
     Raises:
-        UsageError: trials were to be added, but the space has no point left.
+        UsageError: trials were to be added, but the space has no point left; the sweep is another project's.
     """
     plan = sweep.plan
+    own = plan.base().file
+    if own.parent != project and own.is_file() and not (project.exists() and own.parent.samefile(project)):
+        raise UsageError(
+            "the sweep belongs to another project",
+            where=sweep.folder,
+            found=own.parent,
+            hint="go on with it there, or start one under another --name here",
+        )
+    if own.parent != project:
+        plan = replace(plan, settings=at_project(plan.settings, project))
     space = read_space(plan.space, plan.base())
     if extend and plan.trials >= space.size:
         raise UsageError(

@@ -72,8 +72,7 @@ def run_sweep(
                     watchdog.dismiss()
                 else:
                     print(
-                        "warning: not everything reached MLflow; what sends the rest: "
-                        f"pipeline tune --resume --name {plan.name}",
+                        "warning: not everything reached MLflow; what sends the rest: pipeline sync",
                         file=sys.stderr,
                     )
     finally:

@@ -14,7 +14,6 @@ trials: finished ones with their results, the others with their checkpoints.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +25,8 @@ from pipeline.config.renamed import current_keys, current_tree
 from pipeline.config.schema import Settings
 from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.files import write_json
+from pipeline.tracking.journal import read_events
+from pipeline.tuning.portable import from_disk, to_disk
 
 FORMAT = 1
 DONE = ("finished", "pruned", "infeasible", "failed")
@@ -38,7 +39,7 @@ class SweepPlan:
 
     Attributes:
         name: of the sweep.
-        settings: the settings every trial starts from; JSON of `Settings`.
+        settings: the settings every trial starts from; JSON of `Settings`, with absolute paths.
         space: {dotted key: {kind: values}}.
         objectives: metrics to optimize, the mIoU first.
         trials: planned number of trials.
@@ -125,7 +126,7 @@ class Sweep:
             ) from error
         if document.pop("format", None) != FORMAT:
             raise DataError("a sweep of another version of kiloseg", where=path, hint="start a new one")
-        document["settings"] = current_tree(document["settings"])
+        document["settings"] = from_disk(current_tree(document["settings"]), self.folder)
         document["space"] = current_keys(document["space"])
         return SweepPlan(**document)
 
@@ -141,7 +142,8 @@ class Sweep:
 
     def rewrite(self, plan: SweepPlan) -> None:
         """Replace the plan, atomically."""
-        write_json(self.folder / "sweep.json", {"format": FORMAT, **asdict(plan)})
+        stored = {**asdict(plan), "settings": to_disk(plan.settings, self.folder)}
+        write_json(self.folder / "sweep.json", {"format": FORMAT, **stored})
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder of trial `number`."""
@@ -212,14 +214,8 @@ def trial_settings(plan: SweepPlan, values: Mapping[str, Any]) -> Settings:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Read the complete events of a trial's metrics.jsonl; skip a line that a kill cut short."""
-    if not path.is_file():
-        return []
-    events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(json.JSONDecodeError):
-            events.append(json.loads(line))
-    return [event for event in events if isinstance(event, dict) and {"step", "metrics"} <= set(event)]
+    """Read the complete points of a trial's metrics.jsonl; skip a line that a kill cut short."""
+    return [event for event in read_events(path) if {"step", "metrics"} <= set(event)]
 
 
 def predicted_gib(place: Path) -> float | None:

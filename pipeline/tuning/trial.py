@@ -9,21 +9,22 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint.format import Checkpoint, load_checkpoint
+from pipeline.checkpoint.identity import Identity
 from pipeline.config.load import with_overrides
 from pipeline.config.paths import label_space_file
 from pipeline.config.schema import Settings
 from pipeline.evaluation.outputs import evaluate_checkpoint
 from pipeline.runtime.device import GIB, PeakMemory, choose_device, is_out_of_memory, set_threads
-from pipeline.runtime.errors import KilosegError, MemoryLimitError
+from pipeline.runtime.errors import DataError, KilosegError, MemoryLimitError
 from pipeline.runtime.files import write_json
 from pipeline.runtime.locks import locked
+from pipeline.tracking.journal import append_events, milliseconds
 from pipeline.training.trainer import train
 from pipeline.tuning.sweep import (
     Sweep,
@@ -66,7 +67,7 @@ def run_trial(config: Mapping[str, Any], *, folder: str, runtime: Mapping[str, A
             settings = with_overrides(trial_settings(sweep.plan, record.values), runtime)
             record = _attempt(record, sweep.plan, settings, place, report)
             write_result(place, record)
-            for leftover in ("last", "previous"):
+            for leftover in ("last", "previous", "chosen"):
                 (place / f"{leftover}.safetensors").unlink(missing_ok=True)
     report(_final(record))
 
@@ -122,8 +123,16 @@ def _train_and_evaluate(
     metrics = _evaluate(settings, load_checkpoint(place / "best.safetensors"))
     predicted = _predict(settings, place)
     cuda = plan.memory_kind == "cuda_allocator"  # a CPU process runs many trials: its peak is not one trial's
+    if progress["best_miou"] is not None:
+        metrics["holdout/miou"] = float(progress["best_miou"])
+    if plan.objectives[0] not in metrics:
+        raise DataError(
+            "the objective cannot be measured",
+            where=plan.objectives[0],
+            found="null: no labeled pixel in the split, or one class only to learn",
+            hint="run pipeline data check ROOT, or label the split, and bootstrap again",
+        )
     metrics |= {
-        "holdout/miou": float(progress["best_miou"]),
         "predicted_memory_gib": predicted,
         "peak_memory_gib": float(progress["peak_memory_gib"]) if cuda else predicted,
         "train_seconds": float(progress["seconds"]),
@@ -136,7 +145,7 @@ def _training_is_finished(settings: Settings, place: Path) -> bool:
     """Tell whether an earlier process finished the training but was killed before the evaluation."""
     with contextlib.suppress(KilosegError):
         last = load_checkpoint(place / "last.safetensors", header_only=True)
-        return bool(last.progress["finished"]) and last.settings == settings.flat()
+        return bool(last.progress["finished"]) and not Identity.of(settings).differences(last)
     return False
 
 
@@ -146,7 +155,8 @@ def _evaluate(settings: Settings, checkpoint: Checkpoint) -> dict[str, float]:
     set_threads(settings.runtime.threads)
     memory = PeakMemory(device)
     result, _ = evaluate_checkpoint(settings, checkpoint, checkpoint.segmenter().to(device), "val")
-    metrics = {f"val/{name}": float(value) for name, value in result.metrics.flat().items()}
+    flat = result.metrics.flat()
+    metrics = {f"val/{name}": float(value) for name, value in flat.items() if value is not None}
     if memory.kind == "cuda_allocator":
         metrics["val/peak_memory_gib"] = memory.gib()
     return metrics
@@ -196,10 +206,8 @@ class TrialTracker:
         """Append the numbers; report every validation but the last, which `run_trial` reports."""
         fresh = {name: float(value) for name, value in metrics.items() if step > self._last.get(name, -1)}
         if fresh:
-            event = {"step": step, "time": int(time.time() * 1000), "metrics": fresh}
-            complete = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(("" if complete else "\n") + json.dumps(event) + "\n")
+            event = {"step": step, "time": milliseconds(), "metrics": fresh}
+            append_events(self.path, [json.dumps(event)])
         self._note(fresh, step)
         if "holdout/miou" in metrics and step < self.steps:
             self.report(

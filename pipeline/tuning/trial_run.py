@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
-from typing import Any
 
-from mlflow.entities import Metric, RunTag
+from mlflow import MlflowClient
+from mlflow.entities import RunTag
 
 from pipeline.runtime.files import write_json
+from pipeline.tracking.mlflow_run import MlflowRun, send_results
 from pipeline.tuning.sweep import TrialRecord, read_journal
 
 _STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "infeasible": "FINISHED", "failed": "FAILED"}
-_MAX_METRICS = 1000  # MLflow's limit for one call
 
 
 class TrialRun:
@@ -26,12 +25,10 @@ class TrialRun:
         resumed: whether an earlier driver may have sent something.
     """
 
-    def __init__(self, client: Any, run_id: str, folder: Path, *, resumed: bool) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, folder: Path, *, resumed: bool) -> None:
         self.client, self.run_id, self.folder = client, run_id, folder
         self.state = "unknown"  # later running, or the outcome it ended with
-        self._sent = 0  # number of events
-        self._uncertain = resumed  # the store may hold more than _sent counts
-        self._last: dict[str, int] = {}
+        self._curves = MlflowRun(client, run_id, resumed=resumed)
         write_json(folder / "mlflow.json", {"run_id": run_id})
 
     @staticmethod
@@ -42,9 +39,7 @@ class TrialRun:
 
     def send(self, record: TrialRecord) -> None:
         """Send what the files hold and the run lacks."""
-        events = read_journal(self.folder / "metrics.jsonl")
-        if len(events) > self._sent:
-            self._send_events(events)
+        self._curves.send(read_journal(self.folder / "metrics.jsonl"))
         if record.done:
             self.end(_STATUS[record.outcome], record.outcome, record)
         elif record.outcome == "running" and self.state != "running":
@@ -59,43 +54,15 @@ class TrialRun:
         tags = [RunTag("outcome", outcome)]
         if record is not None and record.error:
             tags.append(RunTag("error", record.error[:5000]))
-        metrics = [] if record is None else self._results(record)
-        self.client.log_batch(self.run_id, metrics=metrics, tags=tags)
+        results = {} if record is None else self._results(record)
+        send_results(self.client, self.run_id, results, 0 if record is None else record.step, extra=tags)
         self.client.set_terminated(self.run_id, status)
         self.state = outcome
 
-    def _results(self, record: TrialRecord) -> list[Metric]:
-        """Return the results that are no curve and that the run does not have yet."""
-        now = int(time.time() * 1000)
+    def _results(self, record: TrialRecord) -> dict[str, float]:
+        """Return the results that are no curve."""
         numbers = dict(record.metrics)
         if record.score is not None:
             numbers["best/miou"] = record.score
-        known = self.client.get_run(self.run_id).data.metrics
         curves = {name for event in read_journal(self.folder / "metrics.jsonl") for name in event["metrics"]}
-        return [
-            Metric(name, value, now, record.step)
-            for name, value in numbers.items()
-            if name not in curves and not (name in known and known[name] == value)
-        ]
-
-    def _send_events(self, events: list[dict[str, Any]]) -> None:
-        if self._uncertain:
-            self._look_up_last_steps({name for event in events for name in event["metrics"]})
-            self._uncertain = False
-        metrics = [
-            Metric(name, value, event.get("time", 0), event["step"])
-            for event in events[self._sent :]
-            for name, value in event["metrics"].items()
-            if event["step"] > self._last.get(name, -1)
-        ]
-        self._uncertain = True  # a failure may come after a part has arrived
-        for start in range(0, len(metrics), _MAX_METRICS):
-            self.client.log_batch(self.run_id, metrics=metrics[start : start + _MAX_METRICS])
-        self._uncertain = False
-        self._sent = len(events)
-
-    def _look_up_last_steps(self, names: set[str]) -> None:
-        present = set(self.client.get_run(self.run_id).data.metrics)
-        for name in names & present:
-            history = self.client.get_metric_history(self.run_id, name)
-            self._last[name] = max((point.step for point in history), default=-1)
+        return {name: value for name, value in numbers.items() if name not in curves}

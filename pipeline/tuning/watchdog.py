@@ -64,16 +64,28 @@ def hold_sweep(folder: Path) -> Iterator[None]:
 
 def main(folder: Path) -> None:
     """Wait until the driver exits; then end its runs, unless it did or another driver has the sweep."""
-    if sys.stdin.buffer.read():
-        return
+    if not sys.stdin.buffer.read():
+        with contextlib.suppress(KilosegError):
+            send_results(folder)
+
+
+def send_results(folder: Path) -> bool:
+    """Send to MLflow what a sweep without a driver has left, and end its runs.
+
+    Returns:
+        Whether everything was sent.
+
+    Raises:
+        KilosegError: a driver or another process is at work there, or the store cannot be reached.
+    """
     from pipeline.runtime.locks import locked
     from pipeline.tuning.finish import end_runs
     from pipeline.tuning.sweep import Sweep
 
-    with contextlib.suppress(KilosegError), locked(folder / ".ending"):
+    with locked(folder / ".ending"):
         with locked(folder / ".lock", wait_seconds=_LOCK_SECONDS):
             pass  # no driver holds it
-        end_runs(Sweep(folder))
+        return end_runs(Sweep(folder))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,10 +27,13 @@ from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.data.bootstrap.rasterize import rasterize
 from pipeline.data.bootstrap.statistics import as_json, class_table, label_space_table, statistics
 from pipeline.data.labels.label_space import LabelSpace
+from pipeline.data.layouts.duplicates import Copies, find_copies
 from pipeline.data.layouts.layout import ClassMask, Layout, Region, StoredMask
 from pipeline.data.layouts.opening import open_layout
 from pipeline.data.store.images import open_image
 from pipeline.data.store.manifest import SPLITS, LeftOut, SplitCounts, describe, is_bootstrapped
+from pipeline.data.store.orientation import read_frame
+from pipeline.data.store.pixels import is_deep, rgb_pixels
 from pipeline.data.store.shards import ROWS_PER_BATCH, MaskRow, compress_mask, serialize_rows, write_shard
 from pipeline.runtime.errors import DataError
 from pipeline.runtime.files import atomic_folder, write_json, write_text
@@ -47,12 +50,14 @@ class BootstrapResult:
         label_space: the classes.
         counts: by split.
         left_out: images that are in no split.
+        copies: photographs that are listed more than once; not looked for without `check_images`.
     """
 
     out: Path
     label_space: LabelSpace
     counts: dict[str, SplitCounts]
     left_out: list[LeftOut]
+    copies: list[Copies] = field(default_factory=list)
 
 
 def bootstrap(
@@ -75,7 +80,8 @@ def bootstrap(
     with atomic_folder(out, is_bootstrapped) as folder:
         dataset = open_layout(options.layout, root, options.keep_classes, pool, options.of_layout)
         splits = dataset.splits(options.holdout_fraction, options.holdout_seed)
-        _check_presence(root, splits.images)
+        _check_presence(root, dataset, splits.images)
+        copies = find_copies(root, splits.images) if options.check_images else []
         left_out = list(splits.left_out)
         counts, shards = _draw_all(root, folder, dataset, splits.images, options, pool, left_out)
         _check_any_left(root, counts, left_out)
@@ -85,10 +91,12 @@ def bootstrap(
         write_text(folder / "class_statistics.csv", class_table(label_space, counts))
         write_text(folder / "statistics.json", as_json(statistics(label_space, counts)))
         choices = _choices(options, dataset)
+        if copies:
+            choices["copies"] = [one._asdict() for one in copies]
         write_json(
             folder / "manifest.json", describe(label_space, choices, dataset.paths, counts, shards, left_out)
         )
-    return BootstrapResult(out, label_space, counts, left_out)
+    return BootstrapResult(out, label_space, counts, left_out, copies)
 
 
 def _draw_all(
@@ -136,6 +144,7 @@ def _choices(options: BootstrapOptions, dataset: Layout) -> dict[str, object]:
         "overlap": options.overlap,
         "keep_classes": None if options.keep_classes is None else list(options.keep_classes),
         "holdout": {"fraction": options.holdout_fraction, "seed": options.holdout_seed},
+        **dataset.choices(),
     }
     if dataset.quarantine:
         choices["quarantined"] = dataset.quarantine.describe()
@@ -205,7 +214,7 @@ def _draw_batch(
     with RowReader() as reader:
         for image, content in work:
             if options.check_images:
-                _check_size(root / (image.file or ""), image)
+                _check_image(root / (image.file or ""), image)
             made = _class_mask(image, content, reader, options.overlap)
             if not made.class_ids:
                 drawn.empty.append(image)
@@ -238,22 +247,16 @@ def _class_mask(
     return rasterize(regions, image.height, image.width, overlap=overlap)
 
 
-def _check_size(path: Path, image: ImageEntry) -> None:
-    """Compare the size of the stored raster, which COCO annotates whatever EXIF says."""
+def _check_image(path: Path, image: ImageEntry) -> None:
+    """Check an image's size against its annotation's; pixels are decoded where their range may be unclear."""
     where = f"{path} (image {image.image_id})"
     with open_image(path, where=where) as opened:
-        size = opened.size
-    if size != (image.width, image.height):
-        raise DataError(
-            "an image of another size than its annotation",
-            where=where,
-            found=f"{size[0]} x {size[1]} (width x height)",
-            allowed=f"{image.width} x {image.height} as in the LVIS file",
-            hint="take the original file; resized copies do not fit the annotations",
-        )
+        read_frame(opened).require((image.height, image.width), where)
+        if is_deep(opened):
+            rgb_pixels(opened)
 
 
-def _check_presence(root: Path, images: Mapping[str, list[ImageEntry]]) -> None:
+def _check_presence(root: Path, dataset: Layout, images: Mapping[str, list[ImageEntry]]) -> None:
     """Raise for the first missing image, before any image is drawn."""
     folders: dict[str, set[str]] = {}
     missing = []
@@ -266,12 +269,13 @@ def _check_presence(root: Path, images: Mapping[str, list[ImageEntry]]) -> None:
             if name not in folders[folder]:
                 missing.append(entry)
     if missing:
-        path = root / (missing[0].file or "")
+        first = dataset.missing_image(missing[0])
         raise DataError(
-            "missing image" if path.parent.is_dir() else "missing folder of images",
-            where=path if path.parent.is_dir() else path.parent,
-            found=f"{len(missing)} listed images do not exist, first image {missing[0].image_id}",
-            hint="unpack the archive of the images in the dataset's root: pipeline data fetch",
+            first.what,
+            where=first.where,
+            found=f"{len(missing)} listed images do not exist; the first: {first.found}",
+            allowed=first.allowed,
+            hint=first.hint,
         )
 
 

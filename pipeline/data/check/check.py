@@ -8,7 +8,7 @@ gray images, images nobody annotated, outlines that cover no pixel.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +17,14 @@ from pipeline.data.annotations.reader import Source, check_files
 from pipeline.data.annotations.schema import RESTORE
 from pipeline.data.annotations.validation import (
     AnnotationFile,
+    ImageEntry,
     category_disagreements,
     listed_twice,
     size_disagreement,
 )
 from pipeline.data.check.image import ORIGINAL, Examined, Outline, Task, examine
 from pipeline.data.labels.official import LVIS_FILES, STUFF_FILES, official_categories
+from pipeline.data.layouts.duplicates import find_copies
 from pipeline.runtime.errors import DataError
 from pipeline.runtime.files import csv_text, file_digest, write_text
 from pipeline.runtime.progress import Progress
@@ -149,6 +151,7 @@ def check(root: Path, *, num_workers: int = 0) -> CheckResult:
         _check_categories(files, report)
         _compare_files(files, report)
         tasks = list(_tasks(root, files, report))
+        report.copies({name: [task.image for split, task in tasks if split == name] for name in LVIS_FILES})
         with Progress("check images", len(tasks)) as progress:
             for (split, task), examined in zip(
                 tasks, ordered_map(examine, (task for _, task in tasks), pool), strict=True
@@ -194,6 +197,11 @@ class Report:
     def note(self, file: str, kind: str, detail: str, remedy: str = "none needed") -> None:
         """Take in what is odd and harmless."""
         self.result.found.append(Fault(file, kind, detail, remedy, note=True))
+
+    def copies(self, images: Mapping[str, Iterable[ImageEntry]]) -> None:
+        """Note the photographs that are listed more than once, by split."""
+        for one in find_copies(self.result.root, images):
+            self.note(one.files[0], one.kind, one.describe(), "keep one of them, or move all into one split")
 
 
 def _read_files(root: Path, report: Report, pool: WorkerPool | None) -> dict[str, AnnotationFile]:

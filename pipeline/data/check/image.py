@@ -12,6 +12,8 @@ from pipeline.data.annotations.index import RowReader, Span
 from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.bootstrap.rle import foreground_runs
 from pipeline.data.store.images import open_image
+from pipeline.data.store.orientation import read_frame
+from pipeline.data.store.pixels import is_deep, rgb_pixels
 from pipeline.runtime.errors import DataError
 
 ORIGINAL = "take the original file from its source again"
@@ -81,8 +83,14 @@ def examine(task: Task) -> Examined:
     return found
 
 
-def examine_image(path: Path, image: ImageEntry, notes: list[tuple[str, str]]) -> DataError | None:
-    """Decode an image to its last pixel; return what is wrong with it, and add to `notes` what is odd."""
+def examine_image(path: Path, image: ImageEntry | None, notes: list[tuple[str, str]]) -> DataError | None:
+    """Decode an image to its last pixel; return what is wrong with it, and add to `notes` what is odd.
+
+    Args:
+        path: of the file.
+        image: has the size of the annotation; None where that is checked elsewhere.
+        notes: gains kind and detail of what is odd.
+    """
     from PIL import ImageFile
 
     def problem(what: str, found: object, allowed: object = None) -> DataError:
@@ -97,21 +105,28 @@ def examine_image(path: Path, image: ImageEntry, notes: list[tuple[str, str]]) -
     assert not ImageFile.LOAD_TRUNCATED_IMAGES  # else half an image would pass for a whole one
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's on odd metadata and large images
+            warnings.simplefilter("ignore")  # Pillow's on odd metadata
             with open_image(path) as opened:
-                if opened.size != (image.width, image.height):
-                    return problem(
-                        "an image of another size than its annotation",
-                        f"{opened.size[0]} x {opened.size[1]} (width x height)",
-                        f"{image.width} x {image.height}",
-                    )
-                mode, kind = opened.mode, opened.format
+                if image is not None:
+                    read_frame(opened).require((image.height, image.width), str(path))
+                mode, kind, pages = opened.mode, opened.format, getattr(opened, "n_frames", 1)
                 opened.load()
+                if is_deep(opened):
+                    rgb_pixels(opened)
+                    values = np.asarray(opened)
+                    low, high = values.min(), values.max()
     except DataError as error:
         truncated = "truncated" in (error.found or "").lower()
-        return problem("truncated image" if truncated else error.what, error.found)
-    if mode != "RGB":
+        if truncated or error.what == "unreadable image":
+            return problem("truncated image" if truncated else error.what, error.found)
+        return error
+    if mode.startswith("I") or mode == "F":
+        detail = f"stored as {mode}, from {low:g} to {high:g}; it is scaled by the rule in docs/data.md"
+        notes.append(("an image of more than 8 bits", detail))
+    elif mode != "RGB":
         notes.append(("an image that is not RGB", f"stored as {mode}; it is converted when read"))
-    if kind != "JPEG":
+    if kind not in ("JPEG", "MPO"):
         notes.append(("an image that is not JPEG", f"stored as {kind}; it is read all the same"))
+    if pages > 1 and kind != "MPO":
+        notes.append(("an image file of several pictures", f"{pages} pages or frames; the first is read"))
     return None

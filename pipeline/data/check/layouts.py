@@ -19,7 +19,7 @@ from pipeline.data.check.check import CheckResult, Report, check
 from pipeline.data.check.image import examine_image
 from pipeline.data.layouts.layout import DEFAULT_OPTIONS, LayoutOptions, Region, StoredMask
 from pipeline.data.layouts.opening import open_layout
-from pipeline.data.layouts.paired import PairedLayout, image_size
+from pipeline.data.layouts.paired import PairedLayout, annotated_size
 from pipeline.runtime.errors import DataError
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.workers import ordered_map, worker_pool
@@ -65,12 +65,13 @@ def check_layout(
 
 @dataclass(frozen=True)
 class Task:
-    """An image, its mask or its annotations, and the size that the annotations state."""
+    """An image, its mask or annotations, the size that these state, and whether the image exists."""
 
     root: Path
     file: str
     content: StoredMask | list[Region]
     size: tuple[int, int] | None = None
+    is_there: bool = True
 
 
 @dataclass
@@ -86,29 +87,31 @@ class Examined:
 def examine_task(task: Task) -> Examined:
     """Decode an image to its last pixel, and read its mask or draw its annotations."""
     found = Examined()
-    path, size = task.root / task.file, task.size
-    if size is None:
-        try:
-            size = image_size(path)
-        except DataError:
-            size = None  # the look at the image below says what is wrong
-    height, width = size or (-1, -1)
-    problem = examine_image(path, ImageEntry(0, height, width, task.file), found.notes)
-    if problem is not None:
-        found.problems.append(problem)
+    path = task.root / task.file
     if isinstance(task.content, StoredMask):
-        _read_mask(task.content, size, found)
-    else:
-        _draw_regions(task.content, height, width, found)
+        _read_image_and_mask(path, task.content, found)
+        return found
+    assert task.size is not None  # annotations state it
+    height, width = task.size
+    if task.is_there and (
+        problem := examine_image(path, ImageEntry(0, height, width, task.file), found.notes)
+    ):
+        found.problems.append(problem)
+    _draw_regions(task.content, height, width, found)
     return found
 
 
-def _read_mask(mask: StoredMask, size: tuple[int, int] | None, found: Examined) -> None:
-    try:
-        height, width = size or mask.values(mask.path).shape
-        drawing = mask.read(height, width)
-    except DataError as problem:
+def _read_image_and_mask(path: Path, mask: StoredMask, found: Examined) -> None:
+    if problem := examine_image(path, None, found.notes):
         found.problems.append(problem)
+    try:
+        if problem is None:
+            height, width = annotated_size(path, mask)
+        else:
+            height, width = mask.numbers().shape
+        drawing = mask.read(height, width)
+    except DataError as wrong:
+        found.problems.append(wrong)
         return
     found.pixels, found.labeled = height * width, sum(drawing.pixel_counts)
     if not found.labeled:
@@ -145,11 +148,22 @@ def _tasks(dataset: Any, root: Path, report: Report) -> Iterator[tuple[str, Task
                 report.problem(".", empty)
             for pair in pairs:
                 yield split, Task(root, pair.image, pair.mask)
+        listed = {
+            split: [ImageEntry(pair.image_id, 1, 1, pair.image) for pair in pairs]
+            for split, pairs in dataset.pairs.items()
+        }
+        report.copies(listed)
         return
-    for split, entries in dataset.splits(0, 0).images.items():
+    images = dataset.splits(0, 0).images
+    report.copies(images)
+    for split, entries in images.items():
         for entry in entries:
-            content = dataset.content(entry)
-            yield split, Task(root, entry.file or "", content, (entry.height, entry.width))
+            is_there = (root / (entry.file or "")).exists()
+            if not is_there:
+                problem = dataset.missing_image(entry)
+                report.problem(_relative(root, problem, entry.file or ""), problem)
+            size = (entry.height, entry.width)
+            yield split, Task(root, entry.file or "", dataset.content(entry), size, is_there)
 
 
 def _report(task: Task, found: Examined, counts: Counter[str], report: Report) -> None:

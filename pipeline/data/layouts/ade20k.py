@@ -25,6 +25,7 @@ from pipeline.data.layouts.paired import (
     matched,
     read_names,
 )
+from pipeline.data.store.listing import visible
 from pipeline.runtime.errors import DataError
 
 FOLDERS = {"train": "training", "val": "validation"}
@@ -56,8 +57,8 @@ def open_ade20k(root: Path, keep_classes: Sequence[str | int] | None = None) -> 
     problems: list[DataError] = []
     remarks, pairs, listed = [], {}, _listed(base)
     for split, folder in FOLDERS.items():
-        images = {path.stem: path for path in (base / "images" / folder).glob("*.jpg")}
-        masks = {path.stem: path for path in (base / "annotations" / folder).glob("*.png")}
+        images = _by_name(base / "images" / folder, "*.jpg")
+        masks = _by_name(base / "annotations" / folder, "*.png")
         names = matched(images, masks, problems, hint=UNPACK)
         for name in listed.get(split, ()):
             if name not in images and name not in masks:
@@ -71,7 +72,11 @@ def open_ade20k(root: Path, keep_classes: Sequence[str | int] | None = None) -> 
             for name in names
         ]
         remarks += count_remark(base / "images" / folder, len(names), PUBLISHED[split])
-    return PairedLayout(root, label_space, pairs, problems=problems, remarks=remarks)
+    return PairedLayout(root, label_space, pairs, problems=problems, remarks=remarks, whole=UNPACK)
+
+
+def _by_name(folder: Path, pattern: str) -> dict[str, Path]:
+    return {path.stem: path for path in visible(folder.glob(pattern), folder)}
 
 
 def _number(image: Path) -> int:

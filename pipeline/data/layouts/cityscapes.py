@@ -18,6 +18,7 @@ from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.labels.published import published_classes
 from pipeline.data.layouts.layout import StoredMask
 from pipeline.data.layouts.paired import Pair, PairedLayout, count_remark, first_folder, matched
+from pipeline.data.store.listing import visible
 from pipeline.runtime.errors import DataError
 
 PUBLISHED = {"train": 2_975, "val": 500}
@@ -63,13 +64,14 @@ def open_cityscapes(root: Path, keep_classes: Sequence[str | int] | None = None)
             mask = StoredMask(masks[key], class_ids, listed=listed, hint=hint)
             pairs[split].append(Pair(number, images[key].relative_to(root).as_posix(), mask))
         remarks += count_remark(root / "leftImg8bit" / split, len(pairs[split]), PUBLISHED[split])
-    return PairedLayout(root, label_space, pairs, problems=problems, remarks=remarks)
+    return PairedLayout(root, label_space, pairs, problems=problems, remarks=remarks, whole=UNPACK)
 
 
 def _walk(folder: Path, ending: str) -> dict[str, Path]:
     """Return the files of all cities that end so, by CITY/CITY_SEQUENCE_FRAME."""
     return {
-        f"{path.parent.name}/{path.name.removesuffix(ending)}": path for path in folder.glob(f"*/*{ending}")
+        f"{path.parent.name}/{path.name.removesuffix(ending)}": path
+        for path in visible(folder.glob(f"*/*{ending}"), folder)
     }
 
 

@@ -19,8 +19,9 @@ from pipeline.data.labels.label_space import LVIS, STUFF
 from pipeline.data.labels.merge import merge_categories
 from pipeline.data.labels.official import LVIS_FILES, STUFF_FILES, official_categories
 from pipeline.data.layouts.annotated import AnnotatedSource, lacking_annotation
-from pipeline.data.layouts.layout import Region
+from pipeline.data.layouts.layout import Region, missing_file
 from pipeline.data.layouts.splits import Splits, divide
+from pipeline.runtime.errors import DataError
 from pipeline.runtime.workers import WorkerPool
 
 
@@ -90,3 +91,11 @@ class OfficialLayout:
     def content(self, image: ImageEntry) -> list[Region]:
         """Return the annotations of an image in drawing order: LVIS, then stuff, each as in its file."""
         return [region for source in self._sources for region in source.regions(image)]
+
+    def missing_image(self, image: ImageEntry) -> DataError:
+        """Return the error of a listed image that does not exist."""
+        return missing_file(self.root, image, "pipeline data fetch coco_lvis ROOT brings it")
+
+    def choices(self) -> dict[str, object]:
+        """Return what was decided here, for the manifest."""
+        return {}

@@ -75,7 +75,7 @@ def open_cocostuff10k(
         if annotation.stem not in listed:
             remarks.append((annotation, "a mask that no split lists", annotation.stem))
     paths = [base / "imageLists" / name for name in LISTS.values()]
-    return PairedLayout(root, label_space, pairs, paths, problems, remarks)
+    return PairedLayout(root, label_space, pairs, paths, problems, remarks, whole=UNPACK)
 
 
 def _image_id(name: str, path: Path) -> int:

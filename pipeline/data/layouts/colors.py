@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.layouts.mask_values import AGAIN, require_mask_file
 from pipeline.data.store.images import open_image
 from pipeline.runtime.errors import DataError
 
@@ -23,9 +24,12 @@ def color_values(path: Path, colors: tuple[int, ...]) -> np.ndarray:
     Raises:
         DataError: missing, unreadable, gray, or with a color that is not in the list.
     """
-    hint = "every image needs a mask under its own name; make it again"
-    with open_image(path, kind="mask", hint=hint) as opened:
-        mode, pixels = opened.mode, np.asarray(opened.convert("RGB"), np.int32)
+    with open_image(path, kind="mask", hint=AGAIN) as opened:
+        require_mask_file(opened, path)
+        if opened.mode == "P" and "transparency" in opened.info:
+            mode, pixels = "P", np.asarray(opened.convert("RGBA"), np.int32)
+        else:
+            mode, pixels = opened.mode, np.asarray(opened.convert("RGB"), np.int32)
     if mode not in ("RGB", "RGBA", "P"):
         raise DataError(
             "a mask without colors",

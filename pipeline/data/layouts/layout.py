@@ -2,7 +2,7 @@
 
     coco_lvis   COCO 2017 with LVIS v1 and COCO-Stuff as published: `pipeline.data.layouts.coco_lvis`
     coco        any COCO-format annotations, one file for train and one for val: `pipeline.data.layouts.coco`
-    masks       images beside 8- or 16-bit PNG masks and a list of classes: `pipeline.data.layouts.png_masks`
+    masks       images beside masks, and a list of values or colors: `pipeline.data.layouts.png_masks`
     cityscapes  gtFine and leftImg8bit as unpacked: `pipeline.data.layouts.cityscapes`
     voc         Pascal VOC 2012, with SBD where wanted: `pipeline.data.layouts.voc`
     ade20k      SceneParse150: `pipeline.data.layouts.ade20k`
@@ -15,7 +15,8 @@ dataset would. docs/data.md shows all layouts to users.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
@@ -25,8 +26,8 @@ import numpy as np
 from pipeline.data.annotations.quarantine import Quarantine
 from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.labels.label_space import LabelSpace
+from pipeline.data.layouts.mask_values import mask_values
 from pipeline.data.layouts.splits import Splits
-from pipeline.data.store.images import open_image
 from pipeline.runtime.errors import DataError
 
 LayoutName = Literal["coco_lvis", "coco", "masks", "cityscapes", "voc", "ade20k", "cocostuff10k", "parquet"]
@@ -76,6 +77,24 @@ class Layout(Protocol):
     def content(self, image: ImageEntry) -> list[Region] | StoredMask:
         """Return what is annotated on an image; segmentations may still have to be read by `RowReader`."""
 
+    def missing_image(self, image: ImageEntry) -> DataError:
+        """Return the error of a listed image that does not exist, with advice that fits the layout."""
+
+    def choices(self) -> dict[str, object]:
+        """Return what was decided when the dataset was read, for the manifest."""
+
+
+def missing_file(root: Path, image: ImageEntry, hint: str) -> DataError:
+    """Return the error of a listed image that does not exist, or of the folder that it should lie in."""
+    path = root / (image.file or "")
+    there = path.parent.is_dir()
+    return DataError(
+        "missing image" if there else "missing folder of images",
+        where=path if there else path.parent,
+        found=f"image {image.image_id} does not exist",
+        hint=hint,
+    )
+
 
 class Region(NamedTuple):
     """One annotation to rasterize.
@@ -115,24 +134,23 @@ LARGEST = 65_535
 """The largest pixel value of a 16-bit mask."""
 
 
-def png_values(path: Path) -> np.ndarray:
-    """Read the values of a gray or palette PNG: (H, W) int32.
-
-    Raises:
-        DataError: missing, unreadable, or in colors.
-    """
-    hint = "every image needs a mask under its own name; make it again"
-    with open_image(path, kind="mask", hint=hint) as opened:
-        mode, pixels = opened.mode, np.asarray(opened)
-    if mode not in ("L", "P", "I", "1") and not mode.startswith("I;16"):
-        raise DataError(
-            "a mask in colors",
-            where=path,
-            found=f"mode {mode}",
-            allowed="8- or 16-bit gray, or a palette",
-            hint="write class numbers instead of colors; the layout masks also takes a list of colors",
+def scaled_values(present: Sequence[int], listed: Container[int]) -> str:
+    """Return advice where the values of a mask are those of the list, scaled to be seen, or the reverse."""
+    largest = max(present)
+    for factor in (255, 85, 17, 257):  # how 1, 2, 4 and 16 bits are shown
+        if largest and all(value * factor in listed for value in present):
+            return (
+                f"the list has the values as viewers show them ({largest * factor} for the {largest} that is "
+                f"stored): list the stored numbers, smaller by a factor of {factor}; or: "
+            )
+    step = math.gcd(*present)
+    is_usual = step in (255, 128, 127, 85, 17, 257) or sum(value > 0 for value in present) > 1
+    if step > 1 and is_usual and all(value // step in listed for value in present):
+        return (
+            f"the values look scaled to be seen, all by {step} ({largest} for {largest // step}): "
+            "export the class numbers themselves; or: "
         )
-    return pixels.astype(np.int32)  # at once: 16-bit arithmetic wraps
+    return ""
 
 
 @dataclass(frozen=True)
@@ -140,19 +158,27 @@ class StoredMask:
     """A mask that lies on disk as an image.
 
     Args:
-        path: the file, a PNG unless `values` reads another form.
+        path: the file, an image unless `values` reads another form.
         class_ids: pixel value -> class id, 0 for unlabeled.
-        values: reads the pixel values of the file, (H, W) int32. A function of a module, as workers get it by
-            name.
+        values: reads the pixel values of the file, (H, W) int32; None for the numbers of an image. A function
+            of a module, as workers get it by name.
         listed: names the allowed values in errors.
         hint: says in errors what to do about a value that is not allowed.
     """
 
     path: Path
     class_ids: dict[int, int]
-    values: Callable[[Path], np.ndarray] = png_values
+    values: Callable[[Path], np.ndarray] | None = None
     listed: str = "annotations/classes.csv"
     hint: str = "add it to the list, without a name if it means unlabeled"
+
+    def numbers(self) -> np.ndarray:
+        """Read the pixel values: (H, W) int32.
+
+        Raises:
+            DataError: missing, unreadable, or of another form.
+        """
+        return self.values(self.path) if self.values else mask_values(self.path, self.class_ids)
 
     def read(self, height: int, width: int) -> ClassMask:
         """Read the mask and replace pixel values by class ids.
@@ -160,10 +186,14 @@ class StoredMask:
         Raises:
             DataError: unreadable, of another size than its image, in colors, or with an unlisted value.
         """
-        values = self.values(self.path)
+        values = self.numbers()
         if values.size and not 0 <= values.min() <= values.max() <= LARGEST:
             raise DataError(
-                "a pixel value out of range", where=self.path, found=f"{values.min()} to {values.max()}"
+                "a pixel value out of range",
+                where=self.path,
+                found=f"{values.min()} to {values.max()}",
+                allowed=f"0 to {LARGEST}",
+                hint="number the classes and what is unlabeled from 0 on",
             )
         if values.shape != (height, width):
             raise DataError(
@@ -175,14 +205,15 @@ class StoredMask:
             )
         counts = np.bincount(values.ravel(), minlength=1)
         table = np.zeros(len(counts), np.uint16)
-        for value in np.flatnonzero(counts).tolist():
+        present = np.flatnonzero(counts).tolist()
+        for value in present:
             if value not in self.class_ids:
                 raise DataError(
                     "a pixel value that is not in the list of classes",
                     where=self.path,
                     found=f"{value}, on {counts[value]} pixels",
                     allowed=f"the {len(self.class_ids)} values of {self.listed}",
-                    hint=self.hint,
+                    hint=scaled_values(present, self.class_ids) + self.hint,
                 )
             table[value] = self.class_ids[value]
         pixels = np.bincount(table, counts)[1:].astype(np.int64)

@@ -19,9 +19,10 @@ from typing import NamedTuple
 from pipeline.data.annotations.quarantine import Quarantine
 from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.labels.label_space import LabelSpace
-from pipeline.data.layouts.layout import StoredMask
+from pipeline.data.layouts.layout import StoredMask, missing_file
 from pipeline.data.layouts.splits import Splits, divide
 from pipeline.data.store.images import open_image
+from pipeline.data.store.orientation import read_frame
 from pipeline.runtime.errors import DataError
 
 
@@ -52,6 +53,7 @@ class PairedLayout:
             archive. The first stops bootstrapping; checking reports all.
         remarks: what is odd and harmless, as (file, kind, detail).
         counts_frequencies: classes become rare, common or frequent by the training images that show them.
+        whole: how to get all files of the dataset, for errors.
     """
 
     root: Path
@@ -61,6 +63,7 @@ class PairedLayout:
     problems: list[DataError] = field(default_factory=list)
     remarks: list[tuple[Path, str, str]] = field(default_factory=list)
     counts_frequencies: bool = True
+    whole: str = "put the missing file there, or take it off the list"
     quarantine: Quarantine = field(default_factory=Quarantine)
 
     def __post_init__(self) -> None:
@@ -94,14 +97,22 @@ class PairedLayout:
             if not pairs:
                 raise self.empty_split(split)
             entries[split] = [
-                ImageEntry(pair.image_id, *image_size(self.root / pair.image), pair.image) for pair in pairs
+                ImageEntry(pair.image_id, *annotated_size(self.root / pair.image, pair.mask), pair.image)
+                for pair in pairs
             ]
         return divide(entries, lambda entry: None, holdout_fraction, holdout_seed)
 
     def empty_split(self, split: str) -> DataError:
         """Return the error for a split without images."""
-        hint = "unpack the whole archive, see docs/data.md"
-        return DataError(f"no images in {split}", where=self.root, hint=hint)
+        return DataError(f"no images in {split}", where=self.root, hint=self.whole)
+
+    def missing_image(self, image: ImageEntry) -> DataError:
+        """Return the error of a listed image that does not exist."""
+        return missing_file(self.root, image, self.whole)
+
+    def choices(self) -> dict[str, object]:
+        """Return what was decided when the dataset was read, for the manifest."""
+        return {}
 
     def content(self, image: ImageEntry) -> StoredMask:
         """Return the mask of an image."""
@@ -155,11 +166,16 @@ def count_remark(where: Path, number: int, published: int) -> list[tuple[Path, s
     return [(where, "not the whole published split", f"{number:,} of {published:,} images")]
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) by the header.
+def annotated_size(path: Path, mask: StoredMask) -> tuple[int, int]:
+    """Return the (height, width) in which an image is read: as stored, unless its mask has the size as shown.
 
     Raises:
-        DataError: missing or unreadable.
+        DataError: missing or unreadable, or its mask may follow the EXIF orientation or not.
     """
     with open_image(path) as opened:
-        return opened.height, opened.width
+        frame = read_frame(opened)
+    if frame.orientation == 1:
+        return frame.stored
+    if frame.is_ambiguous:
+        frame.require(frame.stored, str(path), of="mask")
+    return frame.shown if mask.numbers().shape == frame.shown else frame.stored

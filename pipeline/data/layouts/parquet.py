@@ -22,6 +22,7 @@ from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.layouts.layout import StoredMask
 from pipeline.data.layouts.paired import Pair, PairedLayout
 from pipeline.data.layouts.png_masks import SOURCE, label_space_of, read_classes
+from pipeline.data.store.listing import list_files
 from pipeline.runtime.errors import DataError
 from pipeline.runtime.files import atomic_folder, write_json
 
@@ -92,7 +93,7 @@ def _classes(root: Path) -> tuple[Path, LabelSpace]:
 
 def _files(root: Path, split: str) -> list[Path]:
     """Return the Parquet files of a split, by its first name for which there are any."""
-    listed = [path for path in sorted(root.rglob("*.parquet")) if not path.is_relative_to(root / "unpacked")]
+    listed = [path for path in list_files(root, [".parquet"]) if not path.is_relative_to(root / "unpacked")]
     for name in SPLITS[split]:
         if found := [path for path in listed if path.name.startswith(name) or path.parent.name == name]:
             return found

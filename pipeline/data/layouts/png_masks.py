@@ -1,7 +1,7 @@
 """Open images beside masks that are there already, and a list of what the masks' values or colors mean.
 
     train*/ val*/                          the images, in subfolders as you like
-    annotations/train*/ annotations/val*/  a PNG for each, same name: 8- or 16-bit gray, palette or RGB
+    annotations/train*/ annotations/val*/  a mask for each, same name: PNG or TIFF, gray, palette or RGB
     annotations/classes.csv                value,name or color,name (#rrggbb); no name: unlabeled
     annotations/labelmap.txt               in place of it: CVAT's list of labels and colors
 
@@ -21,12 +21,16 @@ from pathlib import Path
 from pipeline.data.labels.label_space import ClassEntry, LabelSpace
 from pipeline.data.layouts.coco import one_folder
 from pipeline.data.layouts.colors import color_values
+from pipeline.data.layouts.finding import plain
 from pipeline.data.layouts.layout import LARGEST, StoredMask
 from pipeline.data.layouts.paired import Pair, PairedLayout
+from pipeline.data.store.listing import list_files
 from pipeline.runtime.errors import DataError
 
 SOURCE = "masks"
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+LOSSY_ENDINGS = (".jpg", ".jpeg")
+MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", *LOSSY_ENDINGS)
 COLOR = re.compile(r"#?([0-9a-fA-F]{6})")
 
 
@@ -54,28 +58,66 @@ def open_masks(root: Path, keep_classes: Sequence[str | int] | None = None) -> P
         mask = partial(mask, values=partial(color_values, colors=tuple(value for value, _ in rows)))
         mask = partial(mask, class_ids={place: class_ids[value] for place, (value, _) in enumerate(rows)})
     pairs: dict[str, list[Pair]] = {}
+    problems: list[DataError] = []
     number = 0
     for split in ("train", "val"):
         folder, masks = one_folder(root, split), one_folder(root / "annotations", split)
         pairs[split] = []
-        for image, of_image in _images(root / folder, root / "annotations" / masks):
+        for image, of_image in _images(root / folder, root / "annotations" / masks, problems):
             number += 1
             pairs[split].append(Pair(number, image.relative_to(root).as_posix(), mask(of_image)))
-    return PairedLayout(root, label_space, pairs, [path])
+    return PairedLayout(root, label_space, pairs, [path], problems)
 
 
-def _images(folder: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """Return the images of a folder by name, each with the place of its mask."""
+def _images(folder: Path, masks: Path, problems: list[DataError]) -> list[tuple[Path, Path]]:
+    """Return the images of a folder by name, each with its mask, or the place where that should lie."""
+    stored: dict[Path, list[Path]] = {}
+    for path in list_files(masks, MASK_ENDINGS):
+        stored.setdefault(path.relative_to(masks).with_suffix(""), []).append(path)
+    alike: dict[str, list[Path]] = {}
+    for key in stored:
+        alike.setdefault(plain(key.as_posix()), []).append(key)
     found: dict[Path, Path] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS):
+    for path in list_files(folder, ENDINGS):
         name = path.relative_to(folder)
-        mask = masks / name.with_suffix(".png")
+        key = name.with_suffix("")
+        if key not in stored and len(others := alike.get(plain(key.as_posix()), [])) == 1:
+            key = others[0]
+        mask = _one_mask(stored.get(key, [masks / name.with_suffix(".png")]), problems)
         if mask in found:
-            raise DataError("two images share a mask", where=mask, found=f"{name} is the second")
+            raise DataError(
+                "two images share a mask",
+                where=mask,
+                found=f"{found[mask].relative_to(folder)} and {name}",
+                hint="give each image a name of its own, or move one away",
+            )
         found[mask] = path
     if not found:
         raise DataError("a folder without images", where=folder, allowed=", ".join(ENDINGS))
+    used = {mask.with_suffix("") for mask in found}
+    for key, paths in stored.items():
+        if masks / key not in used:
+            problems.append(
+                DataError(
+                    "a mask without an image",
+                    where=paths[0],
+                    found=f"no image {key} in {folder.name}/",
+                    allowed=", ".join(ENDINGS),
+                    hint="put its image there, or move the mask away",
+                )
+            )
     return [(image, mask) for mask, image in found.items()]
+
+
+def _one_mask(paths: list[Path], problems: list[DataError]) -> Path:
+    """Return the mask of an image, of all with its name: the one that is not a JPEG, which has no numbers."""
+    lossless = [path for path in paths if path.suffix.lower() not in LOSSY_ENDINGS]
+    if len(lossless) > 1:
+        names = ", ".join(path.name for path in lossless)
+        problems.append(
+            DataError("two masks for an image", where=lossless[0], found=names, hint="move the others away")
+        )
+    return (lossless or paths)[0]
 
 
 def read_classes(path: Path) -> tuple[list[tuple[int, str]], bool]:

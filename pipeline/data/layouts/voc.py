@@ -79,7 +79,7 @@ def open_voc(
         pairs["train"] += added
         paths += more
         remarks += count_remark(more[0], len(pairs["train"]), AUGMENTED)
-    return PairedLayout(root, label_space, pairs, paths, remarks=remarks)
+    return PairedLayout(root, label_space, pairs, paths, remarks=remarks, whole=UNPACK)
 
 
 def _sbd(root: Path, of_voc: set[str], mask: partial[StoredMask]) -> tuple[list[Pair], list[Path]]:

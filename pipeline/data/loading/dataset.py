@@ -13,6 +13,7 @@ from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.loading.batch import Sample
 from pipeline.data.store.images import open_image
 from pipeline.data.store.manifest import SPLITS, read_manifest
+from pipeline.data.store.pixels import pixels_of_size
 from pipeline.data.store.shards import MaskRow, MaskShards
 from pipeline.runtime.errors import DataError, UsageError
 
@@ -79,16 +80,17 @@ class SegmentationDataset(Dataset[Sample]):
 
 
 def read_image(path: Path, height: int, width: int) -> np.ndarray:
-    """Decode an image to (height, width, 3) uint8 RGB, whether stored as RGB, gray or CMYK.
+    """Decode an image to (height, width, 3) uint8 RGB, see `pipeline.data.store.pixels`.
 
-    EXIF orientation is not applied: COCO annotates the stored raster.
+    It is read as stored or as viewers show it, whichever has the size of the mask, see
+    `pipeline.data.store.orientation`.
 
     Raises:
         DataError: missing, unreadable, or of another size.
     """
     hint = "take the file from its source again, or remove the image from the annotations"
     with open_image(path, hint=hint) as opened:
-        pixels = np.array(opened.convert("RGB"))
+        pixels = pixels_of_size(opened, (height, width))
     if pixels.shape[:2] != (height, width):
         raise DataError(
             "an image of another size than its mask",

@@ -162,7 +162,7 @@ def _raising(loader: Iterable[Batch | KilosegError]) -> Iterator[Batch]:
         raise problem from error
 
 
-def _worker_ended(error: RuntimeError) -> KilosegError:
+def _worker_ended(error: Exception) -> KilosegError:
     return KilosegError(
         "a process that reads images ended",
         where="runtime.num_workers",

@@ -12,6 +12,9 @@ from pipeline.runtime.errors import DataError, KilosegError
 if TYPE_CHECKING:
     from PIL import Image
 
+LARGEST = 2**30
+"""Pixels of an image: 3 GiB as RGB. Pillow alone refuses 179 million, and scans and mosaics are larger."""
+
 
 @contextlib.contextmanager
 def open_image(
@@ -30,12 +33,23 @@ def open_image(
         hint: the fix, for the error.
 
     Raises:
-        DataError: the file is missing or unreadable, found on opening or in the block.
+        DataError: the file is missing, unreadable or too large, found on opening or in the block.
     """
     from PIL import Image  # here, so that commands start without it
 
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, 4 * LARGEST)  # only raised, so threads may race
     try:
         with Image.open(path) as opened:
+            width, height = opened.size
+            if width * height > LARGEST:
+                raise DataError(
+                    f"an {kind} that is too large" if kind[0] in "aeiou" else f"a {kind} that is too large",
+                    where=where or path,
+                    found=f"{width} x {height} (width x height), {width * height / 1e6:,.0f} million pixels",
+                    allowed=f"{LARGEST / 1e6:,.0f} million pixels",
+                    hint="cut it into tiles, and its mask alike",
+                )
             yield opened
     except KilosegError:
         raise

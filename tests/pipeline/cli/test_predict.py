@@ -204,7 +204,14 @@ def test_ctrl_c_ends_with_130_and_whole_files(trained: Path, tmp_path: Path) -> 
         "--out",
         str(tmp_path / "out"),
     ]
-    process = subprocess.Popen(command, cwd=trained, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=trained,
+        stderr=subprocess.PIPE,
+        text=True,
+        # ignored where the suite is a background job
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list((tmp_path / "out").glob("*.json")):
         assert process.poll() is None, process.stderr and process.stderr.read()
     process.send_signal(signal.SIGINT)

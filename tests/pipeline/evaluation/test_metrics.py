@@ -65,10 +65,32 @@ def test_a_class_only_predicted_lowers_miou_but_not_that_of_the_present_classes(
     assert (metrics.classes_present, metrics.classes_predicted) == (1, 2)
 
 
-def test_nothing_labeled_gives_zeros_and_no_nan() -> None:
+MEANS = {"miou", "miou_present", "pixel_accuracy", "mean_accuracy"}
+
+
+def test_where_no_pixel_is_labeled_there_is_no_metric() -> None:
     counts = ClassCounts(5)
     counts.update(torch.zeros(4, dtype=torch.int64), torch.full((4,), -1))
-    assert all(math.isfinite(value) for value in summarize(counts, ["r"] * 5).flat().values())
+    metrics = summarize(counts, ["r"] * 5)
+    assert metrics.undefined
+    expected = dict.fromkeys(MEANS) | {"classes_present": 0, "classes_predicted": 0}
+    assert metrics.flat() == expected
+
+
+@pytest.mark.parametrize(("num_classes", "measurable"), [(1, True), (3, False)])
+def test_where_there_is_one_class_only_there_is_no_metric(num_classes: int, measurable: bool) -> None:
+    """One class in the label space, or one of several that was to be learned: IoU and accuracy would be 1."""
+    counts = ClassCounts(num_classes)
+    counts.update(torch.zeros(4, dtype=torch.int64), torch.tensor([0, 0, -1, 0]))
+    flat = summarize(counts, ["f"] * num_classes, measurable=measurable).flat()
+    assert flat == dict.fromkeys(MEANS) | {"classes_present": 1, "classes_predicted": 1}
+
+
+def test_one_of_several_classes_in_the_truth_is_measured() -> None:
+    counts = ClassCounts(2)
+    counts.update(torch.tensor([0, 0, 1, 0]), torch.zeros(4, dtype=torch.int64))
+    metrics = summarize(counts)
+    assert (metrics.miou, metrics.miou_present, metrics.pixel_accuracy) == (0.375, 0.75, 0.75)
 
 
 def test_memory_is_three_numbers_a_class() -> None:

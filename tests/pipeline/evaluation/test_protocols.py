@@ -17,8 +17,8 @@ from pipeline.data.loading.batch import IGNORE_INDEX, Sample
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.transforms import Warp
 from pipeline.evaluation.metrics import ClassCounts, summarize
-from pipeline.evaluation.protocols import official_metrics, write_cityscapes
-from pipeline.runtime.errors import UsageError
+from pipeline.evaluation.protocols import official_metrics
+from pipeline.inference.submission import CityscapesSubmission
 from tests.paths import SHARED
 from tests.pipeline.data.layouts import miniature
 
@@ -98,9 +98,8 @@ def test_the_official_cityscapes_tool_itself_agrees(tmp_path: Path, monkeypatch:
             prediction = predictions(target, 19, index).clamp(min=0)
             counts.update(prediction, target)
             image = root / dataset.row(index).file
-            written = write_cityscapes(
-                prediction.numpy(), image, tmp_path / f"sent{place}", dataset.label_space
-            )
+            submission = CityscapesSubmission.of(dataset.label_space)
+            written = submission.write(prediction.numpy() + 1, image, tmp_path / f"sent{place}", {})
             labels = Path(str(image).replace("leftImg8bit/", "gtFine/", 1))
             labels = labels.with_name(labels.name.replace("_leftImg8bit", "_gtFine_labelIds"))
             found = tool.getPrediction(
@@ -174,19 +173,3 @@ def test_warping_resizes_image_and_truth_alike() -> None:
     assert (warped.target[:, 8:] == 7).all()
     assert warped.image[0, :, 2].tolist() == [0] * 16
     assert warped.image[0, :, -2].tolist() == [200] * 16
-
-
-def test_what_is_sent_to_the_server_has_label_ids_at_full_size(tmp_path: Path) -> None:
-    miniature.cityscapes(tmp_path / "root")
-    dataset = datasets("cityscapes", tmp_path / "root", tmp_path / "out")
-    prediction = np.arange(24 * 32).reshape(24, 32) % 19
-    image = Path("leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png")
-    path = write_cityscapes(prediction, image, tmp_path / "sent", dataset.label_space)
-    assert path.name == "berlin_000000_000019_labelIds.png"
-    with Image.open(path) as sent:
-        assert sent.mode == "L"
-        assert np.asarray(sent).ravel()[:20].tolist() == [*EVALUATED, EVALUATED[0]]
-    miniature.voc(tmp_path / "voc")
-    other = datasets("voc", tmp_path / "voc", tmp_path / "voc_out").label_space
-    with pytest.raises(UsageError, match="not of Cityscapes"):
-        write_cityscapes(prediction, image, tmp_path / "sent", other)

@@ -23,11 +23,16 @@ def label_space(num_classes: int = NUM_CLASSES) -> LabelSpace:
 
 
 def checkpoint(
-    head: str = "embedding", *, backbone: str = "test_resnet", input_scale: float = 1.0
+    head: str = "embedding",
+    *,
+    backbone: str = "test_resnet",
+    input_scale: float = 1.0,
+    space: LabelSpace | None = None,
 ) -> Checkpoint:
     """An untrained network, the same at every call."""
+    space = space or label_space()
     arguments = SegmenterConfig(
-        num_classes=NUM_CLASSES,
+        num_classes=space.num_classes,
         backbone=backbone,
         decoder_channels=16,
         embedding_dim=8,
@@ -38,7 +43,7 @@ def checkpoint(
     segmenter = build_segmenter(arguments).eval()
     _spread(segmenter)
     settings: dict[str, object] = {"loss.temperature": 0.1, "loss.similarity": "distance"}
-    return Checkpoint(arguments, label_space(), settings, 7, {"finished": True}, segmenter.state_dict())
+    return Checkpoint(arguments, space, settings, 7, {"finished": True}, segmenter.state_dict())
 
 
 def _spread(segmenter: Segmenter) -> None:

@@ -9,6 +9,7 @@ import html.parser
 import io
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,11 @@ CLASSES = [  # name, source, frequency, true pixels, predicted pixels, IoU
     ("grass", "stuff", "stuff", 900, 1000, 0.9),
     ("sky", "stuff", "stuff", 90, 10, 0.0),
 ]
+CONFUSED = (
+    "class_id,name,predicted_id,predicted_name,pixels,share\n"
+    "7,sky,6,grass,80,0.8888\n"
+    "3,umlaut ä,1,<b>,40,1.0\n"
+)
 METRICS = {
     "miou": 0.43,
     "miou_present": 0.5375,
@@ -102,6 +108,7 @@ class Place:
             table.writerow([*columns, "accuracy"])
             for index, (*cells, iou) in enumerate(CLASSES):
                 table.writerow([index + 1, *cells, "" if iou is None else iou, ""])
+        (folder / "confused.csv").write_text(CONFUSED)
         for example in record["examples"]:
             for position, kind in enumerate(("image", "truth", "prediction")):
                 pixels = np.full((12, 16, 3), 60 * position + 20, np.uint8)
@@ -168,7 +175,7 @@ class Page(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text += data
             if self._row and self.open[-1] == "td":
                 text, best = self.rows[self._row][-1]
@@ -181,7 +188,7 @@ class Page(html.parser.HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-CHARTS = ("curves_chart", "long_tail_chart", "source_chart", "memory_chart")
+CHARTS = ("accuracy_chart", "curves_chart", "long_tail_chart", "source_chart", "memory_chart")
 DRAWN: dict[str, str] = {}
 
 
@@ -224,7 +231,8 @@ def test_every_variant_and_section_is_on_the_page(place: Place) -> None:
 def test_the_page_needs_nothing_from_outside(place: Place) -> None:
     page = place.report()
     assert "://" not in page.source
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert not {"link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert page.attributes("script") == [{}]  # the table's own, inline
     for picture in page.attributes("img"):
         assert str(picture["src"]).startswith("data:image/")
     for link in page.attributes("a"):
@@ -240,7 +248,8 @@ def test_names_are_text_and_never_markup(place: Place) -> None:
     place.write(record)
     place.write(make_record(name))
     page = place.report("exact", name)
-    assert {"b", "script"}.isdisjoint(tag for tag, _ in page.tags)
+    assert "b" not in {tag for tag, _ in page.tags}
+    assert page.attributes("script") == [{}]
     for words in ("<b>", "cat & dog", "umlaut ä", name, "<script>alert(1)</script>"):
         assert words in page.text
 
@@ -333,7 +342,7 @@ def test_every_setting_metric_and_fact_has_a_human_name(place: Place) -> None:
 def test_best_and_worst_classes_are_those_with_true_pixels(place: Place) -> None:
     page = place.report("exact")
     section = page.text[page.text.index("Only classes with pixels in the truth") :]
-    section = section[: section.index("The data")]
+    section = section[: section.index("Confused classes")]
     words = [line.strip() for line in section.splitlines() if line.strip()]
     best, worst = " ".join(words).split("worst")
     positions = [best.index(name) for name in ("grass", "<b>", "cat & dog")]
@@ -512,3 +521,53 @@ def test_the_data_section_tells_sources_groups_and_the_classes_never_seen(place:
     (place.bootstrapped / "statistics.json").write_text("{}")
     with pytest.raises(DataError, match="damaged"):
         place.report("exact")
+
+
+def test_all_classes_stand_side_by_side_with_the_change_between_variants(place: Place) -> None:
+    table = place.evaluations / "softmax" / "per_class.csv"
+    table.write_text(table.read_text().replace("300,300,0.5", "300,300,0.125"))
+    source = place.report().source
+    section = source[source.index('id="every-class"') : source.index('id="data"')]
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in section.split("<tr>")[2:]]
+    assert [row[0] for row in cells] == [
+        "grass",
+        "&lt;b&gt;",
+        "cat &amp; dog",
+        "sky",
+        "umlaut ä",
+        "only predicted",
+    ]  # by true pixels; what is neither in truth nor in prediction is left out
+    assert cells[2] == ["cat &amp; dog", "common", "300", "50.00 %", "12.50 %", "37.50 %"]
+    alone = place.report("exact").source
+    assert ">change</button>" in source
+    assert ">change</button>" not in alone
+
+
+def test_confused_pairs_are_listed_and_an_older_evaluation_has_none(place: Place) -> None:
+    (place.evaluations / "softmax" / "confused.csv").unlink()
+    page = place.report()
+    section = page.source[page.source.index('id="confused"') : page.source.index('id="every-class"')]
+    assert section.count("<h3>") == 1
+    assert re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", section)[4:8] == ["sky", "grass", "80", "88.88 %"]
+    (place.evaluations / "exact" / "confused.csv").unlink()
+    assert 'id="confused"' not in place.report().source
+    (place.evaluations / "exact" / "confused.csv").write_text("class_id,name\n1,x\n")
+    with pytest.raises(DataError, match=r"(?s)confused\.csv.*dvc repro --force evaluate@exact"):
+        place.report()
+
+
+def test_the_first_picture_is_miou_against_the_memory_of_a_step(place: Place) -> None:
+    for name, head, loss in (("exact", "embedding", "exact"), ("softmax", "softmax", "dense")):
+        record = make_record(name)
+        record["settings"] |= {"model.head": head, "loss.name": loss}
+        place.write(record)
+    assert 'id="accuracy"' not in place.report().source
+    rows = [
+        {"head": "embedding", "num_classes": len(CLASSES), "predicted_gib": 0.25},
+        {"head": "dense", "num_classes": len(CLASSES), "predicted_gib": 2.5},
+    ]
+    place.results.mkdir(exist_ok=True)
+    (place.results / "memory.json").write_text(json.dumps({"unit": "GiB", "rows": rows}))
+    page = place.report()
+    assert page.source.index('id="accuracy"') < page.source.index('id="run"')
+    assert "exact: 43.00 % at 0.250 GiB; softmax: 43.00 % at 2.50 GiB." in " ".join(page.text.split())

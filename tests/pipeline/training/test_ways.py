@@ -9,10 +9,10 @@ import torch
 
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings
-from pipeline.config.paths import checkpoint_folder
 from pipeline.runtime.errors import KilosegError, UsageError
 from pipeline.tracking.tracker import NoTracker
 from pipeline.train_step.loss import Losses
+from pipeline.training.debug import training_folder
 from pipeline.training.trainer import train
 from tests.pipeline.training.recording import Recorder, UndisturbedRuns, assert_same_checkpoints, crash
 
@@ -37,7 +37,7 @@ def test_the_average_is_validated_and_kept_and_the_weights_go_on(
     settings = load_settings(variant="exact", overrides={"train.ema": 0.9, "train.validate_every": 8})
     result = train(settings, averaged)
     assert averaged.losses == undisturbed("exact").losses  # the average changes nothing that is trained
-    last = load_checkpoint(checkpoint_folder(settings) / "last.safetensors")
+    last = load_checkpoint(training_folder(settings) / "last.safetensors")
     best = load_checkpoint(result.checkpoint)
     assert best.average == {}
     assert all(torch.equal(best.model[name], last.average[name]) for name in best.model)
@@ -66,7 +66,7 @@ def test_every_way_to_train_resumes_exactly(project: Path, way: str, undisturbed
     train(settings, second)
     assert min(second.losses) == 3
     assert {**first.losses, **second.losses} == whole.losses
-    assert_same_checkpoints(checkpoint_folder(settings), whole.folder)
+    assert_same_checkpoints(training_folder(settings), whole.folder)
 
 
 @pytest.mark.training
@@ -85,7 +85,7 @@ def test_a_loss_scale_is_restored_and_changes_no_loss(
     first, second = Recorder(at=5, do=crash), Recorder()
     with pytest.raises(MemoryError):
         train(settings, first)
-    last = checkpoint_folder(settings) / "last.safetensors"
+    last = training_folder(settings) / "last.safetensors"
     scale = load_checkpoint(last, header_only=True).progress["scale"]
     assert (scale["scale"], scale["_growth_tracker"]) == (2.0**11, 1)
     result = train(settings, second)

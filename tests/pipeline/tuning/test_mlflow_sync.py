@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import shutil
-import socket
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from mlflow.server import app as mlflow_application
-from mlflow.server import handlers
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-from werkzeug.serving import make_server
 
 from pipeline.tuning.sweep import DONE, Sweep, read_journal
+from tests.pipeline.tracking.stores import Store, free_port
 from tests.pipeline.tuning.sweeping import (
     BIN,
     environment,
@@ -40,12 +33,6 @@ from tests.pipeline.tuning.sweeping import (
 pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.training]
 STEPS = 30
 DOWN_SECONDS = float(os.environ.get("KILOSEG_DOWN_SECONDS", "0"))  # docs/LOG.md has the run with 60
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answers(uri: str) -> bool:
@@ -73,37 +60,6 @@ def mlflow_server(folder: Path, port: int) -> Iterator[str]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     part.kill()
         process.wait()
-
-
-class Store:
-    """MLflow's own web application over a project's store, on a socket that may go away and come back."""
-
-    def __init__(self, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        store = SqlAlchemyStore(f"sqlite:///{project / 'mlflow.db'}", str(project / "mlartifacts"))
-        monkeypatch.setattr(handlers, "_tracking_store", store)
-        self.curves_came, self.port = threading.Event(), free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-
-    def application(self, environ: Any, start_response: Any) -> Any:
-        """MLflow's, which notes that a part of a curve was sent."""
-        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        environ["wsgi.input"] = io.BytesIO(body)
-        answer = mlflow_application(environ, start_response)
-        if b'"train/loss"' in body:
-            self.curves_came.set()
-        return answer
-
-    @contextlib.contextmanager
-    def answering(self) -> Iterator[None]:
-        server = make_server("127.0.0.1", self.port, self.application, threaded=True)
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,9 @@ def other_categories(coco: Coco) -> None:
 
 
 def in_both(coco: Coco) -> None:
-    coco.files["instances_val2017"]["images"].append(coco.files["instances_train2017"]["images"][0])
+    train, val = (coco.files[f"instances_{split}2017"] for split in ("train", "val"))
+    val["images"].append(train["images"][0])
+    val["annotations"] += train["annotations"][:1]
     coco.write()
 
 
@@ -144,7 +146,7 @@ def two_folders(coco: Coco) -> None:
         (climbing, "a file_name that names no file in its folder"),
         (no_name, "the key 'file_name' is missing"),
         (other_categories, "category 20: 'kite' and absent"),
-        (in_both, "listed in both halves"),
+        (in_both, "a file of this name lies in train2017/"),
         (no_folder, "no folder with the val images"),
         (two_folders, "val2017, validation"),
     ],

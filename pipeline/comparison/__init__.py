@@ -1,0 +1,1 @@
+"""Compare two results: variants, git revisions, MLflow runs or sweep trials."""

@@ -1,0 +1,75 @@
+"""Show a comparison on the terminal and as one self-contained HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from pipeline.comparison.compare import Change, Comparison
+from pipeline.runtime.files import write_text
+
+_PLAIN = ("images", "seconds", "gib", "classes_", "step")  # metrics that are no shares
+
+
+def as_text(comparison: Comparison) -> str:
+    """Return the comparison as plain text, in columns."""
+    parts = [comparison.verdict, ""]
+    tables: list[tuple[str, list[list[str]]]] = [
+        ("metric", [_cells(change, plain=_is_plain(change.name)) for change in comparison.metrics]),
+        ("class, IoU", [_cells(change) for change in comparison.classes]),
+        ("image, pixel accuracy", [_cells(change) for change in comparison.images]),
+        ("setting", [list(row) for row in comparison.settings]),
+    ]
+    for title, rows in tables:
+        if rows:
+            header = [title, comparison.before, comparison.after, "change", ""][: len(rows[0])]
+            parts += [*_columns([header, *rows]), ""]
+    return "\n".join(parts).rstrip()
+
+
+def write_page(comparison: Comparison, path: Path) -> None:
+    """Write the comparison as one HTML file that needs no other."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    tables = [
+        ("Metrics", "metric", [_cells(one, plain=_is_plain(one.name)) for one in comparison.metrics]),
+        ("Classes that moved most", "class, IoU", [_cells(one) for one in comparison.classes]),
+        ("Images that changed most", "image, pixel accuracy", [_cells(one) for one in comparison.images]),
+        ("Settings that differ", "setting", [list(row) for row in comparison.settings]),
+    ]
+    page = environment.get_template("comparison.html").render(comparison=comparison, tables=tables)
+    write_text(path, page.strip() + "\n")
+
+
+def _is_plain(name: str) -> bool:
+    return any(part in name for part in _PLAIN)
+
+
+def _cells(change: Change, *, plain: bool = False) -> list[str]:
+    values = [change.before, change.after]
+    if plain:
+        cells = ["-" if value is None else f"{value:,.4g}" for value in values]
+        gain = "" if change.gain is None else f"{change.gain:+,.4g}"
+    else:
+        cells = ["-" if value is None else f"{100 * value:.2f} %" for value in values]
+        gain = "" if change.gain is None else f"{100 * change.gain:+.2f}"
+    return [change.name, *cells, gain, change.note]
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        first, *numbers = row
+        cells = [first.ljust(widths[0])]
+        for position, cell in enumerate(numbers, start=1):
+            cells.append(cell.ljust(widths[position]) if position == 4 else cell.rjust(widths[position]))
+        lines.append("  ".join(cells).rstrip())
+    return lines
