@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.config.load import load_settings
 from pipeline.config.paths import bootstrapped_folder
 from pipeline.data.bootstrap.build import bootstrap

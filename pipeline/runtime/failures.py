@@ -61,6 +61,8 @@ def explained(error: BaseException) -> KilosegError | None:
         return shared_memory_failed(error)
     if isinstance(error, OSError):
         return of_system(error)
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib's, before 3.13
+        return of_system(OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(error).partition(" from ")[2]))
     if isinstance(error, UnicodeError):
         return _of_text(error)
     if type(error).__name__ == "ImageSizeError":  # of models.backbone
