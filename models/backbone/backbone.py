@@ -214,11 +214,9 @@ def _eats_borders(module: nn.Module) -> bool:
     """Tell whether a convolution or pool is larger than its step and does not pad: small images vanish."""
     if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
         return False
-    kernel, stride, padding = (
-        value if isinstance(value, tuple) else (value, value)
-        for value in (module.kernel_size, module.stride, module.padding)
-    )
-    return any(k > s and p == 0 for k, s, p in zip(kernel, stride, padding, strict=True))
+    parts: Any = (module.kernel_size, module.stride, module.padding)
+    sizes = [part if isinstance(part, tuple) else (part, part) for part in parts]
+    return any(kernel > stride and padding == 0 for kernel, stride, padding in zip(*sizes, strict=True))
 
 
 def _pretrained_config(name: str) -> Any:
