@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.cli.classes import app as classes_app
 from pipeline.cli.compare import compare
 from pipeline.cli.data import app as data_app

@@ -17,8 +17,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.tuning.cluster import Resources, allocate, connect
 from pipeline.tuning.finish import end_sweep
+from pipeline.tuning.live import shown
 from pipeline.tuning.space import Space
 from pipeline.tuning.sweep import Sweep, SweepPlan
 from pipeline.tuning.watchdog import hold_sweep, watch
@@ -68,7 +70,8 @@ def run_sweep(
             sync.open()
             status = "KILLED"
             try:
-                _fit_until_done(sweep, plan, space, resources, address, time_budget)
+                with shown(sweep, plan):
+                    _fit_until_done(sweep, plan, space, resources, address, time_budget)
                 status = "FINISHED"
             finally:
                 if end_sweep(sweep, sync, status):
