@@ -14,7 +14,7 @@ from .launch import kernel
 from .parts import compiled, f32, interpolate_down, smallest
 
 _BLOCK = 128  # classes
-_NOWHERE = np.int64(0)  # of a pixel that is not a number
+_NOWHERE: Any = np.int64(0)  # of a pixel that is not a number
 
 
 @compiled
