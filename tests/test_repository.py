@@ -71,6 +71,8 @@ WINGS = {
     "pipeline.tuning": "pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
     "pipeline.checkpoint pipeline.evaluation pipeline.memory pipeline.training",
     "pipeline.report": "pipeline.runtime pipeline.config pipeline.data.store",
+    "pipeline.registry": "pipeline.runtime pipeline.config pipeline.tracking pipeline.checkpoint "
+    "pipeline.inference",
     "pipeline.comparison": "pipeline.runtime pipeline.evaluation.image_counts",
     "pipeline.doctor": "pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels",
     "pipeline.cli": "models pipeline",
