@@ -19,6 +19,7 @@ from .parts import (
     GROUP,
     LOG2E,
     MOST_ABOVE,
+    MOST_BITS,
     ONE,
     ZERO,
     compiled,
@@ -35,7 +36,7 @@ from .parts import (
 _TINY = f32(1e-36)
 _NEAR = f32(2.0**-12)  # fraction of the squared norms below which a squared distance is from differences
 _EPSILON = f32(2.0**-23)
-_ZERO_BITS, _MOST_BITS = np.int32(0), np.int32(2**31 - 1)
+_ZERO_BITS = np.int32(0)
 
 
 @compiled
@@ -49,12 +50,12 @@ def _exp_interpolated(
         of positive numbers is the same, and one below zero is less than any.
     """
     total = weights = 0.0
-    smallest = _MOST_BITS
+    smallest = MOST_BITS
     for start in range(0, out.shape[0], CHUNK):
         part = slice(start, start + CHUNK)
         of_left, of_right, of_out = left[part], right[part], out[part]
         of_part = weights_of_part = ZERO
-        least = _MOST_BITS
+        least = MOST_BITS
         for c in range(of_out.shape[0]):
             square = of_left[c] + (of_right[c] - of_left[c]) * across + norm
             least = min(least, np.float32(square).view(np.int32))

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from .launch import kernel
-from .parts import compiled, f32, interpolate_down, smallest
+from .parts import MOST_BITS, compiled, f32, from_order, in_order, interpolate_down, smallest
 
-_BLOCK = 128  # classes
+_BLOCK = 256  # classes
+_SMALL_BLOCK = 32
 _NOWHERE: Any = np.int64(0)  # of a pixel that is not a number
 
 
@@ -32,6 +33,29 @@ def _place_of_smallest(scores: np.ndarray) -> int:
     least, start_of_least = f32(np.inf), _NOWHERE
     for start in range(0, scores.shape[0], _BLOCK):
         of_block = smallest(scores[start : start + _BLOCK])
+        if of_block < least:
+            least, start_of_least = of_block, start
+    return start_of_least + _place_of(scores[start_of_least : start_of_least + _BLOCK], least)
+
+
+@compiled
+def _interpolate_across(left: np.ndarray, right: np.ndarray, across: Any, out: np.ndarray) -> Any:
+    """Interpolate a row's scores between its ends to a pixel, and return the smallest."""
+    found = MOST_BITS
+    for c in range(out.shape[0]):
+        score = left[c] + (right[c] - left[c]) * across
+        out[c] = score
+        found = min(found, in_order(score))
+    return from_order(found)
+
+
+@compiled
+def _place_between(left: np.ndarray, right: np.ndarray, across: Any, scores: np.ndarray) -> int:
+    """Interpolate scores, and return the place of the smallest, of equal ones the first."""
+    least, start_of_least = f32(np.inf), _NOWHERE
+    for start in range(0, scores.shape[0], _BLOCK):
+        part = slice(start, start + _BLOCK)
+        of_block = _interpolate_across(left[part], right[part], across, scores[part])
         if of_block < least:
             least, start_of_least = of_block, start
     return start_of_least + _place_of(scores[start_of_least : start_of_least + _BLOCK], least)
@@ -58,8 +82,8 @@ def several_smallest_of_rows(scores: np.ndarray, found: np.ndarray, kept: np.nda
         of_row, places = scores[row], found[row]
         kept[:] = f32(np.inf)
         places[:] = -1
-        for start in range(0, of_row.shape[0], 16):
-            block = of_row[start : start + 16]
+        for start in range(0, of_row.shape[0], _SMALL_BLOCK):
+            block = of_row[start : start + _SMALL_BLOCK]
             if not smallest(block) < kept[k - 1]:
                 continue
             for c in range(block.shape[0]):
@@ -124,7 +148,4 @@ def smallest_of_cells(
         for y in range(row_starts[first_row + row], row_starts[first_row + row + 1]):
             interpolate_down(low, corner, below, down[y], work)
             for x in range(column_starts[first_column + column], column_starts[first_column + column + 1]):
-                weight = across[x]
-                for c in range(scores.shape[0]):
-                    scores[c] = left[c] + (right[c] - left[c]) * weight
-                found[image, y, x] = _place_of_smallest(scores)
+                found[image, y, x] = _place_between(left, right, across[x], scores)
