@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.config.load import load_settings
 from pipeline.config.outside_data import link_outside_data
 from pipeline.config.paths import bootstrapped_folder

@@ -22,6 +22,7 @@ from pathlib import Path
 from pipeline.config.paths import bootstrapped_folder
 from pipeline.config.schema import Settings
 from pipeline.runtime.errors import KilosegError
+from pipeline.runtime.files import file_digest
 from pipeline.tracking.delivery import Delivery, create_run, existing_run, mirror_of, send_unsent
 from pipeline.tracking.environment import git_commit
 from pipeline.tracking.mirror import SLOW_SECONDS, Mirror
@@ -83,6 +84,39 @@ class MlflowTracker:
             "context": context,
         }
         self._append({"dataset": dataset})
+
+    def log_model(
+        self,
+        settings: Settings,
+        path: Path,
+        metrics: Mapping[str, float | None],
+        *,
+        step: int,
+        params: Mapping[str, object],
+    ) -> None:
+        """Log a trained network as a model that points to its file, with the metrics that it earned.
+
+        Args:
+            settings: name the variant and the project.
+            path: of the checkpoint, which is not copied.
+            metrics: by name.
+            step: of the checkpoint.
+            params: what else to show beside it.
+        """
+        tags = {
+            "sha256": file_digest(path),
+            "path": _in_project(path, settings),
+            "git_commit": git_commit(settings.project),
+            "data_digest": _digest(bootstrapped_folder(settings) / "manifest.json"),
+        }
+        model = {
+            "name": settings.variant or "default",
+            "step": step,
+            "tags": tags,
+            "params": {key: str(value) for key, value in params.items()},
+            "metrics": {key: float(value) for key, value in metrics.items() if value is not None},
+        }
+        self._append({"model": model})
 
     def log_status(self, status: str) -> None:
         """Log that the run goes on (RUNNING) or how it ended."""
