@@ -33,9 +33,12 @@ def list_files(folder: Path, endings: Sequence[str] | None = None) -> list[Path]
 
 def visible(paths: Iterator[Path], folder: Path) -> list[Path]:
     """Return the paths of a folder, sorted, without those of hidden files and folders in it."""
-    return sorted(
-        path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    found = []
+    for path in paths:
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            require_utf8(path)
+            found.append(path)
+    return sorted(found)
 
 
 def require_utf8(path: Path) -> None:
