@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings, variant_argument
 from pipeline.config.paths import best_checkpoint_file, results_folder
@@ -19,11 +20,14 @@ def main(variant: str) -> None:
     """Evaluate, and add the metrics to the MLflow run that training opened."""
     settings = load_settings(variant=variant)
     trained = load_checkpoint(best_checkpoint_file(settings), header_only=True)
-    with open_run(settings, run_id=trained.progress["run_id"], results=True) as tracker:
+    with open_run(settings, run_id=trained.progress.get("run_id"), results=True) as tracker:
         tracker.log_data(settings, "val", context="evaluation")
         metrics, checkpoint = evaluate_variant(settings)
         measured = {f"val/{name}": value for name, value in metrics.items() if value is not None}
         tracker.log_metrics(measured, checkpoint.step)
+        params = {"num_classes": checkpoint.label_space.num_classes, "backbone": settings.model.backbone}
+        path = best_checkpoint_file(settings)
+        tracker.log_model(settings, path, measured, step=checkpoint.step, params=params)
         tracker.log_table(results_folder(settings) / "per_class.csv", "per_class.json")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.config.load import load_settings
 from pipeline.config.paths import memory_file
 from pipeline.memory.predict import as_json, measuring_device, memory_rows

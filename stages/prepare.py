@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.config.paths import TINY
 from pipeline.data.tiny.generate import generate_tiny
 from pipeline.runtime.signals import run_command

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.config.load import load_settings
 from pipeline.config.paths import all_evaluations, all_results, bootstrapped_folder
 from pipeline.report.build import write_comparison, write_report

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.config.load import load_settings, variant_argument
 from pipeline.memory.out_of_memory import explained_memory
 from pipeline.runtime.signals import run_command

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import pipeline.runtime.before_torch  # noqa: F401
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
-os.environ.setdefault("GOMP_SPINCOUNT", "0")  # where two threads are asked for, they wait without spinning
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DVC_NO_ANALYTICS"] = "true"
 

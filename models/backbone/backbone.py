@@ -10,7 +10,7 @@ import difflib
 import math
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import timm
 import torch
@@ -33,6 +33,10 @@ class OutputStrideWarning(UserWarning):
     """The backbone cannot reach the output stride that was asked for."""
 
 
+class ImageSizeError(ValueError):
+    """An image is larger than the only size that the backbone takes."""
+
+
 class Backbone(nn.Module):
     """Compute features at several levels, fine to coarse, with a timm model without its classifier.
 
@@ -41,7 +45,7 @@ class Backbone(nn.Module):
     A model without features of stride 4 (a plain vision transformer) gets its first features resized to it.
 
     Args:
-        name: timm's name of the model, with or without the tag of its weights.
+        name: timm's name of the model, with or without the tag of its weights; "hf-hub:timm/NAME" too.
         output_stride: wanted stride of the high-level features.
         pretrained: download timm's weights.
         weights: local safetensors file with timm's parameter names, instead of `pretrained`.
@@ -52,12 +56,14 @@ class Backbone(nn.Module):
         channels: of each level.
         strides: of each level, before the first is resized to stride 4.
         size_multiple: height and width are padded to multiples of this.
+        least_side: smaller images are padded to this height and width, from which on the model has features.
         image_size: the only (height, width) the model takes, to which smaller images are padded; mostly None.
         loaded: what came from `weights`; None without.
 
     Raises:
         ValueError: unknown name, a model without usable features, `pretrained` and `weights` together, or
             weights that do not fit.
+        ImageSizeError: when an image is larger than `image_size`.
         FileNotFoundError: no file at `weights`.
         ConnectionError: `pretrained` without a network.
     """
@@ -75,6 +81,7 @@ class Backbone(nn.Module):
         batch_norm_momentum: float | None = None,
     ) -> None:
         super().__init__()
+        name = _name_in_timm(name)
         config = _pretrained_config(name)
         if pretrained and weights is not None:
             raise ValueError("pretrained and weights exclude each other: set one of the two")
@@ -106,6 +113,7 @@ class Backbone(nn.Module):
         if self.output_stride != output_stride:
             _warn_of_stride(name, asked=output_stride, reached=self.output_stride)
         self.image_size = self._only_size(config.input_size) if config.fixed_input_size else None
+        self.least_side = self._least_side(config.input_size)
         self.register_buffer("mean", torch.tensor(config.mean or _IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(config.std or _IMAGENET_STD).view(1, 3, 1, 1))
 
@@ -129,12 +137,14 @@ class Backbone(nn.Module):
             bottom, right = self.image_size[0] - height, self.image_size[1] - width
             if bottom < 0 or right < 0:
                 allowed = f"at most {self.image_size[0]}x{self.image_size[1]}"
-                raise ValueError(
+                raise ImageSizeError(
                     f"{self.name} takes images of one size only: {height}x{width} found, {allowed} allowed; "
                     "take smaller crops or another backbone (convolutional, Swin and ViT ones take any size)"
                 )
         else:
-            bottom, right = -height % self.size_multiple, -width % self.size_multiple
+            bottom, right = (
+                max(side + -side % self.size_multiple, self.least_side) - side for side in (height, width)
+            )
         return F.pad(pixels, (0, right, 0, bottom)) if bottom or right else pixels
 
     def _channels_first(self, level: Tensor) -> Tensor:
@@ -143,23 +153,70 @@ class Backbone(nn.Module):
             return level.permute(0, 3, 1, 2)
         return level
 
+    def _least_side(self, input_size: tuple[int, int, int]) -> int:
+        """Return the smallest multiple of `size_multiple` from which on the model has features.
+
+        Only convolutions and pools that do not pad ask for more than one multiple: Inception's.
+        """
+        if self.image_size is not None or not any(map(_eats_borders, self.network.modules())):
+            return self.size_multiple
+        sides = range(self.size_multiple, max(input_size[1:]) + 1, self.size_multiple)
+        refusal: BaseException | None = None
+        for side in sides:
+            try:
+                self._levels_of_zeros(side, side)
+            except _REFUSALS as error:
+                refusal = error
+            else:
+                return side
+        raise ValueError(
+            f"backbone {self.name!r} has no features of images up to {sides[-1]} pixels: {refusal}\n"
+            "  allowed: another backbone, such as resnet50 or convnext_tiny"
+        ) from refusal
+
     @torch.no_grad()
-    def _only_size(self, input_size: tuple[int, int, int]) -> tuple[int, int] | None:
-        """Return None if the model runs on a small oblong image too, else the size it was made for."""
+    def _levels_of_zeros(self, height: int, width: int) -> list[Tensor]:
+        """Return the levels of a black image, in evaluation mode."""
         was_training = self.network.training
         self.network.eval()
         try:
-            levels = self.network(torch.zeros(1, 3, 2 * self.size_multiple, 3 * self.size_multiple))
-            expected = [
-                2 * self.size_multiple // self.output_stride,
-                3 * self.size_multiple // self.output_stride,
-            ]
+            return self.network(torch.zeros(1, 3, height, width))
+        finally:
+            self.network.train(was_training)
+
+    def _only_size(self, input_size: tuple[int, int, int]) -> tuple[int, int] | None:
+        """Return None if the model runs on a small oblong image too, else the size it was made for."""
+        height, width = 2 * self.size_multiple, 3 * self.size_multiple
+        try:
+            levels = self._levels_of_zeros(height, width)
+            expected = [height // self.output_stride, width // self.output_stride]
             free = list(self._channels_first(levels[-1]).shape[-2:]) == expected
         except _REFUSALS:
             free = False
-        finally:
-            self.network.train(was_training)
         return None if free else (input_size[1], input_size[2])
+
+
+def _name_in_timm(name: str) -> str:
+    """Return timm's name of "hf-hub:timm/NAME", as the hub's pages spell it."""
+    plain = name
+    for opening in ("hf-hub:", "hf_hub:", "timm/"):
+        plain = plain.removeprefix(opening)
+    if "/" in plain or ":" in plain:
+        raise ValueError(
+            f"not a model of timm's own: {name!r}\n"
+            "  allowed: a name of timm.list_models(), such as resnet50, or hf-hub:timm/resnet50.a1_in1k\n"
+            "  fix: name the architecture in model.backbone, and give its weights as a file in model.weights"
+        )
+    return plain
+
+
+def _eats_borders(module: nn.Module) -> bool:
+    """Tell whether a convolution or pool is larger than its step and does not pad: small images vanish."""
+    if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+        return False
+    parts: Any = (module.kernel_size, module.stride, module.padding)
+    sizes = [part if isinstance(part, tuple) else (part, part) for part in parts]
+    return any(kernel > stride and padding == 0 for kernel, stride, padding in zip(*sizes, strict=True))
 
 
 def _pretrained_config(name: str) -> Any:
@@ -205,9 +262,13 @@ def _create(name: str, output_stride: int, *, fixed_size: bool) -> tuple[nn.Modu
 
 
 def _warn_of_stride(name: str, *, asked: int, reached: int) -> None:
+    if reached in get_args(OutputStride):
+        advice = f"Set model.output_stride to {reached} if that is meant."
+    else:
+        advice = "It does so whatever model.output_stride says."
     warnings.warn(
         f"output stride {asked} asked of backbone {name!r}, {reached} reached: timm cannot dilate it, so "
-        f"it runs at its own stride. Set model.output_stride to {reached} if that is meant. Strides 8 and 16 "
+        f"it runs at its own stride. {advice} Strides 8 and 16 "
         "work with ResNet, RegNet, EfficientNet, MobileNet, NFNet and ConvNeXt kinds; plain vision "
         "transformers run at their patch size.",
         OutputStrideWarning,

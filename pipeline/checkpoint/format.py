@@ -66,7 +66,7 @@ class Checkpoint:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.items()}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+        tensors = _apart({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
         header = {
             "format": FORMAT,
             "arguments": self.arguments.to_dict(),
@@ -88,6 +88,17 @@ class Checkpoint:
         segmenter = build_segmenter(self.arguments)
         segmenter.load_state_dict(self.model)
         return segmenter.eval()
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy what two names share, as in a network with tied weights: safetensors keeps no such thing."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return found
 
 
 def _as_os_error(error: SafetensorError, path: Path) -> OSError:

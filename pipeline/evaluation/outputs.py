@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models.segmenter import Segmenter
 from pipeline.checkpoint.format import Checkpoint, load_checkpoint
+from pipeline.checkpoint.identity import Identity
 from pipeline.config.paths import best_checkpoint_file, bootstrapped_folder, evaluation_folder, results_folder
 from pipeline.config.renamed import current_names
 from pipeline.config.schema import Settings
@@ -133,6 +134,14 @@ def _warn_undefined(split: str, result: Evaluation, learned: int) -> None:
     print(f"warning: nothing can be measured: {reason}; the metrics are null", file=sys.stderr, flush=True)
 
 
+def _warn_other_training(settings: Settings, checkpoint: Checkpoint) -> None:
+    """Say that the checkpoint is not of the training that the settings, and so the results, describe."""
+    differences = Identity.of(settings).differences(checkpoint)
+    if differences:
+        text = f"{best_checkpoint_file(settings)} was trained otherwise: {'; '.join(differences)}"
+        print(f"warning: {text}; to train again: dvc repro", file=sys.stderr, flush=True)
+
+
 def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]:
     """Evaluate the variant's best checkpoint on val, and write both folders.
 
@@ -143,6 +152,7 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     threads = set_threads(settings.runtime.threads)
     memory = PeakMemory(device)
     checkpoint = best_checkpoint(settings)
+    _warn_other_training(settings, checkpoint)
     segmenter = checkpoint.segmenter().to(device)
     result, examples = evaluate_checkpoint(
         settings, checkpoint, segmenter, "val", details=True, pictures=True

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.inference.inputs import Input
 from pipeline.inference.predict_files import Job, Outcome, predict_files
 from pipeline.inference.predictor import Predictor

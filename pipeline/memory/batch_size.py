@@ -87,7 +87,7 @@ def min_accumulation(settings: Settings, num_classes: int, budget_bytes: int) ->
     def predicted(micro_batch_size: int) -> int:
         accumulation_steps = -(-images // micro_batch_size)
         divided = with_changes(settings, train=_batch(images, accumulation_steps))
-        return predict_bytes(divided, num_classes)
+        return _told(micro_batch_size, predict_bytes(divided, num_classes))
 
     if predicted(1) > budget_bytes:
         raise _nothing_fits(settings, num_classes, budget_bytes, predicted(1))
@@ -122,7 +122,8 @@ def largest_batch(settings: Settings, num_classes: int, budget_bytes: int) -> Fi
 
     @functools.cache
     def predicted(batch_size: int) -> int:
-        return predict_bytes(with_changes(settings, train=_batch(batch_size)), num_classes)
+        changed = with_changes(settings, train=_batch(batch_size))
+        return _told(batch_size, predict_bytes(changed, num_classes))
 
     if predicted(1) > budget_bytes:
         raise _nothing_fits(settings, num_classes, budget_bytes, predicted(1))
@@ -136,6 +137,15 @@ def largest_batch(settings: Settings, num_classes: int, budget_bytes: int) -> Fi
         guess = fits + max(1, math.floor((budget_bytes - predicted(fits)) / slope))
         guess = int(min(guess, too_large - 1))
     return Fit(fits, predicted(fits), predicted(fits + 1))
+
+
+def _told(images: int, predicted: int) -> int:
+    """Print a prediction to stderr, as the search for the one that fits takes seconds."""
+    plural = "" if images == 1 else "s"
+    print(
+        f"{images} image{plural} at a time: {predicted / GIB:.2f} GiB predicted", file=sys.stderr, flush=True
+    )
+    return predicted
 
 
 def _batch(images: int, accumulation_steps: int = 1) -> dict[str, object]:

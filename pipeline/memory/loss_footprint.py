@@ -141,7 +141,7 @@ def probe_work_memory(
 
     def bytes_of(pixels: int, classes: int) -> int:
         if source.maps:
-            return _map_bytes(settings, source, pixels, classes, channels)
+            return _map_bytes(settings, source.factor, pixels, classes, channels)
         return _row_bytes(settings, pixels, classes, channels)
 
     few_classes = min(_FEW_CLASSES, num_classes)
@@ -169,10 +169,10 @@ def _row_bytes(settings: LossSettings, num_pixels: int, num_classes: int, channe
 
 @functools.cache
 def _map_bytes(
-    settings: LossSettings, source: PixelSource, num_pixels: int, num_classes: int, channels: Channels
+    settings: LossSettings, upsampling: int | None, num_pixels: int, num_classes: int, channels: Channels
 ) -> int:
     """Measure `map_cross_entropy`, without the gradient of the maps."""
-    factor, beyond = (source.factor, 0) if source.factor else (4, 1)
+    factor, beyond = (upsampling, 0) if upsampling else (4, 1)
     height = max(1, math.isqrt(num_pixels) // factor)
     width = max(1, num_pixels // (height * factor**2))
     rows, classes = _unit_vectors(height * width, channels.dim), channels.classes(num_classes)

@@ -34,6 +34,7 @@ from pipeline.memory.loss_footprint import (
 )
 from pipeline.runtime.device import GIB, choose_device, is_out_of_memory
 from pipeline.runtime.errors import UsageError
+from pipeline.runtime.progress import Progress
 from pipeline.train_step.loss import Losses, segmentation_losses
 from pipeline.train_step.model import build_model
 from pipeline.train_step.optimizer import build_optimizer
@@ -67,20 +68,18 @@ def memory_rows(
 ) -> list[MemoryRow]:
     """Predict every head with every number of classes; where a CUDA device is given, measure too."""
     rows = []
-    for head in HEADS:
-        of_head = with_head(settings, head)
-        for num_classes in class_counts:
-            measured = None
-            if device is not None:
-                measured = measure_bytes(of_head, num_classes, device)
-            rows.append(
-                MemoryRow(
-                    head,
-                    num_classes,
-                    predict_bytes(of_head, num_classes) / GIB,
-                    None if measured is None else measured / GIB,
+    with Progress("predict memory", len(HEADS) * len(class_counts), seconds=10.0) as progress:
+        for head in HEADS:
+            of_head = with_head(settings, head)
+            for num_classes in class_counts:
+                measured = None
+                if device is not None:
+                    measured = measure_bytes(of_head, num_classes, device)
+                predicted = predict_bytes(of_head, num_classes) / GIB
+                rows.append(
+                    MemoryRow(head, num_classes, predicted, None if measured is None else measured / GIB)
                 )
-            )
+                progress.advance(f"{head}, {num_classes:,} classes: {predicted:.2f} GiB")
     return rows
 
 

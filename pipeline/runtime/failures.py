@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 
 from pipeline.runtime.device import MIB, is_out_of_memory, out_of_memory
-from pipeline.runtime.errors import DataError, KilosegError
+from pipeline.runtime.errors import DataError, KilosegError, UsageError
 from pipeline.runtime.files import disk_full, existing_folder, is_disk_full
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -61,8 +61,12 @@ def explained(error: BaseException) -> KilosegError | None:
         return shared_memory_failed(error)
     if isinstance(error, OSError):
         return of_system(error)
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib's, before 3.13
+        return of_system(OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(error).partition(" from ")[2]))
     if isinstance(error, UnicodeError):
         return _of_text(error)
+    if type(error).__name__ == "ImageSizeError":  # of models.backbone
+        return UsageError("the backbone cannot take images of this size", where="model.backbone", found=error)
     return None
 
 

@@ -70,13 +70,13 @@ class Progress:
             return
         left = (now - self.began) / max(self.done - self.first, 1) * (self.total - self.done)
         print(
-            f"{self.title}: {self.done}/{self.total} {said} ({_duration(left)} left)",
+            f"{self.title}: {self.done}/{self.total} {said} ({duration(left)} left)",
             file=sys.stderr,
             flush=True,
         )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Word a duration: 59 s, 12 min, 49 h 05 min."""
     if seconds < 60:
         return f"{seconds:.0f} s"

@@ -13,11 +13,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.tuning.cluster import Resources, allocate, connect
 from pipeline.tuning.finish import end_sweep
+from pipeline.tuning.live import shown
 from pipeline.tuning.space import Space
 from pipeline.tuning.sweep import Sweep, SweepPlan
 from pipeline.tuning.watchdog import hold_sweep, watch
@@ -56,6 +59,8 @@ def run_sweep(
     machines = connect(address)
     try:
         resources = allocate(plan, machines, max_concurrent=max_concurrent, gpus_per_trial=gpus_per_trial)
+        if plan.threads is None:
+            plan = replace(plan, threads=resources.threads(settings))
         with hold_sweep(sweep.folder), watch(sweep.folder) as watchdog:
             if (sweep.folder / "sweep.json").exists():
                 sweep.rewrite(plan)
@@ -65,7 +70,8 @@ def run_sweep(
             sync.open()
             status = "KILLED"
             try:
-                _fit_until_done(sweep, plan, space, resources, address, time_budget)
+                with shown(sweep, plan):
+                    _fit_until_done(sweep, plan, space, resources, address, time_budget)
                 status = "FINISHED"
             finally:
                 if end_sweep(sweep, sync, status):
@@ -127,7 +133,7 @@ def _fit(
     settings = plan.base()
     scheduler = build_scheduler(sweep, plan) if plan.pruning else None
     trainable = tune.with_resources(
-        partial(_trial, folder=str(sweep.folder), runtime=resources.runtime(settings)),
+        partial(_trial, folder=str(sweep.folder), runtime=resources.runtime(settings, plan.threads)),
         {"cpu": resources.cpus, "gpu": resources.gpus},
     )
     tuner = tune.Tuner(

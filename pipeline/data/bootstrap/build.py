@@ -88,6 +88,7 @@ def bootstrap(
         left_out = list(splits.left_out)
         counts, shards = _draw_all(root, folder, dataset, splits.images, options, pool, left_out)
         _check_any_left(root, counts, left_out)
+        _warn_of_nothing(root, counts)
         label_space = _with_frequencies(dataset, counts)
         label_space.save(folder / "label_space.json")
         write_text(folder / "label_space.csv", label_space_table(label_space))
@@ -299,6 +300,20 @@ def _check_presence(root: Path, dataset: Layout, images: Mapping[str, list[Image
             allowed=first.allowed,
             hint=first.hint,
         )
+
+
+def _warn_of_nothing(root: Path, counts: Mapping[str, SplitCounts]) -> None:
+    """Say what can be drawn but not learned, or not measured."""
+    seen = int((counts["train"].images[1:] > 0).sum())
+    if seen < 2:
+        text = (
+            "the train images show one class only: there is nothing to learn, since unlabeled pixels are no "
+        )
+        text += "class, and the metrics will be null; label the rest as a class of its own"
+        print(f"warning: {root}: {text}", file=sys.stderr, flush=True)
+    if not counts["val"].num_images:
+        text = "val has no image with a labeled pixel: its metrics will be null"
+        print(f"warning: {root}: {text}", file=sys.stderr, flush=True)
 
 
 def _check_any_left(root: Path, counts: Mapping[str, SplitCounts], left_out: list[LeftOut]) -> None:

@@ -112,3 +112,26 @@ def test_a_model_that_gives_no_features_is_refused_with_models_that_do(monkeypat
         ValueError, match=r"(?s)'test_vit' gives no features.*not implemented.*allowed:.*convnext"
     ):
         Backbone("test_vit")
+
+
+def test_images_below_the_least_size_of_a_model_are_padded_to_it():
+    """Inception does not pad: its features are gone below 75 pixels, as its page says."""
+    backbone = build("inception_v3").eval()
+    assert backbone.least_side == 96  # the multiple of its stride from there on
+    with torch.no_grad():
+        levels = backbone(torch.rand(1, 3, 40, 32))
+    assert levels[0].shape[-2:] == (24, 24)
+    assert all(level.isfinite().all() for level in levels)
+    assert build("test_resnet").least_side == build("test_resnet").size_multiple
+
+
+def test_the_hubs_spelling_of_timms_models_is_taken_and_others_are_refused():
+    assert build("hf-hub:timm/test_resnet.r160_in1k").name == "test_resnet.r160_in1k"
+    assert build("timm/test_resnet").name == "test_resnet"
+    with pytest.raises(ValueError, match=r"(?s)somebody/net.*allowed:.*hf-hub:timm/"):
+        build("hf-hub:somebody/net")
+
+
+def test_advice_about_strides_can_be_followed():
+    with pytest.warns(OutputStrideWarning, match=r"17 reached(?!.*Set model.output_stride)"):
+        Backbone("crossvit_tiny_240", output_stride=16)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.runtime import failures
-from pipeline.runtime.errors import DataError, KilosegError
+from pipeline.runtime.errors import DataError, KilosegError, UsageError
 from pipeline.runtime.failures import explained
 from pipeline.runtime.files import write_text
 from pipeline.runtime.signals import run_command
@@ -124,6 +124,14 @@ def test_text_that_is_none_is_bad_data() -> None:
         except UnicodeError as error:
             problem = explained(error)
         assert isinstance(problem, DataError)
+
+
+def test_an_image_that_the_backbone_cannot_take_is_the_users_to_change() -> None:
+    from models.backbone.backbone import ImageSizeError
+
+    problem = explained(ImageSizeError("at most 160x160"))
+    assert isinstance(problem, UsageError)
+    assert "160" in str(problem)
 
 
 def test_a_defect_is_not_explained_away() -> None:
