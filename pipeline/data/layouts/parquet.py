@@ -89,8 +89,8 @@ def _classes(root: Path) -> tuple[Path, LabelSpace]:
                 allowed="a header value,name",
                 hint="list the numbers in the masks",
             )
-        return root / "classes.csv", label_space_of(rows)
-    return path, label_space_of(sorted({255: "", **dict(read_id2label(path))}.items()))
+        return root / "classes.csv", label_space_of(rows, root / "classes.csv")
+    return path, label_space_of(sorted({255: "", **dict(read_id2label(path))}.items()), path)
 
 
 def _files(root: Path, split: str) -> list[Path]:

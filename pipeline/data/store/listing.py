@@ -53,6 +53,13 @@ def require_utf8(path: Path) -> None:
         ) from None
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; whoever opens it says so
+        return False
+
+
 def _walk(folder: Path, above: set[tuple[int, int]]) -> Iterator[Path]:
     """Yield the files below; a link to a folder above it is not entered, as it would never end."""
     status = folder.stat()
@@ -64,9 +71,10 @@ def _walk(folder: Path, above: set[tuple[int, int]]) -> Iterator[Path]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                folders.append(folder / entry.name)
+            path = folder / entry.name
+            if _is_folder(entry):
+                folders.append(path)
             else:
-                yield folder / entry.name
+                yield path
     for one in folders:
         yield from _walk(one, above | {here})
