@@ -47,4 +47,4 @@ unit: setup  ## pytest
 	$(PYTEST)
 
 clean:  ## remove what runs have made; the environment stays
-	rm -rf data checkpoints evaluations results mlflow.db mlartifacts dvc_plots
+	rm -rf data checkpoints evaluations results mlflow.db mlartifacts mlflow-unsent dvc_plots

@@ -6,23 +6,29 @@ table with the reason.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import fused
+from models import compiled, fused
+from models.compiled import cross_entropy as compiled_rows
+from models.compiled import cross_entropy_of_maps as compiled_maps
 from models.embeddings import LossOptions
 from models.fused.launch import require
+from models.gradients import keep_gradients
 from models.losses.knn import knn_cross_entropy
 from models.losses.sampled import sampled_cross_entropy
-from models.tiled.cross_entropy import ExactCrossEntropy
-from models.tiled.cross_entropy_of_maps import ExactCrossEntropyOfMaps
+from models.tiled import cross_entropy as tiled_rows
+from models.tiled import cross_entropy_of_maps as tiled_maps
 
 TEMPERATURE = 0.05
+BOUND = "exponentials alone"
 MOST_PRESENT = 256  # classes present among the targets
 UPSAMPLED_SIDE = 512  # pixels of the square images that losses of maps are given; less where they do not fit
 
@@ -92,12 +98,31 @@ def dense_logits(pixels: Tensor, classes: Tensor, similarity: str, temperature: 
     return squares.clamp_min(1e-12).sqrt() / -temperature
 
 
-def exact_in_torch(inputs: Inputs) -> Tensor:
-    """Compute the loss in plain torch, even where the public function would use the kernels."""
-    options = LossOptions(TEMPERATURE, inputs.similarity)
-    return ExactCrossEntropy.apply(
-        inputs.pixels, inputs.classes, None, inputs.target, None, options, True
-    )  # no bias, no class weights
+def exact_of_rows(implementation: str, inputs: Inputs) -> Tensor:
+    """Compute the loss by one implementation, even where the public function would use another."""
+    module = compiled_rows if implementation == "compiled" else tiled_rows
+    compute = functools.partial(
+        module.cross_entropy_of_rows,
+        target=inputs.target,
+        class_weights=None,
+        options=LossOptions(TEMPERATURE, inputs.similarity),
+    )
+    return keep_gradients(compute, inputs.pixels, inputs.classes, None)
+
+
+def exact_of_maps(
+    implementation: str, maps: Tensor, classes: Tensor, target: Tensor, similarity: Any
+) -> Tensor:
+    """Compute the loss of maps by one implementation."""
+    module = compiled_maps if implementation == "compiled" else tiled_maps
+    compute = functools.partial(
+        module.cross_entropy_of_maps,
+        target=target,
+        pixels=None,
+        class_weights=None,
+        options=LossOptions(TEMPERATURE, similarity),
+    )
+    return keep_gradients(compute, maps, classes, None)
 
 
 def make_candidates(inputs: Inputs, num_negatives: int) -> list[Candidate]:
@@ -108,7 +133,7 @@ def make_candidates(inputs: Inputs, num_negatives: int) -> list[Candidate]:
     ours = (inputs.pixels, inputs.classes, inputs.target)
     candidates = [
         Candidate("dense", lambda: dense_cross_entropy(inputs), both, 4 * copies * logits, 3 * logits),
-        Candidate("exact (torch)", lambda: exact_in_torch(inputs), both, 0, 3 * logits),
+        *(row_candidate(name, inputs) for name in ("tiled", "compiled")),
         Candidate("knn K=7", lambda: knn_cross_entropy(*ours, num_negatives=7, **options), both, 0, logits),
         Candidate(
             f"sampled K={num_negatives}",
@@ -118,8 +143,8 @@ def make_candidates(inputs: Inputs, num_negatives: int) -> list[Candidate]:
             3 * len(inputs.pixels) * min(MOST_PRESENT + num_negatives, len(inputs.classes)),
         ),
     ]
-    candidates.insert(2, map_candidate(inputs))
-    candidates += fused_candidates(inputs)
+    candidates[3:3] = [map_candidate(name, inputs) for name in ("tiled", "compiled")]
+    candidates += [*fused_candidates(inputs), bound_candidate(inputs)]
     if inputs.similarity == "cosine":
         candidates += peer_candidates(inputs)
     return candidates
@@ -140,18 +165,49 @@ def low_resolution(inputs: Inputs) -> tuple[Tensor, Tensor] | None:
     return maps, inputs.target.view(-1, side, side)
 
 
-def map_candidate(inputs: Inputs) -> Candidate:
+def why_not(implementation: str, inputs: Inputs) -> str | None:
+    """Say why an implementation cannot run here; None where it can."""
+    return compiled.reason_against(inputs.pixels, inputs.classes) if implementation == "compiled" else None
+
+
+def row_candidate(implementation: str, inputs: Inputs) -> Candidate:
+    """Make the candidate for the exact loss of rows."""
+    return Candidate(
+        f"exact ({implementation})",
+        lambda: exact_of_rows(implementation, inputs),
+        (inputs.pixels, inputs.classes),
+        0,
+        3 * len(inputs.pixels) * len(inputs.classes),
+        left_out=why_not(implementation, inputs),
+    )
+
+
+def bound_candidate(inputs: Inputs) -> Candidate:
+    """Make the candidate that computes no loss but the exponentials of one."""
+    leaf, reason = torch.zeros((), requires_grad=True), why_not("compiled", inputs)
+
+    def alone() -> Tensor:
+        from benchmarks.loss_bound import exponentials_alone
+
+        return leaf + exponentials_alone(len(inputs.pixels), len(inputs.classes))
+
+    return Candidate(BOUND, alone, (leaf,), left_out=reason)
+
+
+def map_candidate(implementation: str, inputs: Inputs) -> Candidate:
     """Make the candidate for the exact loss of maps at a quarter of the target's resolution."""
-    name, both = "exact of maps (torch)", (inputs.pixels, inputs.classes)
+    name, both = f"exact of maps ({implementation})", (inputs.pixels, inputs.classes)
     found = low_resolution(inputs)
     if found is None:
         return Candidate(name, lambda: torch.zeros(()), both, left_out="needs a multiple of 8x8 pixels")
     maps, target = found
-    options = LossOptions(TEMPERATURE, inputs.similarity)
-    arguments = maps, inputs.classes, None, target, None, None, options, True
-    steps = 3 * len(inputs.pixels) * len(inputs.classes)
     return Candidate(
-        name, lambda: ExactCrossEntropyOfMaps.apply(*arguments), (maps, inputs.classes), 0, steps
+        name,
+        lambda: exact_of_maps(implementation, maps, inputs.classes, target, inputs.similarity),
+        (maps, inputs.classes),
+        0,
+        3 * len(inputs.pixels) * len(inputs.classes),
+        left_out=why_not(implementation, inputs),
     )
 
 

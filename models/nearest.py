@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from .compiled import search as compiled_search
 from .embeddings import (
     WORK_BYTES,
     Similarity,
@@ -21,8 +22,10 @@ from .embeddings import (
     full_precision,
     never_compiled,
 )
-from .fused import MAX_NEAREST, fused_nearest_classes, supports, to_kernel_dtype
-from .tiled.search import class_keys, search_cells, search_nearest
+from .fused import MAX_NEAREST, fused_nearest_classes, to_kernel_dtype
+from .implementation import implementation_for
+from .tiled import search as tiled_search
+from .tiled.search import class_keys, search_cells
 from .upsampling import rows_of_pixels, whole_factor
 
 
@@ -66,12 +69,15 @@ def nearest_classes(
     num_classes = len(class_embeddings)
     if not 1 <= k <= num_classes:
         raise ValueError(f"k is {k}; allowed are 1 to {num_classes}, the number of classes")
-    if k <= MAX_NEAREST and bias is None and supports(pixel_embeddings, class_embeddings):
+    fused_knows = k <= MAX_NEAREST and bias is None
+    implementation = implementation_for(pixel_embeddings, class_embeddings, fused_knows=fused_knows)
+    if implementation == "fused":
         embeddings = to_kernel_dtype(pixel_embeddings), to_kernel_dtype(class_embeddings)
         return fused_nearest_classes(*embeddings, k, similarity=similarity)
     with full_precision(pixel_embeddings):
         keys = class_keys(pixel_embeddings, class_embeddings, bias, similarity)
-        return search_nearest(pixel_embeddings, keys, k, work_bytes)
+        search = compiled_search if implementation == "compiled" else tiled_search
+        return search.search_nearest(pixel_embeddings, keys, k, work_bytes)
 
 
 @never_compiled
@@ -117,20 +123,25 @@ def predict_classes(
     check_class_vectors(len(class_embeddings), embeddings, bias=bias)
     low_res = embeddings.shape[2:]
     full_res = tuple(size) if size is not None else tuple(low_res)
-    found = embeddings.new_empty((len(embeddings), *full_res), dtype=torch.int64)
     factor = None if align_corners else whole_factor(low_res, full_res)
-    fused = bias is None and supports(embeddings, class_embeddings)
+    implementation = implementation_for(embeddings, class_embeddings, fused_knows=bias is None)
+    search = compiled_search if implementation == "compiled" else tiled_search
     with full_precision(embeddings):
         keys = class_keys(embeddings, class_embeddings, bias, similarity)
+        if implementation == "compiled":
+            of_cells = compiled_search.search_maps(embeddings, keys, full_res, align_corners, work_bytes)
+            if of_cells is not None:
+                return of_cells
+        found = embeddings.new_empty((len(embeddings), *full_res), dtype=torch.int64)
         for image, of_image in zip(embeddings, found, strict=True):
-            if factor is not None and factor > 1 and not fused:
+            if factor is not None and factor > 1 and implementation == "tiled":
                 search_cells(image, keys, factor, work_bytes, out=of_image)
                 continue
             for pixels, rows in _bands(image, full_res, align_corners, work_bytes):
-                if fused:
+                if implementation == "fused":
                     nearest = nearest_classes(rows, class_embeddings, 1, similarity=similarity)
                 else:
-                    nearest = search_nearest(rows, keys, 1, work_bytes // 2)
+                    nearest = search.search_nearest(rows, keys, 1, work_bytes // 2)
                 of_image.view(-1)[pixels] = nearest[:, 0]
     return found
 

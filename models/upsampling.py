@@ -64,8 +64,8 @@ def corners_of_pixels(
         (B, 4) int64 in 0..N * h * w - 1, of which some may be the same, and their (B, 4) weights.
     """
     (low_height, low_width), (height, width) = low_res, full_res
-    above, below, down = _neighbors(pixels // width % height, low_height, height, dtype, align_corners)
-    left, right, across = _neighbors(pixels % width, low_width, width, dtype, align_corners)
+    above, below, down = neighbors(pixels // width % height, low_height, height, dtype, align_corners)
+    left, right, across = neighbors(pixels % width, low_width, width, dtype, align_corners)
     first = pixels // (height * width) * (low_height * low_width)
     upper, lower = first + above * low_width, first + below * low_width
     corners = torch.stack([upper + left, upper + right, lower + left, lower + right], dim=1)
@@ -135,7 +135,7 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _neighbors(
+def neighbors(
     positions: Tensor, low_res: int, full_res: int, dtype: torch.dtype, align_corners: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find the two low-resolution rows (or columns) around full-resolution ones, and the second's weight."""

@@ -6,6 +6,7 @@ import sys
 
 import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.config.load import load_settings
+from pipeline.config.outside_data import link_outside_data
 from pipeline.config.paths import bootstrapped_folder
 from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.bootstrap.options import BootstrapOptions
@@ -18,6 +19,7 @@ from pipeline.runtime.workers import worker_pool
 def main() -> None:
     """Bootstrap with the settings of the data section."""
     settings = load_settings()
+    link_outside_data(settings)
     data = settings.data
     options = BootstrapOptions(
         layout=data.layout,

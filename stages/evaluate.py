@@ -25,6 +25,9 @@ def main(variant: str) -> None:
         metrics, checkpoint = evaluate_variant(settings)
         measured = {f"val/{name}": value for name, value in metrics.items() if value is not None}
         tracker.log_metrics(measured, checkpoint.step)
+        params = {"num_classes": checkpoint.label_space.num_classes, "backbone": settings.model.backbone}
+        path = best_checkpoint_file(settings)
+        tracker.log_model(settings, path, measured, step=checkpoint.step, params=params)
         tracker.log_table(results_folder(settings) / "per_class.csv", "per_class.json")
 
 

@@ -60,8 +60,11 @@ def test_with_torch_and_triton_alone_every_loss_has_its_row_and_what_is_missing_
     rows = {line[:34].strip(): line[34:].split() for line in done.stdout.splitlines()}
     ours = (
         "dense",
-        "exact (torch)",
-        "exact of maps (torch)",
+        "exact (tiled)",
+        "exact of maps (tiled)",
+        "exact (compiled)",
+        "exact of maps (compiled)",
+        "exponentials alone",
         "exact (fused)",
         "exact (fused + upsample)",
         "knn K=7",

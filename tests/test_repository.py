@@ -28,10 +28,15 @@ ALLOWED = {  # floor: the floors it may import
 WINGS = {
     "models.embeddings": "",
     "models.upsampling": "",
-    "models.tiled": "models.embeddings models.upsampling",
+    "models.gradients": "",
+    "models.tiled": "models.embeddings models.upsampling models.gradients",
     "models.fused": "models.embeddings models.upsampling",
-    "models.nearest": "models.embeddings models.upsampling models.tiled models.fused",
-    "models.losses": "models.embeddings models.upsampling models.tiled models.fused models.nearest",
+    "models.compiled": "models.embeddings models.upsampling models.gradients models.tiled",
+    "models.implementation": "models.fused models.compiled",
+    "models.nearest": "models.embeddings models.upsampling models.tiled models.fused models.compiled "
+    "models.implementation",
+    "models.losses": "models.embeddings models.upsampling models.gradients models.tiled models.fused "
+    "models.compiled models.implementation models.nearest",
     "models.backbone": "",
     "models.decoders": "",
     "models.heads": "models.embeddings models.nearest",
@@ -66,6 +71,8 @@ WINGS = {
     "pipeline.tuning": "pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
     "pipeline.checkpoint pipeline.evaluation pipeline.memory pipeline.training",
     "pipeline.report": "pipeline.runtime pipeline.config pipeline.data.store",
+    "pipeline.registry": "pipeline.runtime pipeline.config pipeline.tracking pipeline.checkpoint "
+    "pipeline.inference",
     "pipeline.comparison": "pipeline.runtime pipeline.evaluation.image_counts",
     "pipeline.doctor": "pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels",
     "pipeline.cli": "models pipeline",
@@ -141,7 +148,7 @@ def test_importing_a_module_does_not_pull_in(module: str, forbidden: set[str]) -
 
 def test_models_and_benchmarks_need_only_what_a_bare_gpu_machine_has() -> None:
     available = {"torch", "timm", "triton", "typer", "numpy", "safetensors", "models", "benchmarks"}
-    optional = {"cut_cross_entropy", "liger_kernel"}  # peers, measured where installed
+    optional = {"numba", "cut_cross_entropy", "liger_kernel"}  # used or measured where installed
     for path in (*(ROOT / "models").rglob("*.py"), ROOT / "benchmarks" / "loss.py"):
         outside = {name.partition(".")[0] for name in imported_names(path)} - set(sys.stdlib_module_names)
         assert outside <= available | optional | {"huggingface_hub"}, path

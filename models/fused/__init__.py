@@ -4,13 +4,14 @@ Imports cleanly without Triton. `supports` is the one rule for when the kernels 
 """
 
 from .cross_entropy import fused_exact_cross_entropy
-from .launch import supports, to_kernel_dtype
+from .launch import require, supports, to_kernel_dtype
 from .search import MAX_NEAREST, fused_nearest_classes
 
 __all__ = [
     "MAX_NEAREST",
     "fused_exact_cross_entropy",
     "fused_nearest_classes",
+    "require",
     "supports",
     "to_kernel_dtype",
 ]

@@ -10,10 +10,12 @@ apply, tiles in plain torch (`tiled`) elsewhere.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
-import torch
 from torch import Tensor, nn
 
+from ..compiled import cross_entropy as compiled_rows
+from ..compiled import cross_entropy_of_maps as compiled_maps
 from ..embeddings import (
     IGNORE_INDEX,
     WORK_BYTES,
@@ -28,9 +30,11 @@ from ..embeddings import (
     default_temperature,
     never_compiled,
 )
-from ..fused import fused_exact_cross_entropy, supports, to_kernel_dtype
-from ..tiled.cross_entropy import ExactCrossEntropy
-from ..tiled.cross_entropy_of_maps import ExactCrossEntropyOfMaps
+from ..fused import fused_exact_cross_entropy, to_kernel_dtype
+from ..gradients import Compute, keep_gradients
+from ..implementation import implementation_for
+from ..tiled import cross_entropy as tiled_rows
+from ..tiled import cross_entropy_of_maps as tiled_maps
 from ..upsampling import rows_of_pixels
 
 
@@ -99,18 +103,30 @@ def exact_cross_entropy(
         )
     if not is_map and align_corners:
         raise ValueError("align_corners is for maps (N, D, h, w); rows (P, D) are not upsampled")
-    if class_weights is None and bias is None and _is_plain(options) and supports(embeddings, table):
+    plain = class_weights is None and bias is None and _is_plain(options)
+    implementation = implementation_for(embeddings, table, fused_knows=plain)
+    if implementation == "fused":
         if pixels is not None:
             embeddings = rows_of_pixels(embeddings, target.shape[1:], pixels)
             target = target.flatten()[pixels]
         return fused_exact_cross_entropy(to_kernel_dtype(embeddings), to_kernel_dtype(table), target, options)
     check_target(target, len(table), ignore_index)
-    with_gradients = torch.is_grad_enabled()
+    compute: Compute
     if is_map:
-        return ExactCrossEntropyOfMaps.apply(
-            embeddings, table, bias, target, pixels, class_weights, options, with_gradients
+        of_maps = compiled_maps if implementation == "compiled" else tiled_maps
+        compute = functools.partial(
+            of_maps.cross_entropy_of_maps,
+            target=target,
+            pixels=pixels,
+            class_weights=class_weights,
+            options=options,
         )
-    return ExactCrossEntropy.apply(embeddings, table, bias, target, class_weights, options, with_gradients)
+    else:
+        of_rows = compiled_rows if implementation == "compiled" else tiled_rows
+        compute = functools.partial(
+            of_rows.cross_entropy_of_rows, target=target, class_weights=class_weights, options=options
+        )
+    return keep_gradients(compute, embeddings, table, bias)
 
 
 exact_cross_entropy_of_maps = exact_cross_entropy

@@ -6,7 +6,7 @@ batch 10, 512 x 512, K = 7, D = 12. Here they exist for one chunk of pixels, and
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import torch
 from torch import Tensor
@@ -26,8 +26,9 @@ from ..embeddings import (
     full_precision,
     never_compiled,
 )
+from ..gradients import LossAndGradients, Needed, keep_gradients
 from ..nearest import nearest_classes
-from ..tiled.cross_entropy import labeled_rows, row_chunks, scaled_gradients
+from ..tiled.cross_entropy import labeled_rows, row_chunks
 from ..tiled.threads import for_each, num_workers, pieces_of
 
 
@@ -75,9 +76,8 @@ def knn_cross_entropy(
     check_target(target, len(class_embeddings), ignore_index)
     check_num_negatives(num_negatives)
     used = min(num_negatives, len(class_embeddings) - 1)
-    return KnnCrossEntropy.apply(
-        embeddings, class_embeddings, bias, target, used, options, torch.is_grad_enabled()
-    )
+    compute = functools.partial(_cross_entropy_of_nearest, target=target, num_negatives=used, options=options)
+    return keep_gradients(compute, embeddings, class_embeddings, bias)
 
 
 def check_num_negatives(num_negatives: int) -> None:
@@ -86,94 +86,81 @@ def check_num_negatives(num_negatives: int) -> None:
         raise ValueError(f"num_negatives is {num_negatives}; allowed are 1 and more")
 
 
-class KnnCrossEntropy(torch.autograd.Function):
-    """Compute `knn_cross_entropy` and both gradients in the forward pass."""
+def _cross_entropy_of_nearest(
+    pixel_embeddings: Tensor,
+    class_embeddings: Tensor,
+    bias: Tensor | None,
+    needed: Needed,
+    *,
+    target: Tensor,
+    num_negatives: int,
+    options: LossOptions,
+) -> LossAndGradients:
+    """Compute `knn_cross_entropy` and its gradients.
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        pixel_embeddings: Tensor,
-        class_embeddings: Tensor,
-        bias: Tensor | None,
-        target: Tensor,
-        num_negatives: int,
-        options: LossOptions,
-        with_gradients: bool,
-    ) -> Tensor:
-        """Return the scalar loss and save both gradients.
+    Args:
+        pixel_embeddings: (P, D).
+        class_embeddings: (C, D).
+        bias: (C,) added to the logits; or None.
+        needed: which gradients are wanted.
+        target: (P,) int64, 0..C-1 or the options' `ignore_index`.
+        num_negatives: K, at most C - 1.
+        options: of the loss.
+    """
+    classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
+    added = None if bias is None else bias.to(classes.dtype)
+    search_bias = None if added is None else added * options.temperature
+    rows = labeled_rows(target, options.ignore_index)
+    count = len(target) if rows is None else len(rows)
+    pieces = pieces_of(count, len(classes))
+    workers = num_workers(classes.device, pieces, options.work_bytes, classes.nbytes)
+    # Half of a worker's part for the search; the other half for about four (p, 1+K, D) tensors.
+    share = options.work_bytes // workers // 2
+    size = max(1, share // (4 * (num_negatives + 2) * (classes.shape[1] + 4) * classes.element_size()))
+    pixel_gradient = torch.zeros_like(pixel_embeddings) if needed.pixels else None
+    class_gradients = [torch.zeros_like(classes) for _ in range(workers if needed.classes else 0)]
+    bias_gradients = [classes.new_zeros(len(classes)) for _ in range(workers if needed.bias else 0)]
+    totals = classes.new_zeros(workers, dtype=torch.float64)
 
-        Args:
-            ctx: what autograd hands to `backward`.
-            pixel_embeddings: (P, D).
-            class_embeddings: (C, D).
-            bias: (C,) added to the logits; or None.
-            target: (P,) int64, 0..C-1 or the options' `ignore_index`.
-            num_negatives: K, at most C - 1.
-            options: of the loss.
-            with_gradients: False where nothing will be differentiated.
-        """
-        need_pixel, need_class, need_bias = (with_gradients and need for need in ctx.needs_input_grad[:3])
-        classes = class_embeddings.to(compute_dtype(pixel_embeddings, class_embeddings))
-        added = None if bias is None else bias.to(classes.dtype)
-        search_bias = None if added is None else added * options.temperature
-        rows = labeled_rows(target, options.ignore_index)
-        count = len(target) if rows is None else len(rows)
-        pieces = pieces_of(count, len(classes))
-        workers = num_workers(classes.device, pieces, options.work_bytes, classes.nbytes)
-        # Half of a worker's part for the search; the other half for about four (p, 1+K, D) tensors.
-        share = options.work_bytes // workers // 2
-        size = max(1, share // (4 * (num_negatives + 2) * (classes.shape[1] + 4) * classes.element_size()))
-        pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
-        class_gradients = [torch.zeros_like(classes) for _ in range(workers if need_class else 0)]
-        bias_gradients = [classes.new_zeros(len(classes)) for _ in range(workers if need_bias else 0)]
-        totals = classes.new_zeros(workers, dtype=torch.float64)
-
-        def work(worker: int, chosen: slice | Tensor) -> None:
-            pixels, own = pixel_embeddings[chosen].to(classes.dtype), target[chosen]
-            nearest = nearest_classes(
-                pixels,
-                classes,
-                num_negatives + 1,
-                bias=search_bias,
-                similarity=options.similarity,
-                work_bytes=share,
-            )
-            ids = target_first(nearest, own)  # (p, 1+K)
-            compared = classes[ids]  # (p, 1+K, D)
-            logits, pixel_grads, class_grads = _logits_and_grads(pixels, compared, options)
-            if added is not None:
-                logits = logits + added[ids]
-            losses = logits.logsumexp(dim=1) - logits[:, 0]
-            totals[worker] += losses.sum(dtype=torch.float64)
-            if not need_pixel and not need_class and not need_bias:
-                return
-            weights = logits.softmax(dim=1)
-            weights[:, 0] -= 1
-            weights = weights.div_(count * options.temperature)[:, :, None]  # (p, 1+K, 1)
-            if pixel_gradient is not None:
-                pixel_gradient[chosen] = pixel_grads.mul(weights).sum(dim=1).to(pixel_gradient.dtype)
-            if class_gradients:
-                weighted = class_grads * weights
-                class_gradients[worker].index_add_(0, ids.flatten(), weighted.flatten(0, 1))
-            if bias_gradients:
-                bias_gradients[worker].index_add_(
-                    0, ids.flatten(), weights.flatten(), alpha=options.temperature
-                )
-
-        with full_precision(pixel_embeddings):
-            for_each(list(row_chunks(rows, count, size)), work, workers)
-        class_gradient = bias_gradient = None
+    def work(worker: int, chosen: slice | Tensor) -> None:
+        pixels, own = pixel_embeddings[chosen].to(classes.dtype), target[chosen]
+        nearest = nearest_classes(
+            pixels,
+            classes,
+            num_negatives + 1,
+            bias=search_bias,
+            similarity=options.similarity,
+            work_bytes=share,
+        )
+        ids = target_first(nearest, own)  # (p, 1+K)
+        compared = classes[ids]  # (p, 1+K, D)
+        logits, pixel_grads, class_grads = _logits_and_grads(pixels, compared, options)
+        if added is not None:
+            logits = logits + added[ids]
+        losses = logits.logsumexp(dim=1) - logits[:, 0]
+        totals[worker] += losses.sum(dtype=torch.float64)
+        if not needed.any:
+            return
+        weights = logits.softmax(dim=1)
+        weights[:, 0] -= 1
+        weights = weights.div_(count * options.temperature)[:, :, None]  # (p, 1+K, 1)
+        if pixel_gradient is not None:
+            pixel_gradient[chosen] = pixel_grads.mul(weights).sum(dim=1).to(pixel_gradient.dtype)
         if class_gradients:
-            class_gradient = torch.stack(class_gradients).sum(dim=0).to(class_embeddings.dtype)
-        if bias is not None and bias_gradients:
-            bias_gradient = torch.stack(bias_gradients).sum(dim=0).to(bias.dtype)
-        ctx.save_for_backward(pixel_gradient, class_gradient, bias_gradient)
-        return (totals.sum() / max(count, 1)).to(classes.dtype)
+            weighted = class_grads * weights
+            class_gradients[worker].index_add_(0, ids.flatten(), weighted.flatten(0, 1))
+        if bias_gradients:
+            bias_gradients[worker].index_add_(0, ids.flatten(), weights.flatten(), alpha=options.temperature)
 
-    @staticmethod
-    def backward(ctx: Any, loss_gradient: Tensor) -> Any:
-        """Scale the saved gradients."""
-        return *scaled_gradients(ctx, loss_gradient), None, None, None, None
+    with full_precision(pixel_embeddings):
+        for_each(list(row_chunks(rows, count, size)), work, workers)
+    class_gradient = bias_gradient = None
+    if class_gradients:
+        class_gradient = torch.stack(class_gradients).sum(dim=0).to(class_embeddings.dtype)
+    if bias is not None and bias_gradients:
+        bias_gradient = torch.stack(bias_gradients).sum(dim=0).to(bias.dtype)
+    loss = (totals.sum() / max(count, 1)).to(classes.dtype)
+    return LossAndGradients(loss, pixel_gradient, class_gradient, bias_gradient)
 
 
 def target_first(nearest: Tensor, target: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
+from ..compiled import cross_entropy as compiled_rows
 from ..embeddings import (
     IGNORE_INDEX,
     WORK_BYTES,
@@ -19,7 +21,9 @@ from ..embeddings import (
     default_temperature,
     never_compiled,
 )
-from ..tiled.cross_entropy import ExactCrossEntropy
+from ..gradients import keep_gradients
+from ..implementation import implementation_for
+from ..tiled import cross_entropy as tiled_rows
 from .knn import check_num_negatives
 
 
@@ -86,6 +90,10 @@ def sampled_cross_entropy(
     kept_target = torch.full_like(target, options.ignore_index)
     kept_target[target != ignore_index] = index_among_kept[labeled]
     offsets = offsets if bias is None else bias[kept] + offsets
-    return ExactCrossEntropy.apply(
-        embeddings, class_embeddings[kept], offsets, kept_target, None, options, torch.is_grad_enabled()
+    table = class_embeddings[kept]
+    name = implementation_for(embeddings, table, fused_knows=False)
+    of_rows = compiled_rows if name == "compiled" else tiled_rows
+    compute = functools.partial(
+        of_rows.cross_entropy_of_rows, target=kept_target, class_weights=None, options=options
     )
+    return keep_gradients(compute, embeddings, table, offsets)

@@ -1,4 +1,4 @@
-"""Compute exact cross-entropy of rows and both its gradients tile by tile, as one autograd function.
+"""Compute exact cross-entropy of rows and both its gradients tile by tile, in one pass.
 
 The softmax of one tile of pixels x classes gives the tile's part of the loss and of the gradients. Then the
 next tile overwrites it. The gradients are ready when the loss is; backward only scales them.
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..embeddings import LossOptions, full_precision
+from ..gradients import LossAndGradients, Needed
 from .chunks import ClassBlock, Classes, PixelChunk
 from .distance_tiles import DistanceTiles
 from .dot_tiles import DotTiles
@@ -31,64 +31,50 @@ _BLOCK_ROWS = 512  # pixels in a tile of some classes
 _CHUNK_ROWS = 2048  # pixels prepared together for tiles of all classes
 
 
-class ExactCrossEntropy(torch.autograd.Function):
-    """Compute the mean cross-entropy of rows; the public function is `losses.exact.exact_cross_entropy`."""
+def cross_entropy_of_rows(
+    pixel_embeddings: Tensor,
+    class_embeddings: Tensor,
+    bias: Tensor | None,
+    needed: Needed,
+    *,
+    target: Tensor,
+    class_weights: Tensor | None,
+    options: LossOptions,
+) -> LossAndGradients:
+    """Compute the mean cross-entropy of rows; the public function is `losses.exact.exact_cross_entropy`.
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        pixel_embeddings: Tensor,
-        class_embeddings: Tensor,
-        bias: Tensor | None,
-        target: Tensor,
-        class_weights: Tensor | None,
-        options: LossOptions,
-        with_gradients: bool,
-    ) -> Tensor:
-        """Return the scalar loss and save both gradients.
+    Args:
+        pixel_embeddings: (P, D).
+        class_embeddings: (C, D).
+        bias: (C,) added to the logits; or None.
+        needed: which gradients are wanted.
+        target: (P,) int64, 0..C-1 or the options' `ignore_index`.
+        class_weights: (C,), of the pixels in the mean by their target; None for all one.
+        options: of the loss.
+    """
+    classes = Classes.of(pixel_embeddings, class_embeddings, bias, class_weights)
+    dtype = classes.embeddings.dtype
+    rows = labeled_rows(target, options.ignore_index)
+    count = len(target) if rows is None else len(rows)
+    weight = pixel_weight(target if rows is None else target[rows], classes, options)
+    workers, size = plan_tiles(count, classes.embeddings, options)
+    pixel_gradient = torch.zeros_like(pixel_embeddings) if needed.pixels else None
+    with full_precision(pixel_embeddings):
+        tiles = make_tiles(classes, options, size, needed, workers)
+        totals = torch.zeros(workers, dtype=torch.float64, device=target.device)
 
-        Args:
-            ctx: what autograd hands to `backward`.
-            pixel_embeddings: (P, D).
-            class_embeddings: (C, D).
-            bias: (C,) added to the logits; or None.
-            target: (P,) int64, 0..C-1 or the options' `ignore_index`.
-            class_weights: (C,), of the pixels in the mean by their target; None for all one.
-            options: of the loss.
-            with_gradients: False where nothing will be differentiated.
-        """
-        need_pixel, need_class, need_bias = (with_gradients and need for need in ctx.needs_input_grad[:3])
-        classes = Classes.of(pixel_embeddings, class_embeddings, bias, class_weights)
-        dtype = classes.embeddings.dtype
-        rows = labeled_rows(target, options.ignore_index)
-        count = len(target) if rows is None else len(rows)
-        weight = pixel_weight(target if rows is None else target[rows], classes, options)
-        workers, size = plan_tiles(count, classes.embeddings, options)
-        pixel_gradient = torch.zeros_like(pixel_embeddings) if need_pixel else None
-        with full_precision(pixel_embeddings):
-            tiles = make_tiles(classes, options, size, (need_class, need_bias), workers)
-            totals = torch.zeros(workers, dtype=torch.float64, device=target.device)
+        def work(worker: int, chosen: slice | Tensor) -> None:
+            own = tiles[worker]
+            scaled = pixel_embeddings[chosen].to(dtype) / options.temperature
+            chunk = own.chunk(scaled, target[chosen])
+            losses, gradient = compare(own, chunk, size, weight, needed.pixels)
+            totals[worker] += losses.sum(dtype=torch.float64)
+            if pixel_gradient is not None and gradient is not None:
+                pixel_gradient[chosen] = gradient.div_(options.temperature).to(pixel_gradient.dtype)
 
-            def work(worker: int, chosen: slice | Tensor) -> None:
-                own = tiles[worker]
-                scaled = pixel_embeddings[chosen].to(dtype) / options.temperature
-                chunk = own.chunk(scaled, target[chosen])
-                losses, gradient = compare(own, chunk, size, weight, need_pixel)
-                totals[worker] += losses.sum(dtype=torch.float64)
-                if pixel_gradient is not None and gradient is not None:
-                    pixel_gradient[chosen] = gradient.div_(options.temperature).to(pixel_gradient.dtype)
-
-            for_each(list(row_chunks(rows, count, size.chunk_rows)), work, workers)
-            of_classes = class_side_gradients(
-                tiles, class_embeddings if need_class else None, bias if need_bias else None
-            )
-        ctx.save_for_backward(pixel_gradient, *of_classes)
-        return (totals.sum() * weight).to(dtype)
-
-    @staticmethod
-    def backward(ctx: Any, loss_gradient: Tensor) -> Any:
-        """Scale the saved gradients."""
-        return *scaled_gradients(ctx, loss_gradient), None, None, None, None
+        for_each(list(row_chunks(rows, count, size.chunk_rows)), work, workers)
+        of_classes = class_side_gradients(tiles, class_embeddings, bias, needed)
+    return LossAndGradients((totals.sum() * weight).to(dtype), pixel_gradient, *of_classes)
 
 
 def pixel_weight(targets: Tensor, classes: Classes, options: LossOptions) -> float:
@@ -109,40 +95,6 @@ def pixel_weight(targets: Tensor, classes: Classes, options: LossOptions) -> flo
         pixels = torch.bincount(targets.flatten(), minlength=len(classes.weights))
         total = float(pixels.double() @ classes.weights.double())
     return 1 / total if total > 0 else 0.0
-
-
-def scaled_gradients(ctx: Any, loss_gradient: Tensor) -> list[Tensor | None]:
-    """Return the saved gradients times that of the loss, without changing the saved ones."""
-    with torch.no_grad():
-        gradients = [
-            None if gradient is None else gradient * loss_gradient.to(gradient.dtype)
-            for gradient in ctx.saved_tensors
-        ]
-    if not torch.is_grad_enabled():  # it is with create_graph=True
-        return gradients
-    return [
-        None if gradient is None else _FirstDerivativeOnly.apply(gradient.requires_grad_())
-        for gradient in gradients
-    ]
-
-
-class _FirstDerivativeOnly(torch.autograd.Function):
-    """Pass a gradient on, and refuse to differentiate it.
-
-    Without this, a second derivative would silently lack a term. `once_differentiable` refuses only where the
-    incoming gradient requires one itself, which that of a loss does not.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:
-        raise RuntimeError(
-            "this loss keeps its gradients from the forward pass and can be differentiated only once; for "
-            "second derivatives use torch.nn.functional.cross_entropy on full logits"
-        )
 
 
 def labeled_rows(target: Tensor, ignore_index: int) -> Tensor | None:
@@ -207,7 +159,7 @@ def _tile_size(num_pixels: int, num_classes: int, channels: int, elements: int, 
 
 
 def make_tiles(
-    classes: Classes, options: LossOptions, size: TileSize, need_gradients: tuple[bool, bool], workers: int
+    classes: Classes, options: LossOptions, size: TileSize, needed: Needed, workers: int
 ) -> list[Tiles]:
     """Make the tiles of the similarity, one for each worker.
 
@@ -215,28 +167,29 @@ def make_tiles(
         classes: embeddings, bias and weights.
         options: of the loss.
         size: of a tile.
-        need_gradients: whether those of the class embeddings and of the bias are wanted.
+        needed: which gradients are wanted.
         workers: how many.
     """
     kind = DotTiles if options.is_dot else DistanceTiles
-    first = kind(classes, options, size.rows * size.columns, *need_gradients)
+    first = kind(classes, options, size.rows * size.columns, needed.classes, needed.bias)
     return [first, *(first.clone_for_worker() for _ in range(workers - 1))]
 
 
 def class_side_gradients(
-    tiles: Sequence[Tiles], class_embeddings: Tensor | None, bias: Tensor | None
+    tiles: Sequence[Tiles], class_embeddings: Tensor, bias: Tensor | None, needed: Needed
 ) -> tuple[Tensor | None, Tensor | None]:
     """Sum the gradients (C, D) of the class embeddings and (C,) of the bias over all workers.
 
     Args:
         tiles: of the workers.
-        class_embeddings: whose dtype the gradient gets; None where it is not wanted.
+        class_embeddings: whose dtype the gradient gets.
         bias: likewise.
+        needed: which gradients are wanted.
     """
     of_classes = of_bias = None
-    if class_embeddings is not None:
+    if needed.classes:
         of_classes = sum_in_order([own.class_gradient() for own in tiles]).to(class_embeddings.dtype)
-    if bias is not None:
+    if needed.bias and bias is not None:
         of_bias = sum_in_order([own.bias_gradient() for own in tiles]).to(bias.dtype)
     return of_classes, of_bias
 

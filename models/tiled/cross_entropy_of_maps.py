@@ -15,13 +15,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..embeddings import LossOptions, full_precision
+from ..gradients import LossAndGradients, Needed
 from ..upsampling import CellUpsampling, corners_of_pixels, whole_factor
 from .chunks import Classes
 from .cross_entropy import (
@@ -31,7 +31,6 @@ from .cross_entropy import (
     make_tiles,
     pixel_weight,
     plan_tiles,
-    scaled_gradients,
 )
 from .threads import for_each
 from .tiles import Tiles
@@ -40,79 +39,65 @@ _MIN_LABELED = 0.6  # of a block's pixels; with fewer, comparing the labeled one
 _MAX_CELLS = 1024  # of a block: small enough that unlabeled regions fill whole blocks, which are left out
 
 
-class ExactCrossEntropyOfMaps(torch.autograd.Function):
-    """Compute the mean cross-entropy of maps; the public function is `losses.exact.exact_cross_entropy`."""
+def cross_entropy_of_maps(
+    pixel_embeddings: Tensor,
+    class_embeddings: Tensor,
+    bias: Tensor | None,
+    needed: Needed,
+    *,
+    target: Tensor,
+    pixels: Tensor | None,
+    class_weights: Tensor | None,
+    options: LossOptions,
+) -> LossAndGradients:
+    """Compute the mean cross-entropy of maps; the public function is `losses.exact.exact_cross_entropy`.
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        pixel_embeddings: Tensor,
-        class_embeddings: Tensor,
-        bias: Tensor | None,
-        target: Tensor,
-        pixels: Tensor | None,
-        class_weights: Tensor | None,
-        options: LossOptions,
-        with_gradients: bool,
-    ) -> Tensor:
-        """Return the scalar loss and save both gradients.
+    Args:
+        pixel_embeddings: (N, D, h, w).
+        class_embeddings: (C, D).
+        bias: (C,) added to the logits; or None.
+        needed: which gradients are wanted.
+        target: (N, H, W) int64, 0..C-1 or the options' `ignore_index`.
+        pixels: (B,) int64 in 0..N * H * W - 1, the only ones that take part, all labeled; or None.
+        class_weights: (C,), of the pixels in the mean by their target; None for all one.
+        options: of the loss.
+    """
+    classes = Classes.of(pixel_embeddings, class_embeddings, bias, class_weights)
+    dtype, num_classes = classes.embeddings.dtype, len(classes.embeddings)
+    labeled = labeled_targets(target, pixels, options.ignore_index)
+    count, weight = len(labeled), pixel_weight(labeled, classes, options)
+    del labeled
+    workers, size = plan_tiles(count, classes.embeddings, options)
+    channels = _channels_of_blocks(pixel_embeddings, target, options)
+    block_size = plan_tiles(count, classes.embeddings, options, channels)[1]
+    with full_precision(pixel_embeddings):
+        scaled = pixel_embeddings.to(dtype) / options.temperature
+        maps = _Maps(scaled, target, options)
+        del scaled
+        blocks: list[_Block] = []
+        if pixels is None:
+            blocks, pixels = maps.parts(block_size.rows if block_size.columns == num_classes else 0)
+        largest = max(size, block_size, key=lambda one: one.rows * one.columns)
+        tiles = make_tiles(classes, options, largest, needed, workers)
+        gradients = [torch.zeros_like(maps.padded) for _ in (tiles if needed.pixels else ())]
+        totals = torch.zeros(workers, dtype=torch.float64, device=target.device)
 
-        Args:
-            ctx: what autograd hands to `backward`.
-            pixel_embeddings: (N, D, h, w).
-            class_embeddings: (C, D).
-            bias: (C,) added to the logits; or None.
-            target: (N, H, W) int64, 0..C-1 or the options' `ignore_index`.
-            pixels: (B,) int64 in 0..N * H * W - 1, the only ones that take part, all labeled; or None.
-            class_weights: (C,), of the pixels in the mean by their target; None for all one.
-            options: of the loss.
-            with_gradients: False where nothing will be differentiated.
-        """
-        need_pixel, need_class, need_bias = (with_gradients and need for need in ctx.needs_input_grad[:3])
-        classes = Classes.of(pixel_embeddings, class_embeddings, bias, class_weights)
-        dtype, num_classes = classes.embeddings.dtype, len(classes.embeddings)
-        labeled = _labeled_targets(target, pixels, options.ignore_index)
-        count, weight = len(labeled), pixel_weight(labeled, classes, options)
-        del labeled
-        workers, size = plan_tiles(count, classes.embeddings, options)
-        channels = _channels_of_blocks(pixel_embeddings, target, options)
-        block_size = plan_tiles(count, classes.embeddings, options, channels)[1]
-        with full_precision(pixel_embeddings):
-            scaled = pixel_embeddings.to(dtype) / options.temperature
-            maps = _Maps(scaled, target, options)
-            del scaled
-            blocks: list[_Block] = []
-            if pixels is None:
-                blocks, pixels = maps.parts(block_size.rows if block_size.columns == num_classes else 0)
-            largest = max(size, block_size, key=lambda one: one.rows * one.columns)
-            tiles = make_tiles(classes, options, largest, (need_class, need_bias), workers)
-            gradients = [torch.zeros_like(maps.padded) for _ in (tiles if need_pixel else ())]
-            totals = torch.zeros(workers, dtype=torch.float64, device=target.device)
+        def work(worker: int, part: list[_Block] | Tensor) -> None:
+            own, gradient = tiles[worker], gradients[worker] if needed.pixels else None
+            if isinstance(part, Tensor):
+                losses = maps.compare_pixels(own, part, size, weight, gradient)
+            else:
+                losses = maps.compare_blocks(own, part, weight, gradient)
+            totals[worker] += losses.sum(dtype=torch.float64)
 
-            def work(worker: int, part: list[_Block] | Tensor) -> None:
-                own, gradient = tiles[worker], gradients[worker] if need_pixel else None
-                if isinstance(part, Tensor):
-                    losses = maps.compare_pixels(own, part, size, weight, gradient)
-                else:
-                    losses = maps.compare_blocks(own, part, weight, gradient)
-                totals[worker] += losses.sum(dtype=torch.float64)
-
-            single = pixels.split(size.chunk_rows) if len(pixels) else ()
-            for_each([*_groups(blocks, maps.factor, block_size.chunk_rows), *single], work, workers)
-            of_classes = class_side_gradients(
-                tiles, class_embeddings if need_class else None, bias if need_bias else None
-            )
-            pixel_gradient = None
-            if need_pixel:
-                whole = maps.unpadded(torch.stack(gradients).sum(dim=0)).div_(options.temperature)
-                pixel_gradient = whole.to(pixel_embeddings.dtype)
-        ctx.save_for_backward(pixel_gradient, *of_classes)
-        return (totals.sum() * weight).to(dtype)
-
-    @staticmethod
-    def backward(ctx: Any, loss_gradient: Tensor) -> Any:
-        """Scale the saved gradients."""
-        return *scaled_gradients(ctx, loss_gradient), None, None, None, None, None
+        single = pixels.split(size.chunk_rows) if len(pixels) else ()
+        for_each([*_groups(blocks, maps.factor, block_size.chunk_rows), *single], work, workers)
+        of_classes = class_side_gradients(tiles, class_embeddings, bias, needed)
+        pixel_gradient = None
+        if needed.pixels:
+            whole = maps.unpadded(torch.stack(gradients).sum(dim=0)).div_(options.temperature)
+            pixel_gradient = whole.to(pixel_embeddings.dtype)
+    return LossAndGradients((totals.sum() * weight).to(dtype), pixel_gradient, *of_classes)
 
 
 def _channels_of_blocks(pixel_embeddings: Tensor, target: Tensor, options: LossOptions) -> int:
@@ -125,7 +110,7 @@ def _channels_of_blocks(pixel_embeddings: Tensor, target: Tensor, options: LossO
     return -(-dim * 9 // (4 * factor**2)) if options.is_dot and factor > 1 else dim
 
 
-def _labeled_targets(target: Tensor, pixels: Tensor | None, ignore_index: int) -> Tensor:
+def labeled_targets(target: Tensor, pixels: Tensor | None, ignore_index: int) -> Tensor:
     """Return the targets (B,) of the pixels that take part."""
     return target.flatten()[pixels] if pixels is not None else target[target != ignore_index]
 
@@ -197,9 +182,9 @@ class _Maps:
         self._cells = self._in_cells()
         labeled_of_cells = (self._cells != self._ignore_index).sum(dim=(1, 2))  # (N, h+1, w+1)
         # 2. Cut rows and columns of cells into blocks of nearly equal size, about square.
-        columns = _edges(width, min(width, max(1, math.isqrt(max_cells))))
+        columns = edges_of(width, min(width, max(1, math.isqrt(max_cells))))
         widest = max(end - first for first, end in pairwise(columns))
-        rows = _edges(height, min(height, max_cells // widest))
+        rows = edges_of(height, min(height, max_cells // widest))
         # 3. Count the labeled pixels of every block, by differences of cumulative sums at its edges.
         sums = F.pad(labeled_of_cells.cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))
         labeled_of_blocks = sums[:, rows][:, :, columns].diff(dim=1).diff(dim=2)  # (N, R, K)
@@ -292,7 +277,7 @@ class _Maps:
         return gradient[:, 1:-1, 1:-1].permute(0, 3, 1, 2).contiguous()
 
 
-def _edges(cells: int, max_length: int) -> list[int]:
+def edges_of(cells: int, max_length: int) -> list[int]:
     """Cut a row of cells into as few parts as possible, of nearly the same length, and return the cuts."""
     parts = -(-cells // max_length)
     return [cells * part // parts for part in range(parts + 1)]

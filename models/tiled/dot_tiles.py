@@ -33,9 +33,9 @@ class DotTiles(Tiles):
         need_bias_gradient: bool,
     ) -> None:
         super().__init__(classes, options, tile_elements, need_class_gradient, need_bias_gradient)
-        self._smoothing: _Smoothing | None = None
+        self._smoothing: Smoothing | None = None
         if options.label_smoothing > 0:
-            self._smoothing = _Smoothing(classes, options.label_smoothing)
+            self._smoothing = Smoothing(classes, options.label_smoothing)
 
     def _own_buffers(self) -> None:
         super()._own_buffers()
@@ -139,7 +139,7 @@ class DotTiles(Tiles):
         return gradient if self._smoothing is None else self._smoothing.subtract_from_bias(gradient)
 
 
-class _Smoothing:
+class Smoothing:
     """Accumulate what label smoothing adds.
 
     Args:
@@ -164,7 +164,7 @@ class _Smoothing:
         self._embedding_sum = torch.zeros_like(self._direction)  # of the labeled pixels' e', times weight
         self._pixel_sum = 0.0
 
-    def clone_for_worker(self) -> _Smoothing:
+    def clone_for_worker(self) -> Smoothing:
         """Copy with sums of its own."""
         other = copy.copy(self)
         other._own_sums()
@@ -186,6 +186,25 @@ class _Smoothing:
             gradient.addcmul_(low_res, self._direction, value=-1)
         self._embedding_sum.addmv_(chunk.low_res_embeddings.t(), low_res[:, 0])
         self._pixel_sum += float(pixel_weights.sum(dtype=torch.float64))
+
+    def add_pixels(self, embeddings: Tensor, coverage: Tensor, gradient: Tensor | None) -> float:
+        """Add what is linear in the embeddings to a gradient, and note what the classes' gradients need.
+
+        Args:
+            embeddings: (q, D) of pixels, or of those at low resolution.
+            coverage: (q,) how often each counts: sums of bilinear weights at low resolution.
+            gradient: (q, D), added to; or None.
+
+        Returns:
+            What is added to the sum of the losses.
+        """
+        if gradient is not None:
+            gradient.addcmul_(coverage[:, None], self._direction, value=-1)
+        total = embeddings.t().mv(coverage)
+        count = float(coverage.sum(dtype=torch.float64))
+        self._embedding_sum += total
+        self._pixel_sum += count
+        return -float(total @ self._direction) - count * self._offset
 
     def subtract_from_classes(self, sums: Tensor) -> Tensor:
         """Return the (C, D) gradient with label smoothing."""

@@ -2,7 +2,7 @@
 
 That is the model, the loss, the train settings (`train.steps` too, over which the learning rate falls) and
 the content of the train and the held-out part. Paths do not count, nor what only says how a machine gets
-there: the sections evaluate, tracking and runtime, and the keys of `UNCOUNTED`.
+there: the sections evaluate, tracking and runtime, and the keys of `OF_THE_MACHINE`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ from pathlib import Path
 from pipeline.checkpoint.format import Checkpoint
 from pipeline.config.data_section import DataSettings
 from pipeline.config.paths import bootstrapped_folder
-from pipeline.config.schema import LossSettings, ModelSettings, Settings, TrainSettings
+from pipeline.config.schema import OF_THE_MACHINE, LossSettings, ModelSettings, Settings, TrainSettings
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.store.manifest import read_manifest
 from pipeline.runtime.errors import DataError
 from pipeline.runtime.files import file_digest
-
-UNCOUNTED = ("loss.work_memory_mib", "train.checkpoint_every", "train.memory_budget_gib")
-"""Memory and safety of a machine. What `batch_size: auto` found with its budget is kept in the checkpoint."""
 
 DATA = "data"
 """Key of the digest of the data."""
@@ -124,7 +121,9 @@ def data_digest(bootstrapped: Path) -> str:
 
 def _counted(flat: Mapping[str, object]) -> dict[str, object]:
     sections = ("model.", "loss.", "train.")
-    return {key: value for key, value in flat.items() if key.startswith(sections) and key not in UNCOUNTED}
+    return {
+        key: value for key, value in flat.items() if key.startswith(sections) and key not in OF_THE_MACHINE
+    }
 
 
 def _data_settings(flat: Mapping[str, object]) -> dict[str, object]:

@@ -7,6 +7,7 @@ link, which takes no space). DVC removes `best` before it runs a stage again; fr
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -59,7 +60,7 @@ class RunFolder:
             try:
                 return load_checkpoint(path, header_only=header_only)
             except DataError as problem:
-                print(f"warning: {problem.what}: {path}: passed over", file=sys.stderr, flush=True)
+                _warn_passed_over(path, problem.what)
         return None
 
     def save_last(self, checkpoint: Checkpoint) -> None:
@@ -150,6 +151,12 @@ class RunFolder:
         other.path.mkdir(parents=True, exist_ok=True)
         for path in reversed(self.files()):
             path.replace(other.path / path.name)
+
+
+@functools.cache
+def _warn_passed_over(path: Path, what: str) -> None:
+    """Warn once, however often the file is tried."""
+    print(f"warning: {what}: {path}: passed over", file=sys.stderr, flush=True)
 
 
 def _link(source: Path, target: Path) -> None:

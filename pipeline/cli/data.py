@@ -140,7 +140,7 @@ def bootstrap(
         holdout_fraction=holdout_fraction,
         holdout_seed=holdout_seed,
         overlap=overlap,
-        keep_classes=[int(key) if key.isdigit() else key for key in keep] if keep else None,
+        keep_classes=[_class_key(key) for key in keep] if keep else None,
         check_images=check_images,
         of_layout=LayoutOptions(voc_augmented, cocostuff_classes),
     )
@@ -152,11 +152,15 @@ def bootstrap(
     for split, counts in result.counts.items():
         share = counts.labeled_pixels / max(int(counts.pixels.sum()), 1)
         typer.echo(f"  {split:8}{counts.num_images:7} images, {share:.0%} of their pixels labeled")
-    for kind in dict.fromkeys(one.kind for one in result.copies):
-        alike = [one for one in result.copies if one.kind == kind]
-        typer.echo(f"warning: {kind}: {len(alike)}, named in manifest.json; {alike[0].describe()}", err=True)
     if result.left_out:
         typer.echo(f"  left out{len(result.left_out):7} images, named with the reason in manifest.json")
+
+
+def _class_key(text: str) -> int | str:
+    """Return a class id, or a name; a name of digits stands in quotes."""
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        return text[1:-1]
+    return int(text) if text.isascii() and text.isdigit() else text
 
 
 @app.command()
@@ -175,7 +179,7 @@ def masks(
 @app.command()
 def show(
     out: Out,
-    image_id: Annotated[int, typer.Argument(help="COCO's id of the image.")],
+    image_id: Annotated[int | None, typer.Argument(help="Of the image; without it, all are listed.")] = None,
     root: Annotated[
         Path | None, typer.Option(help="The dataset; by default data.root of params.yaml.")
     ] = None,
@@ -183,12 +187,31 @@ def show(
         Path | None, typer.Option("--save", "--to", help="File to write; by default <image_id>.png here.")
     ] = None,
 ) -> None:
-    """Write a picture of one image with its classes laid over it by color and name."""
+    """Write a picture of one image with its classes laid over it; without IMAGE_ID, list the images."""
     from pipeline.config.load import load_settings
-    from pipeline.data.loading.visualize import overlay
+    from pipeline.data.loading.visualize import list_images, overlay
+    from pipeline.runtime.files import atomic_path
 
+    if image_id is None:
+        for split, one, file in list_images(out):
+            typer.echo(f"{split:8}{one:>14}  {file}")
+        return
     picture = overlay(out, root or load_settings().data.root, image_id)
     to = to or Path(f"{image_id:012d}.png")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(to)
+    with atomic_path(to) as temporary:
+        picture.save(temporary, format=_picture_format(to))
     typer.echo(str(to))
+
+
+def _picture_format(path: Path) -> str:
+    from PIL import Image
+
+    from pipeline.runtime.errors import UsageError
+
+    known = Image.registered_extensions()
+    kind = known.get(path.suffix.lower())
+    if kind in Image.SAVE:
+        return kind
+    raise UsageError(
+        "no such kind of picture", where=path, found=path.suffix or "no suffix", allowed=".png, .jpg"
+    )

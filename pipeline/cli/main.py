@@ -16,6 +16,7 @@ from pipeline.cli.data import app as data_app
 from pipeline.cli.init import init
 from pipeline.cli.memory import memory
 from pipeline.cli.predict import predict
+from pipeline.cli.registry import lineage, register
 from pipeline.cli.tracking import sync, ui
 from pipeline.cli.tune import app as tune_app
 from pipeline.runtime.signals import run_command
@@ -34,6 +35,8 @@ app.command()(memory)
 app.command()(init)
 app.command()(predict)
 app.command()(compare)
+app.command()(register)
+app.command()(lineage)
 app.command()(ui)
 app.command()(sync)
 

@@ -57,7 +57,7 @@ def sync(params: Params = PARAMS) -> None:
     from pipeline.tuning.watchdog import send_results
 
     settings = load_settings(params)
-    sent, others = send_unsent(settings, patience=10.0)
+    sent, others = send_unsent(settings, patience=10.0, slow=300.0)
     waiting = [Sweep(settings.tune.folder / name) for name in sweep_names(settings.tune.folder)]
     for sweep in waiting:
         if is_unsent(sweep):

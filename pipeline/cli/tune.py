@@ -150,17 +150,23 @@ def best(name: Name = None, params: Params = PARAMS) -> None:
 def apply_(
     name: Name = None,
     trial: Annotated[int | None, typer.Option(help="Instead of the best one.", min=0)] = None,
+    swept_only: Annotated[
+        bool, typer.Option("--swept-only", help="Leave out tune.fixed and the trials' number of threads.")
+    ] = False,
     params: Params = PARAMS,
 ) -> None:
-    """Write the best trial's values into the settings file; `dvc repro` then trains with them."""
-    from pipeline.tuning.results import apply_values, best_trial
+    """Write the best trial's settings into the settings file; `dvc repro` then gives its very numbers."""
+    from pipeline.tuning.results import apply_values, best_trial, other_settings
 
     sweep = _sweep(_settings(params), name)
     record = best_trial(sweep, trial)
-    changes = apply_values(params, sweep.plan, record)
+    changes = apply_values(params, sweep.plan, record, swept_only=swept_only)
     values = ", ".join(f"{key} {value}" for key, value in record.values.items())
     typer.echo(f"trial {record.number} of {sweep.plan.name}: {values}")
     typer.echo(changes or f"{params} says so already")
+    others = other_settings(params, sweep.plan, record)
+    if others:
+        typer.echo("the training will not be the trial's, since other settings differ: " + "; ".join(others))
     typer.echo("train with them: dvc repro")
 
 

@@ -232,10 +232,16 @@ class TrackingSettings(Section):
 
 
 class RuntimeSettings(Section):
-    """This machine. Nothing here changes what is computed, so no DVC stage depends on it."""
+    """This machine. No DVC stage depends on it, so that a result stays valid on another one.
+
+    Device and threads change how sums are rounded, and so, after some hundred steps, the network (as another
+    seed does). Their numbers are kept with every result.
+    """
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        "auto", description="of torch on the CPU (auto: the cores); the same number gives the same bits"
+    )
     num_workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
 
 
@@ -294,6 +300,12 @@ def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, objec
         else:
             yield f"{prefix}{key}", value
 
+
+OF_THE_MACHINE = ("loss.work_memory_mib", "train.checkpoint_every", "train.memory_budget_gib")
+"""Keys of sections that count for a training, which yet do not: memory and safety on a machine.
+
+What `batch_size: auto` found with its budget is kept in the checkpoint.
+"""
 
 NOT_IN_THE_FILE = ("project", "file", "variant")
 """What reading a settings file adds to its sections."""

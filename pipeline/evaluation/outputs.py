@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models.segmenter import Segmenter
 from pipeline.checkpoint.format import Checkpoint, load_checkpoint
+from pipeline.checkpoint.identity import Identity
 from pipeline.config.paths import best_checkpoint_file, bootstrapped_folder, evaluation_folder, results_folder
 from pipeline.config.renamed import current_names
 from pipeline.config.schema import Settings
@@ -26,8 +27,8 @@ from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.loading.batch import IGNORE_INDEX, Batch
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import evaluation_loader
+from pipeline.data.loading.palette import Color, colorize, picture_colors
 from pipeline.data.loading.transforms import Warp
-from pipeline.data.loading.visualize import class_color, colorize
 from pipeline.data.store.manifest import read_manifest
 from pipeline.evaluation.evaluate import Details, Evaluation, evaluate
 from pipeline.evaluation.protocols import official_metrics
@@ -133,6 +134,14 @@ def _warn_undefined(split: str, result: Evaluation, learned: int) -> None:
     print(f"warning: nothing can be measured: {reason}; the metrics are null", file=sys.stderr, flush=True)
 
 
+def _warn_other_training(settings: Settings, checkpoint: Checkpoint) -> None:
+    """Say that the checkpoint is not of the training that the settings, and so the results, describe."""
+    differences = Identity.of(settings).differences(checkpoint)
+    if differences:
+        text = f"{best_checkpoint_file(settings)} was trained otherwise: {'; '.join(differences)}"
+        print(f"warning: {text}; to train again: dvc repro", file=sys.stderr, flush=True)
+
+
 def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]:
     """Evaluate the variant's best checkpoint on val, and write both folders.
 
@@ -143,6 +152,7 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     threads = set_threads(settings.runtime.threads)
     memory = PeakMemory(device)
     checkpoint = best_checkpoint(settings)
+    _warn_other_training(settings, checkpoint)
     segmenter = checkpoint.segmenter().to(device)
     result, examples = evaluate_checkpoint(
         settings, checkpoint, segmenter, "val", details=True, pictures=True
@@ -253,18 +263,25 @@ class _Pictures:
         names = {kind: f"examples/{image_id:012d}_{kind}.png" for kind in ("truth", "prediction")}
         names["image"] = f"examples/{image_id:012d}_image.jpg"
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(self.folder / names["image"], quality=90)
+        found = (
+            [one + 1 for one in ids.unique().tolist() if one != IGNORE_INDEX] for ids in (target, prediction)
+        )
+        colors = picture_colors(*found)
         for kind, ids in (("truth", target), ("prediction", prediction)):
-            Image.fromarray(colorize(ids.numpy())).save(self.folder / names[kind])
-        self.examples.append({"image_id": image_id, **names, "legend": self._legend(target, prediction)})
+            Image.fromarray(colorize(ids.numpy(), colors)).save(self.folder / names[kind])
+        legend = self._legend(target, prediction, colors)
+        self.examples.append({"image_id": image_id, **names, "legend": legend})
 
-    def _legend(self, target: Tensor, prediction: Tensor) -> list[dict[str, str]]:
+    def _legend(
+        self, target: Tensor, prediction: Tensor, colors: Mapping[int, Color]
+    ) -> list[dict[str, str]]:
         ids, pixels = torch.cat([target.flatten(), prediction.flatten()]).unique(return_counts=True)
         order = pixels.argsort(descending=True).tolist()
         commonest = [train_id for i in order if (train_id := int(ids[i])) != IGNORE_INDEX][:LEGEND_CLASSES]
         return [
             {
                 "name": self.label_space.classes[train_id].name,
-                "color": "#{:02x}{:02x}{:02x}".format(*class_color(train_id + 1)),
+                "color": "#{:02x}{:02x}{:02x}".format(*colors[train_id + 1]),
             }
             for train_id in commonest
         ]

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from pipeline.data.labels.label_space import ClassEntry
-from pipeline.data.loading.visualize import class_color
+from pipeline.data.loading.lettering import Label, write_labels
+from pipeline.data.loading.palette import class_color
 from pipeline.inference.outputs import coco_rle, output_paths, write_prediction
 
 _ROWS = 256  # of a class map counted at a time
@@ -83,7 +84,7 @@ class Prediction:
     def _write_names(self, picture: Image.Image) -> None:
         step = max(1, max(self.class_map.shape) // 512)  # a place for a name needs no finer map
         small = self.class_map[step // 2 :: step, step // 2 :: step]
-        draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=max(11, picture.height // 36))
+        labels = []
         for found in [one for one in self.classes if one.share >= _NAMED_SHARE][:_NAMES]:
             rows, columns = np.nonzero(small == found.class_id)
             if len(rows) == 0:
@@ -91,9 +92,8 @@ class Prediction:
             # the pixel nearest to the middle: it lies on the class even where the middle does not
             nearest = int((np.abs(rows - np.median(rows)) + np.abs(columns - np.median(columns))).argmin())
             place = (int(columns[nearest]) * step + step // 2, int(rows[nearest]) * step + step // 2)
-            draw.text(
-                place, found.name, fill="white", font=font, anchor="mm", stroke_width=2, stroke_fill="black"
-            )
+            labels.append(Label(*place, found.name, f"class {found.class_id}"))
+        write_labels(picture, labels)
 
     def to_dict(self) -> dict[str, Any]:
         """Size and classes as plain types, for JSON."""

@@ -1,4 +1,6 @@
-"""Choose threads, device and memory use of this machine: speed and size, never a result.
+"""Choose threads, device and memory use of this machine.
+
+They decide about speed and size, and about the rounding of sums (docs/training.md: threads).
 
 torch is imported inside the functions that need it, so that the command line can answer `--help` without it.
 """
@@ -30,13 +32,17 @@ def set_threads(threads: int | str) -> int:
     """
     import torch
 
-    number = (
-        len(os.sched_getaffinity(0)) if threads == "auto" and hasattr(os, "sched_getaffinity") else threads
-    )
-    number = (os.cpu_count() or 1) if number == "auto" else int(number)
+    number = resolve_threads(threads)
     torch.set_num_threads(number)
     keep_freed_memory()
     return number
+
+
+def resolve_threads(threads: int | str) -> int:
+    """Return the number itself, or for "auto" the cores this process may use."""
+    if threads != "auto":
+        return int(threads)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resolve_num_workers(num_workers: int | Literal["auto"]) -> int:

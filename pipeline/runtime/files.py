@@ -103,6 +103,8 @@ def atomic_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]
         UsageError: another run works on it, or what lies there is not ours.
         KilosegError: the disk is full.
     """
+    if path.is_symlink():
+        path = path.resolve()  # the link stays, to another disk for example
     partial, aside = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
     with (
         _called(path, partial),

@@ -64,6 +64,7 @@ def _acquire(path: Path, take: Callable[[int, int], object], folder: bool) -> in
         try:
             descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
             continue  # the folder's holder has just renamed or removed it
         try:
             take(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

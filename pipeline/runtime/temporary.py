@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing.util
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 LONGEST_SOCKET_PATH = 107
+_OF_MULTIPROCESSING = "/pymp-xxxxxxxx/listener-xxxxxxxx"
 _SHORT_PLACES = (Path("/tmp"), Path("/var/tmp"))
 
 
@@ -40,6 +44,24 @@ def socket_folder(
         if _fits(folder, below) and os.access(folder, os.W_OK):
             return folder
     return None
+
+
+@functools.cache
+def shorten_worker_sockets() -> None:
+    """Let worker processes hand over their results in a short folder where TMPDIR is too long for sockets.
+
+    Call it before workers are started. Other temporary files stay in TMPDIR.
+    """
+    usual = Path(tempfile.gettempdir())
+    found = socket_folder(usual, len(_OF_MULTIPROCESSING), name="kiloseg")
+    if found is None or found == usual:
+        return
+    print(f"TMPDIR is too long for sockets; those of worker processes go to {found}", file=sys.stderr)
+    before, tempfile.tempdir = tempfile.tempdir, str(found)
+    try:
+        multiprocessing.util.get_temp_dir()  # makes the folder of this process and its workers
+    finally:
+        tempfile.tempdir = before
 
 
 def _fits(folder: Path, below: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mlflow import MlflowClient
 
 from pipeline.config.schema import Settings
-from pipeline.tracking.mirror import Mirror
+from pipeline.tracking.mirror import SLOW_SECONDS, Mirror
 from pipeline.tracking.mlflow_run import MlflowRun, find_run, is_active
 from pipeline.tracking.mlflow_store import StoreUnavailable, experiment_id, explain, open_client
 from pipeline.tracking.unsent import RunPlace, UnsentRun, abandoned_run, store_name, unsent_folders
@@ -68,12 +68,15 @@ def mirror_of(delivery: Delivery, what: str) -> Mirror:
     return Mirror(delivery.send, what=what, explain=lambda error: explain(settings, error), interval=1.0)
 
 
-def send_unsent(settings: Settings, *, patience: float = 0.0) -> tuple[int, list[str]]:
+def send_unsent(
+    settings: Settings, *, patience: float = 0.0, slow: float = SLOW_SECONDS
+) -> tuple[int, list[str]]:
     """Send what ended processes have left in `mlflow-unsent`.
 
     Args:
         settings: name the store and the project.
         patience: seconds to wait for a store that is away.
+        slow: seconds to wait beyond them for calls that have begun, for each run.
 
     Returns:
         The number of runs that were sent, and the other stores that runs wait for.
@@ -93,7 +96,7 @@ def send_unsent(settings: Settings, *, patience: float = 0.0) -> tuple[int, list
                 run.journal.append({"status": "KILLED"})  # its process was, before it could say so
             delivery = Delivery(settings, run)
             mirror = mirror_of(delivery, "the work")
-            if not mirror.close(patience=patience):
+            if not mirror.close(patience=patience, slow=slow):
                 raise mirror.failure or StoreUnavailable("the MLflow store is too slow", where=name)
             run.remove()
             sent += 1

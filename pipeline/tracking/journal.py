@@ -1,7 +1,7 @@
 """Keep what is tracked in a file of JSON lines, the truth that MLflow mirrors.
 
 An event is a dict with "time" (milliseconds since 1970) and one kind of content: "metrics" with "step",
-"params", "artifact", "table", "dataset" or "status". A line that a kill cut short is passed over.
+"params", "artifact", "table", "dataset", "model" or "status". A line that a kill cut short is passed over.
 """
 
 from __future__ import annotations

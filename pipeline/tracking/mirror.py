@@ -12,6 +12,8 @@ from pipeline.runtime.secrets import hide_secrets
 
 _LONGEST_PAUSE = 30.0
 _CLOSING_PAUSE = 2.0
+SLOW_SECONDS = 30.0
+"""What a call to a store that answers slowly may take at the end."""
 
 
 class Mirror:
@@ -45,12 +47,15 @@ class Mirror:
         """Start the thread."""
         self._thread.start()
 
-    def close(self, finish: Callable[[], None] = lambda: None, *, patience: float) -> bool:
+    def close(
+        self, finish: Callable[[], None] = lambda: None, *, patience: float, slow: float = SLOW_SECONDS
+    ) -> bool:
         """Send what is left, then call `finish`, in the thread; wait for it.
 
         Args:
             finish: what is to be done when everything was sent; tried again like `send`.
             patience: seconds to wait for a store that is away.
+            slow: seconds to wait beyond them for calls that have begun.
 
         Returns:
             Whether everything was sent.
@@ -59,7 +64,7 @@ class Mirror:
         self._closing.set()
         if self._thread.ident is None:
             self._thread.start()
-        self._thread.join(patience + 1.0)  # it may hang in a call
+        self._thread.join(patience + slow)
         return self.complete
 
     def _run(self) -> None:

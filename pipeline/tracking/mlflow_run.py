@@ -13,6 +13,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 
 from pipeline.tracking.journal import milliseconds
+from pipeline.tracking.mlflow_model import send_model
 
 _MAX_METRICS = 1000  # MLflow's limits for one call
 _MAX_PARAMS = 100
@@ -102,6 +103,8 @@ class MlflowRun:
             dataset = Dataset(found["name"], found["digest"], "local", found["source"])
             used = DatasetInput(dataset, [InputTag("mlflow.data.context", found["context"])])
             self.client.log_inputs(self.run_id, [used])
+        elif "model" in event:
+            send_model(self.client, self.run_id, event["model"])
         elif event.get("status") == "RUNNING":
             self.client.update_run(self.run_id, status="RUNNING")
         elif "status" in event:

@@ -19,6 +19,7 @@ from pipeline.runtime.locks import locked
 from pipeline.tracking.tracker import own_store, sqlite_path, tracking_uri
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow when it is imported
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it prints passwords of the address
 
 import sqlalchemy
 from mlflow import MlflowClient
@@ -158,6 +159,8 @@ def explain(settings: Settings, error: BaseException) -> KilosegError:
     text = " ".join(str(error).split())
     where, found = tracking_uri(settings), _short(text)
     status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
+    if not isinstance(error, STORE_ERRORS):
+        return StoreUnavailable("tracking fails", where=where, found=f"{type(error).__name__}: {found}")
     if isinstance(error, ImportError):
         return KilosegError(
             "the driver of this database is not installed",
@@ -195,6 +198,12 @@ def explain(settings: Settings, error: BaseException) -> KilosegError:
 
 _CASES = (
     (
+        "must be in (the )?'?active'? state",
+        "the run was deleted in MLflow",
+        "restore it: mlflow runs restore --run-id ID; else the next command makes another one of it",
+        True,
+    ),
+    (
         "database is locked",
         "the MLflow store is locked by another program",
         "end the program that holds the database, or wait for it, and run the same command again",
@@ -207,7 +216,7 @@ _CASES = (
         True,
     ),
     (
-        "readonly database|permission denied|unable to open database|not a directory|read-only file",
+        "readonly database|read-only file|permission denied|unable to open|not a directory|file exists",
         "the MLflow store does not answer: its file cannot be opened",
         "make the file and its folder writable, or name another store in MLFLOW_TRACKING_URI",
         False,

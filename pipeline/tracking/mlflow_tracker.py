@@ -22,9 +22,10 @@ from pathlib import Path
 from pipeline.config.paths import bootstrapped_folder
 from pipeline.config.schema import Settings
 from pipeline.runtime.errors import KilosegError
+from pipeline.runtime.files import file_digest
 from pipeline.tracking.delivery import Delivery, create_run, existing_run, mirror_of, send_unsent
 from pipeline.tracking.environment import git_commit
-from pipeline.tracking.mirror import Mirror
+from pipeline.tracking.mirror import SLOW_SECONDS, Mirror
 from pipeline.tracking.mlflow_store import STORE_ERRORS, StoreUnavailable, explain, open_client
 from pipeline.tracking.unsent import RunPlace, UnsentRun, store_name, unsent_run
 
@@ -84,6 +85,39 @@ class MlflowTracker:
         }
         self._append({"dataset": dataset})
 
+    def log_model(
+        self,
+        settings: Settings,
+        path: Path,
+        metrics: Mapping[str, float | None],
+        *,
+        step: int,
+        params: Mapping[str, object],
+    ) -> None:
+        """Log a trained network as a model that points to its file, with the metrics that it earned.
+
+        Args:
+            settings: name the variant and the project.
+            path: of the checkpoint, which is not copied.
+            metrics: by name.
+            step: of the checkpoint.
+            params: what else to show beside it.
+        """
+        tags = {
+            "sha256": file_digest(path),
+            "path": _in_project(path, settings),
+            "git_commit": git_commit(settings.project),
+            "data_digest": _digest(bootstrapped_folder(settings) / "manifest.json"),
+        }
+        model = {
+            "name": settings.variant or "default",
+            "step": step,
+            "tags": tags,
+            "params": {key: str(value) for key, value in params.items()},
+            "metrics": {key: float(value) for key, value in metrics.items() if value is not None},
+        }
+        self._append({"model": model})
+
     def log_status(self, status: str) -> None:
         """Log that the run goes on (RUNNING) or how it ended."""
         self._append({"status": status})
@@ -140,20 +174,29 @@ def open_run(
             raise
         finally:
             tracker.log_status(status)
-            patience = _KILLED_PATIENCE_SECONDS if status == "KILLED" else PATIENCE_SECONDS
-            _close(settings, mirror, delivery, patience)
+            if status == "KILLED":
+                _close(settings, mirror, delivery, _KILLED_PATIENCE_SECONDS, slow=1.0)
+            else:
+                _close(settings, mirror, delivery, PATIENCE_SECONDS)
 
 
-def _close(settings: Settings, mirror: Mirror, delivery: Delivery, patience: float) -> None:
+def _close(
+    settings: Settings,
+    mirror: Mirror,
+    delivery: Delivery,
+    patience: float,
+    *,
+    slow: float = SLOW_SECONDS,
+) -> None:
     """Send the rest, and what earlier processes left; say what to do if that fails."""
     end = time.monotonic() + patience
-    arrived = mirror.close(patience=patience)
+    arrived = mirror.close(patience=patience, slow=slow)
     for text in delivery.refused:
         print(f"warning: MLflow does not take a part of what was logged: {text}", file=sys.stderr, flush=True)
     if arrived:
         delivery.run.remove()
         with contextlib.suppress(KilosegError):
-            send_unsent(settings, patience=max(end - time.monotonic(), 0.0))
+            send_unsent(settings, patience=max(end - time.monotonic(), 0.0), slow=slow)
         return
     print(
         f"warning: not everything reached MLflow; it waits in {delivery.run.folder.parent}. What sends it: "

@@ -152,10 +152,18 @@ class Resources:
     gpus: float
     concurrent: int
 
-    def runtime(self, settings: Settings) -> dict[str, object]:
-        """Return the runtime settings that keep a trial to its share, by dotted key."""
-        known = settings.runtime
-        threads = self.cpus if known.threads == "auto" else known.threads
+    def threads(self, settings: Settings) -> int:
+        """Return torch's threads in a trial with these settings."""
+        return self.cpus if settings.runtime.threads == "auto" else settings.runtime.threads
+
+    def runtime(self, settings: Settings, threads: int | None = None) -> dict[str, object]:
+        """Return the runtime settings of a trial, by dotted key, which keep it to its share.
+
+        Args:
+            settings: of the sweep.
+            threads: the sweep's number, where its first trials had another share.
+        """
+        known, threads = settings.runtime, threads or self.threads(settings)
         workers = max(0, self.cpus - 1) if known.num_workers == "auto" else known.num_workers
         device = known.device if self.gpus else "cpu"
         return {"runtime.threads": threads, "runtime.num_workers": workers, "runtime.device": device}

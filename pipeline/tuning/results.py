@@ -17,9 +17,11 @@ from ruamel.yaml.comments import CommentedMap
 
 from pipeline.config.load import load_settings
 from pipeline.config.renamed import RENAMED
+from pipeline.config.schema import OF_THE_MACHINE, Settings
+from pipeline.runtime.device import resolve_threads
 from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.files import csv_text, write_text
-from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord
+from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord, trial_settings
 
 
 def pareto_front(records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -106,16 +108,18 @@ def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     )
 
 
-def apply_values(path: Path, plan: SweepPlan, record: TrialRecord) -> str:
-    """Write the trial's values into the settings file and leave everything else in it unchanged.
+def apply_values(path: Path, plan: SweepPlan, record: TrialRecord, *, swept_only: bool = False) -> str:
+    """Write what makes `dvc repro` repeat the trial into the settings file, and leave all else unchanged.
 
-    A sweep of a variant changes that variant alone, so that `dvc repro` retrains nothing else. A sweep of
-    the plain settings changes those.
+    That are its values, what `tune.fixed` gave all trials, and on a CPU their number of threads. A sweep of a
+    variant changes that variant alone, so that `dvc repro` retrains nothing else. A sweep of the plain
+    settings changes those.
 
     Args:
         path: the settings file; comments, order and spacing stay.
         plan: the sweep's.
         record: the trial's.
+        swept_only: write its values alone.
 
     Returns:
         The changes as a unified diff; empty if the file has these values already.
@@ -136,7 +140,8 @@ def apply_values(path: Path, plan: SweepPlan, record: TrialRecord) -> str:
     tree = document if variant is None else document["variants"][variant]
     if tree is None:
         tree = document["variants"][variant] = CommentedMap()
-    for key, value in record.values.items():
+    others = {} if swept_only else _beside_values(load_settings(path, variant=variant), plan)
+    for key, value in (others | record.values).items():
         _set(tree, key, value)
     text = io.StringIO()
     yaml.dump(document, text)
@@ -148,11 +153,36 @@ def apply_values(path: Path, plan: SweepPlan, record: TrialRecord) -> str:
     finally:
         trial.unlink()
     if after != before:
-        write_text(path, after)
+        write_text(path.resolve(), after)  # a link stays
     lines = difflib.unified_diff(
         before.splitlines(), after.splitlines(), path.name, path.name, n=0, lineterm=""
     )
     return "\n".join(lines)
+
+
+def _beside_values(settings: Settings, plan: SweepPlan) -> dict[str, Any]:
+    """Return what all trials had and the settings lack, by dotted key."""
+    had, now = plan.base().flat(), settings.flat()
+    fixed = plan.settings["tune"]["fixed"]
+    found = {key: fixed[key] for key in fixed if key in had and had[key] != now.get(key)}
+    on_cpu = plan.memory_kind == "predicted"
+    if on_cpu and plan.threads not in (None, resolve_threads(settings.runtime.threads)):
+        found["runtime.threads"] = plan.threads
+    return found
+
+
+def other_settings(path: Path, plan: SweepPlan, record: TrialRecord) -> list[str]:
+    """Return in words what the settings file has other than the trial had: reasons for another number."""
+    had = trial_settings(plan, record.values)
+    now = load_settings(path, variant=plan.settings["variant"])
+    before, after = had.flat(), now.flat()
+    passed = ("data.root", "evaluate.examples", *OF_THE_MACHINE)
+    keys = [key for key in sorted({*before, *after}) if key not in passed]
+    return [
+        f"{key} {after.get(key)}, in the trial {before.get(key)}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
 
 
 def _set(tree: CommentedMap, key: str, value: Any) -> None:

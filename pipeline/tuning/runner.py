@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -58,6 +59,8 @@ def run_sweep(
     machines = connect(address)
     try:
         resources = allocate(plan, machines, max_concurrent=max_concurrent, gpus_per_trial=gpus_per_trial)
+        if plan.threads is None:
+            plan = replace(plan, threads=resources.threads(settings))
         with hold_sweep(sweep.folder), watch(sweep.folder) as watchdog:
             if (sweep.folder / "sweep.json").exists():
                 sweep.rewrite(plan)
@@ -130,7 +133,7 @@ def _fit(
     settings = plan.base()
     scheduler = build_scheduler(sweep, plan) if plan.pruning else None
     trainable = tune.with_resources(
-        partial(_trial, folder=str(sweep.folder), runtime=resources.runtime(settings)),
+        partial(_trial, folder=str(sweep.folder), runtime=resources.runtime(settings, plan.threads)),
         {"cpu": resources.cpus, "gpu": resources.gpus},
     )
     tuner = tune.Tuner(

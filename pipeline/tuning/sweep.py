@@ -35,7 +35,7 @@ DONE = ("finished", "pruned", "infeasible", "failed")
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """Hold what a sweep runs. After the start only `trials` and `run_id` change.
+    """Hold what a sweep runs. After the start only `trials`, `run_id` and, once, `threads` change.
 
     Attributes:
         name: of the sweep.
@@ -49,6 +49,8 @@ class SweepPlan:
         reduction_factor: ASHA continues one in so many trials at each rung.
         memory_budget_gib: trials predicted to need more are not trained; None: no limit.
         run_id: the parent run in MLflow.
+        threads: of torch in every trial, fixed at the start: another number rounds sums otherwise, and after
+            some hundred steps gives another network. None in a sweep of before it was kept.
     """
 
     name: str
@@ -62,6 +64,7 @@ class SweepPlan:
     reduction_factor: int
     memory_budget_gib: float | None = None
     run_id: str | None = None
+    threads: int | None = None
 
     def base(self) -> Settings:
         """Return the settings that trials start from."""

@@ -29,14 +29,16 @@ NAMES = [
     "separation_loss",
 ]
 
-# A program that copied the folder as `segloss`: nothing else of ours can be imported, nor what networks need.
+# A program that copied the folder as `segloss`: nothing else of ours can be imported, nor what
+# networks and compiled losses need.
 PROGRAM = (
     """
 import sys
 
 class Refuse:
     def find_spec(self, name, *_):
-        if name.partition(".")[0] in {"models", "pipeline", "stages", "timm", "torchvision", "safetensors"}:
+        refused = {"models", "pipeline", "stages", "timm", "torchvision", "safetensors", "numba"}
+        if name.partition(".")[0] in refused:
             raise ModuleNotFoundError(f"{name} is refused here", name=name)
 
 sys.meta_path.insert(0, Refuse())

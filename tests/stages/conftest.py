@@ -37,7 +37,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory, bootstrapped_project: Path, 
             shutil.copy(source, project)
     shutil.copy(empty_store, project / "mlflow.db")
     params = yaml.safe_load((bootstrapped_project / "params.yaml").read_text())
-    params["data"]["root"] = str(bootstrapped_project / "data" / "tiny")
+    params["data"]["root"] = os.path.relpath(bootstrapped_project / "data" / "tiny", project)
     params["variants"] = {name: params["variants"][name] for name in VARIANTS}
     defaults = yaml.safe_load((ROOT / "params.yaml").read_text())
     for section, values in defaults.items():  # dvc wants every section that a stage declares

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -109,3 +110,23 @@ def test_a_trained_variant_can_be_judged_on_any_split(
     assert json.loads(capfd.readouterr().out)["miou"] == written["miou"]
     assert pipeline_here("evaluate", "exact", "--split", "test") == 2
     assert "train, holdout, val" in capfd.readouterr().err
+
+
+@pytest.mark.process
+@pytest.mark.training
+@pytest.mark.slow
+def test_an_experiment_in_dvcs_temporary_copy_tracks_in_the_project(chain: Path) -> None:
+    """With a relative data.root outside the project, which the copy of DVC does not have."""
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "add", "--all"], cwd=chain, check=True)
+    subprocess.run(["git", *identity, "commit", "--quiet", "--message", "all"], cwd=chain, check=True)
+    client = MlflowClient(f"sqlite:///{chain / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("kiloseg")
+    before = {run.info.run_id for run in client.search_runs([experiment.experiment_id])}
+    settings = ("-S", "train.steps=2", "-S", "train.validate_every=2")
+    result = dvc(chain, "exp", "run", "--temp", "--name", "short", "train@exact", *settings)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (new,) = [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_id not in before]
+    assert (new.info.status, new.data.params["train.steps"]) == ("FINISHED", "2")
+    assert new.data.tags["dvc_experiment"] == "short"
+    assert not (chain / "mlflow-unsent").exists()

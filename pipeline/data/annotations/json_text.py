@@ -26,12 +26,13 @@ class JsonText:
     """JSON text and the places of its parts.
 
     Args:
-        text: a whole file, or a part of one.
+        text: a whole file, or a part of one. A byte order mark, which some editors write, is passed over.
     """
 
     def __init__(self, text: Text) -> None:
-        self.text = text
-        self._replaced = False  # whether a copy was split, with other JSON in some places
+        self._skipped = len(codecs.BOM_UTF8) if text[:3] == codecs.BOM_UTF8 else 0
+        self.text = memoryview(text)[self._skipped :] if self._skipped else text
+        self.is_replaced = False  # whether a copy was split, with other JSON in some places
         self._base = 0  # memory address of what was split
 
     def split(self, kind: type[Parts]) -> Parts:
@@ -45,20 +46,20 @@ class JsonText:
         try:
             parts = msgspec.json.decode(text, type=kind)
         except msgspec.DecodeError:
-            text, self._replaced = _without_extensions(bytes(text)), True
+            text, self.is_replaced = _without_extensions(bytes(text)), True
             parts = msgspec.json.decode(text, type=kind)
         self._base = _address(text)
         return parts
 
     def place(self, part: Text) -> int:
-        """Return the first byte of a part, which `split` or decoding a part gave."""
-        return _address(part) - self._base
+        """Return the first byte of a part, which `split` or decoding a part gave, in the whole file."""
+        return _address(part) - self._base + self._skipped
 
     def original(self, part: Text) -> Text:
         """Return the text of a part, nothing in it replaced."""
-        if not self._replaced:
+        if not self.is_replaced:
             return part
-        start = self.place(part)
+        start = self.place(part) - self._skipped
         return memoryview(self.text)[start : start + len(part)]
 
 

@@ -6,6 +6,7 @@ The rows of annotations are decoded in pieces that worker processes share. Of ea
 
 from __future__ import annotations
 
+import codecs
 import json
 import mmap
 import os
@@ -191,6 +192,9 @@ def _finish(
 
 def _explain(path: Path, text: Text, error: Exception) -> DataError:
     """Name what is wrong with a file that does not split into rows."""
+    if bytes(text[:2]) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        found = f"{error}; it begins like UTF-16"
+        return DataError("unreadable annotation file", where=path, found=found, hint="save it as UTF-8")
     try:
         tree = json.loads(bytes(text).decode())
     except json.JSONDecodeError as malformed:

@@ -14,7 +14,7 @@ import msgspec
 from pipeline.data.annotations.json_text import REFUSALS, JsonText, Text, kind_of, parse
 from pipeline.runtime.errors import DataError
 
-RESTORE = "take the file from its source again"
+RESTORE = "take the file from its source again, or export it anew"
 
 Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Row = TypeVar("Row", bound=msgspec.Struct)
@@ -79,7 +79,10 @@ def decode_row(text: JsonText, part: Text, kind: type[Row], where: str, place: i
         place: of the row in the list.
     """
     try:
-        return _decoder(kind).decode(part)
+        decoded = _decoder(kind).decode(part)
+        if text.is_replaced and kind is not AnnotationRow:  # a name in it may have been changed for the split
+            return _first_fault(parse(text.original(part)), kind, where, place) or decoded
+        return decoded
     except REFUSALS:
         try:
             row = parse(text.original(part))
@@ -108,14 +111,27 @@ def _first_fault(row: Any, kind: type[msgspec.Struct], where: str, place: int) -
         value = row[field.name]
         if field.type is str and not isinstance(value, str):
             return _wrong(field.name, where, value, "a string")
+        if isinstance(value, str) and not is_unicode(value):
+            return _wrong(field.name, where, value, "text that can be written as UTF-8")
         if field.type == Integer:
             if type(value) is not int:  # a bool is none
                 return _wrong(field.name, where, value, "a whole number")
             if not -(2**63) <= value < 2**63:
-                return _wrong(field.name, where, value, "a whole number of at most 64 bits")
+                allowed = "a whole number of at most 64 bits with its sign, up to 9223372036854775807"
+                hint = "number images, annotations and categories from 1 on instead of by hashes"
+                return _wrong(field.name, where, value, allowed, hint)
         if field.name == "id" and rows in _NAMED_BY_ID:
             where = f"{file}: {_NAMED_BY_ID[rows]} {value}"
     return None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether text can be written as UTF-8; JSON's escapes can spell halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def missing_key(key: str, where: str, row: dict[str, Any]) -> DataError:
@@ -124,8 +140,8 @@ def missing_key(key: str, where: str, row: dict[str, Any]) -> DataError:
     return DataError(f"the key {key!r} is missing", where=where, found=found, hint=RESTORE)
 
 
-def _wrong(key: str, where: str, value: object, allowed: str) -> DataError:
-    found = repr(value) if isinstance(value, str | float | bool | None) else kind_of(value)
-    return DataError(
-        f"the key {key!r} has a wrong value", where=where, found=found, allowed=allowed, hint=RESTORE
-    )
+def _wrong(key: str, where: str, value: object, allowed: str, hint: str = RESTORE) -> DataError:
+    found = ascii(value) if isinstance(value, str | int | float | bool | None) else kind_of(value)
+    found = found if len(found) <= 80 else f"{found[:77]}..."
+    what = f"the key {key!r} has a wrong value"
+    return DataError(what, where=where, found=found, allowed=allowed, hint=hint)

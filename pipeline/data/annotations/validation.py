@@ -231,14 +231,14 @@ def _file_of_url(url: str, where: str) -> str | DataError:
 
 def _file_in_folder(name: str, folder: str, where: str) -> str | DataError:
     """Return the path of a `file_name` that stays in its folder."""
-    path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+    path = PurePosixPath(name.lstrip("/"))
+    if not path.parts or ".." in path.parts or "\0" in name:
         return DataError(
             "a file_name that names no file in its folder",
             where=where,
             found=repr(name),
             allowed="for example 000000000139.jpg",
-            hint=RESTORE,
+            hint=f"write the path below {folder}/",
         )
     return f"{folder}/{path.as_posix()}"
 

@@ -15,6 +15,7 @@ path outside the dataset:
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,7 +36,7 @@ from pipeline.data.store.manifest import SPLITS, LeftOut, SplitCounts, describe,
 from pipeline.data.store.orientation import read_frame
 from pipeline.data.store.pixels import is_deep, rgb_pixels
 from pipeline.data.store.shards import ROWS_PER_BATCH, MaskRow, compress_mask, serialize_rows, write_shard
-from pipeline.runtime.errors import DataError
+from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.files import atomic_folder, write_json, write_text
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.workers import WorkerPool, ordered_map
@@ -77,14 +78,17 @@ def bootstrap(
     """
     options = options or BootstrapOptions()
     root, out = Path(root), Path(out)
+    _require_name(out)
     with atomic_folder(out, is_bootstrapped) as folder:
         dataset = open_layout(options.layout, root, options.keep_classes, pool, options.of_layout)
         splits = dataset.splits(options.holdout_fraction, options.holdout_seed)
         _check_presence(root, dataset, splits.images)
         copies = find_copies(root, splits.images) if options.check_images else []
+        _warn_of_copies(copies)
         left_out = list(splits.left_out)
         counts, shards = _draw_all(root, folder, dataset, splits.images, options, pool, left_out)
         _check_any_left(root, counts, left_out)
+        _warn_of_nothing(root, counts)
         label_space = _with_frequencies(dataset, counts)
         label_space.save(folder / "label_space.json")
         write_text(folder / "label_space.csv", label_space_table(label_space))
@@ -97,6 +101,18 @@ def bootstrap(
             folder / "manifest.json", describe(label_space, choices, dataset.paths, counts, shards, left_out)
         )
     return BootstrapResult(out, label_space, counts, left_out, copies)
+
+
+def _require_name(out: Path) -> None:
+    """Require an output that can be made beside its place and moved there whole."""
+    if out.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise UsageError(
+            "the output cannot be the current folder or one above it",
+            where=out,
+            found=out.resolve(),
+            allowed="a folder of its own, which is made whole and then takes the place of an older one",
+            hint="name a folder below, such as bootstrapped",
+        )
 
 
 def _draw_all(
@@ -126,6 +142,13 @@ def _draw_all(
             write_shard(folder / name, kept)
             shards[split].append({"file": name, "images": kept.number})
     return counts, shards
+
+
+def _warn_of_copies(copies: list[Copies]) -> None:
+    for kind in dict.fromkeys(one.kind for one in copies):
+        alike = [one for one in copies if one.kind == kind]
+        text = f"warning: {kind}: {len(alike)}, named in manifest.json; {alike[0].describe()}"
+        print(text, file=sys.stderr, flush=True)
 
 
 def _with_frequencies(dataset: Layout, counts: Mapping[str, SplitCounts]) -> LabelSpace:
@@ -277,6 +300,20 @@ def _check_presence(root: Path, dataset: Layout, images: Mapping[str, list[Image
             allowed=first.allowed,
             hint=first.hint,
         )
+
+
+def _warn_of_nothing(root: Path, counts: Mapping[str, SplitCounts]) -> None:
+    """Say what can be drawn but not learned, or not measured."""
+    seen = int((counts["train"].images[1:] > 0).sum())
+    if seen < 2:
+        text = (
+            "the train images show one class only: there is nothing to learn, since unlabeled pixels are no "
+        )
+        text += "class, and the metrics will be null; label the rest as a class of its own"
+        print(f"warning: {root}: {text}", file=sys.stderr, flush=True)
+    if not counts["val"].num_images:
+        text = "val has no image with a labeled pixel: its metrics will be null"
+        print(f"warning: {root}: {text}", file=sys.stderr, flush=True)
 
 
 def _check_any_left(root: Path, counts: Mapping[str, SplitCounts], left_out: list[LeftOut]) -> None:

@@ -18,7 +18,7 @@ from pipeline.data.bootstrap.rle import foreground_runs
 from pipeline.data.check.check import CheckResult, Report, check
 from pipeline.data.check.image import examine_image
 from pipeline.data.layouts.layout import DEFAULT_OPTIONS, LayoutOptions, Region, StoredMask
-from pipeline.data.layouts.opening import open_layout
+from pipeline.data.layouts.opening import layout_advice, open_layout
 from pipeline.data.layouts.paired import PairedLayout, annotated_size
 from pipeline.runtime.errors import DataError
 from pipeline.runtime.progress import Progress
@@ -42,10 +42,16 @@ def check_layout(
         DataError: there is no such folder.
         UsageError: an unknown layout.
     """
-    if layout == "coco_lvis" or not root.is_dir():
+    advice = layout_advice(layout, root)
+    if layout == "coco_lvis" and root.is_dir() and not advice:
         return check(root, num_workers=num_workers)
     result = CheckResult(root)
     report = Report(result)
+    if layout == "coco_lvis" and advice:  # instead of its four files one by one
+        report.problem(".", DataError("no annotations of LVIS and COCO-Stuff here", where=root, hint=advice))
+        return result
+    if not root.is_dir():
+        open_layout(layout, root, options=options)  # says so
     try:
         dataset = open_layout(layout, root, options=options)
         tasks = list(_tasks(dataset, root, report))

@@ -147,6 +147,17 @@ class LabelSpace:
             matches = [entry.class_id for entry in self.classes if entry.name == key]
         else:
             matches = [key] if not isinstance(key, bool) and 1 <= key <= self.num_classes else []
+            named = [entry for entry in self.classes if entry.name == str(key) and entry.class_id != key]
+            if named:
+                raise UsageError(
+                    "a number that is the name of one class and could be the id of another",
+                    where="data.keep_classes",
+                    found=f"{key}: class {named[0].class_id} is named so"
+                    + (f"; class {key} is {self.classes[key - 1].name!r}" if matches else ""),
+                    allowed="names, or class ids that are nobody's name",
+                    hint=f'in params.yaml write the name in quotes: "{key}"; on the command line --keep '
+                    f"'\"{key}\"'; or name the other class by its name",
+                )
         if len(matches) == 1:
             return matches[0]
         close = difflib.get_close_matches(str(key), self.names, n=3)

@@ -132,6 +132,8 @@ class ClassMask:
 
 LARGEST = 65_535
 """The largest pixel value of a 16-bit mask."""
+BAND = 2**24
+"""Pixels of a mask that are counted at once."""
 
 
 def scaled_values(present: Sequence[int], listed: Container[int]) -> str:
@@ -151,6 +153,15 @@ def scaled_values(present: Sequence[int], listed: Container[int]) -> str:
             "export the class numbers themselves; or: "
         )
     return ""
+
+
+def _counts(values: np.ndarray) -> np.ndarray:
+    """Count the pixels of each value, in bands of rows, since counting copies them to 64 bits."""
+    counts = np.zeros(int(values.max(initial=0)) + 1, np.int64)
+    rows = max(1, BAND // max(values.shape[1], 1))
+    for first in range(0, len(values), rows):
+        counts += np.bincount(values[first : first + rows].ravel(), minlength=len(counts))
+    return counts
 
 
 @dataclass(frozen=True)
@@ -203,7 +214,7 @@ class StoredMask:
                 allowed=f"{width} x {height}",
                 hint="export it at the image's size, without resampling",
             )
-        counts = np.bincount(values.ravel(), minlength=1)
+        counts = _counts(values)
         table = np.zeros(len(counts), np.uint16)
         present = np.flatnonzero(counts).tolist()
         for value in present:

@@ -135,7 +135,7 @@ def _gray(opened: Image.Image, path: Path) -> np.ndarray:
     values = 255 - values if inverted else values
     if signed:
         return values.astype(np.uint8).view(np.int8).astype(np.int32)
-    return values // SPREAD.get(bits, 1)
+    return values // SPREAD[bits] if bits in SPREAD else values
 
 
 def _bits(opened: Image.Image, path: Path) -> int:

@@ -144,11 +144,11 @@ def read_names(path: Path, *, hint: str) -> list[str]:
         DataError: no such file, or nothing in it.
     """
     try:
-        names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         what = "unreadable split list" if path.is_file() else "missing split list"
         raise DataError(what, where=path, found=error, hint=hint) from error
-    return names
+    return [line.split()[0] for line in lines if line.strip()]
 
 
 def first_folder(root: Path, candidates: Iterable[str], needed: str, missing: DataError) -> Path:

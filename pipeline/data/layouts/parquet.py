@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.labels.label_space import LabelSpace
+from pipeline.data.layouts.class_lists import read_classes, read_id2label
 from pipeline.data.layouts.layout import StoredMask
 from pipeline.data.layouts.paired import Pair, PairedLayout
-from pipeline.data.layouts.png_masks import SOURCE, label_space_of, read_classes
+from pipeline.data.layouts.png_masks import SOURCE, label_space_of
 from pipeline.data.store.listing import list_files
 from pipeline.runtime.errors import DataError
 from pipeline.runtime.files import atomic_folder, write_json
@@ -81,14 +82,7 @@ def _classes(root: Path) -> tuple[Path, LabelSpace]:
     if not path.is_file():
         rows, _ = read_classes(root / "classes.csv")
         return root / "classes.csv", label_space_of(rows)
-    try:
-        names = {
-            int(value): str(name) for value, name in json.loads(path.read_text(encoding="utf-8")).items()
-        }
-    except (ValueError, AttributeError) as error:
-        allowed = 'a JSON object of values and names: {"0": "wall"}'
-        raise DataError("a damaged list of classes", where=path, found=error, allowed=allowed) from error
-    return path, label_space_of(sorted({255: "", **names}.items()))
+    return path, label_space_of(sorted({255: "", **dict(read_id2label(path))}.items()))
 
 
 def _files(root: Path, split: str) -> list[Path]:

@@ -12,17 +12,16 @@ have no ids here: they are numbered by name, train first.
 
 from __future__ import annotations
 
-import csv
-import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from pipeline.data.labels.label_space import ClassEntry, LabelSpace
+from pipeline.data.layouts.class_lists import read_classes, read_labelmap
 from pipeline.data.layouts.coco import one_folder
 from pipeline.data.layouts.colors import color_values
 from pipeline.data.layouts.finding import plain
-from pipeline.data.layouts.layout import LARGEST, StoredMask
+from pipeline.data.layouts.layout import StoredMask
 from pipeline.data.layouts.paired import Pair, PairedLayout
 from pipeline.data.store.listing import list_files
 from pipeline.runtime.errors import DataError
@@ -31,7 +30,6 @@ SOURCE = "masks"
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LOSSY_ENDINGS = (".jpg", ".jpeg")
 MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", *LOSSY_ENDINGS)
-COLOR = re.compile(r"#?([0-9a-fA-F]{6})")
 
 
 def open_masks(root: Path, keep_classes: Sequence[str | int] | None = None) -> PairedLayout:
@@ -48,7 +46,7 @@ def open_masks(root: Path, keep_classes: Sequence[str | int] | None = None) -> P
     path = root / "annotations" / "classes.csv"
     if not path.exists() and path.with_name("labelmap.txt").exists():
         path = path.with_name("labelmap.txt")
-        rows, colors = _read_labelmap(path), True
+        rows, colors = read_labelmap(path), True
     else:
         rows, colors = read_classes(path)
     label_space = label_space_of(rows).subset(keep_classes)
@@ -120,45 +118,6 @@ def _one_mask(paths: list[Path], problems: list[DataError]) -> Path:
     return (lossless or paths)[0]
 
 
-def read_classes(path: Path) -> tuple[list[tuple[int, str]], bool]:
-    """Return values or colors (0xrrggbb) with their names, and whether they are colors.
-
-    Raises:
-        DataError: missing or damaged.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error) as error:
-        raise _problem(path, "no readable list of classes", error) from error
-    colors = bool(rows) and "color" in rows[0]
-    found = []
-    for line, row in enumerate(rows, start=2):
-        text, name = (row.get("color" if colors else "value") or "").strip(), (row.get("name") or "").strip()
-        if colors and (match := COLOR.fullmatch(text)):
-            found.append((int(match[1], 16), name))
-        elif not colors and text.isascii() and text.isdigit() and int(text) <= LARGEST:
-            found.append((int(text), name))
-        else:
-            raise _problem(path, "a damaged list of classes", f"line {line}: {row}")
-    return found, colors
-
-
-def _read_labelmap(path: Path) -> list[tuple[int, str]]:
-    """Colors and names of CVAT's `label:r,g,b:parts:actions`; its background is unlabeled."""
-    found = []
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not text.strip() or text.startswith("#"):
-            continue
-        name, _, rest = text.rpartition(":")[0].rpartition(":")[0].rpartition(":")
-        numbers = rest.split(",")
-        if len(numbers) != 3 or not all(number.isdigit() and int(number) < 256 for number in numbers):
-            raise _problem(path, "a damaged list of classes", f"line {line}: {text}")
-        red, green, blue = map(int, numbers)
-        found.append((red << 16 | green << 8 | blue, "" if name == "background" else name))
-    return found
-
-
 def label_space_of(rows: Sequence[tuple[int, str]]) -> LabelSpace:
     """Return the classes of values and names in their order; a value without a name is unlabeled."""
     named = [(value, name) for value, name in rows if name]
@@ -167,8 +126,3 @@ def label_space_of(rows: Sequence[tuple[int, str]]) -> LabelSpace:
         for class_id, (value, name) in enumerate(named, start=1)
     ]
     return LabelSpace(tuple(entries), {SOURCE: tuple(value for value, name in rows if not name)})
-
-
-def _problem(path: Path, what: str, found: object) -> DataError:
-    allowed = "a header value,name or color,name and one line a value (0 to 65,535) or color (#rrggbb)"
-    return DataError(what, where=path, found=found, allowed=allowed)

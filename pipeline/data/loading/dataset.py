@@ -55,7 +55,11 @@ class SegmentationDataset(Dataset[Sample]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         row = self._rows.row(index % len(self))
-        image = read_image(self.root / row.file, row.height, row.width)
+        try:
+            image = read_image(self.root / row.file, row.height, row.width)
+        except DataError:
+            require_root(self.root)
+            raise
         # class id -> train id; 0, unlabeled, becomes IGNORE_INDEX
         target = torch.from_numpy(self._rows.mask(row).astype(np.int64)) - 1
         sample = Sample(torch.from_numpy(image).permute(2, 0, 1).contiguous(), target, row.image_id)
@@ -73,10 +77,29 @@ class SegmentationDataset(Dataset[Sample]):
         """Return the ids of the images in the order of the split."""
         return list(self._rows.column("image_id"))
 
+    def files(self) -> list[str]:
+        """Return the images' paths relative to the root, in the order of the split."""
+        return list(self._rows.column("file"))
+
     def class_presence(self) -> Iterator[np.ndarray]:
         """Yield for each image the train ids in it, ascending; repeat-factor sampling counts them."""
         for class_ids in self._rows.column("class_ids"):
             yield np.asarray(class_ids, dtype=np.int64) - 1
+
+
+def require_root(root: Path) -> None:
+    """Require the folder with the images.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not root.is_dir():
+        raise DataError(
+            "no such dataset folder",
+            where=root,
+            allowed="the folder that the masks were made from",
+            hint="name it in data.root of params.yaml, or with --root",
+        )
 
 
 def read_image(path: Path, height: int, width: int) -> np.ndarray:

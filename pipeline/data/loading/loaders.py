@@ -18,6 +18,7 @@ from pipeline.data.loading.sampler import Draw, ShuffledBatches, sample_seed
 from pipeline.runtime.device import resolve_num_workers
 from pipeline.runtime.errors import DataError, KilosegError
 from pipeline.runtime.failures import explained, shared_memory_failed
+from pipeline.runtime.temporary import shorten_worker_sockets
 
 
 class Transform(Protocol):
@@ -130,6 +131,7 @@ class _Augmented(_Plain):
 def _fetch(
     samples: _Plain, batches: Iterable[list[Draw]], num_workers: int | Literal["auto"]
 ) -> Iterator[Batch]:
+    shorten_worker_sockets()
     loader = DataLoader(
         samples,
         batch_sampler=batches,

@@ -1,19 +1,25 @@
-"""Draw masks as pictures: 16-bit PNG files, class colors, overlays with class names."""
+"""Draw masks as pictures: 16-bit PNG files, overlays with class names."""
 
 from __future__ import annotations
 
-import colorsys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from pipeline.data.loading.batch import IGNORE_INDEX
-from pipeline.data.loading.dataset import SegmentationDataset, read_image
+from pipeline.data.loading.dataset import SegmentationDataset, read_image, require_root
+from pipeline.data.loading.lettering import Label, explain_strange, write_labels
+from pipeline.data.loading.palette import picture_colors
 from pipeline.data.store.manifest import SPLITS
 from pipeline.runtime.errors import UsageError
 from pipeline.runtime.files import atomic_path
 from pipeline.runtime.progress import Progress
+
+LEAST_SIDE = 640
+"""Pixels that the longer side of an overlay has at least."""
+ROWS = 256
+"""Of an image that are colored at once."""
 
 
 def export_masks(bootstrapped: Path, folder: Path, *, split: str | None = None) -> int:
@@ -39,13 +45,25 @@ def export_masks(bootstrapped: Path, folder: Path, *, split: str | None = None) 
     return total
 
 
+def list_images(bootstrapped: Path) -> Iterator[tuple[str, int, str]]:
+    """Yield split, image id and file of each image, in the order of splits and ids."""
+    for split in SPLITS:
+        dataset = SegmentationDataset(bootstrapped, bootstrapped, split)
+        for image_id, file in zip(dataset.image_ids(), dataset.files(), strict=True):
+            yield split, image_id, file
+
+
 def overlay(bootstrapped: Path, root: Path, image_id: int) -> Image.Image:
-    """Return the image with each class laid over it in its color and named near its middle.
+    """Return the image with each class laid over it in a color of its own and named near its middle.
+
+    Small images are enlarged, each pixel to a square, so that there is room for the names.
 
     Raises:
-        DataError: nothing bootstrapped, or an unreadable image.
+        DataError: nothing bootstrapped, no such dataset folder, or an unreadable image.
         UsageError: no split has the image.
     """
+    require_root(root)
+    listed: list[int] = []
     for split in SPLITS:
         dataset = SegmentationDataset(bootstrapped, root, split)
         ids = dataset.image_ids()
@@ -53,52 +71,44 @@ def overlay(bootstrapped: Path, root: Path, image_id: int) -> Image.Image:
             row, mask = dataset.row(ids.index(image_id)), dataset.class_mask(ids.index(image_id))
             names = {i: dataset.label_space.classes[i - 1].name for i in row.class_ids}
             return _lay_over(read_image(root / row.file, row.height, row.width), mask, names)
+        listed += ids[:2]
     raise UsageError(
         "no such image",
         where=bootstrapped,
         found=image_id,
-        allowed="an id of the splits; what was left out is named in manifest.json",
+        allowed=f"an id of the splits, such as {', '.join(map(str, listed[:3]))}; "
+        "what was left out is named in manifest.json",
+        hint=f"pipeline data show {bootstrapped} lists them",
     )
 
 
 def _lay_over(image: np.ndarray, mask: np.ndarray, names: dict[int, str]) -> Image.Image:
-    blended = image.astype(np.float32)
-    for class_id in names:
-        inside = mask == class_id
-        blended[inside] = 0.5 * blended[inside] + 0.5 * np.array(class_color(class_id))
-    picture = Image.fromarray(blended.astype(np.uint8))
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=max(11, image.shape[0] // 36))
-    for class_id, name in names.items():
-        rows, columns = np.nonzero(mask == class_id)
-        # the pixel nearest to the middle: it lies on the class even where the middle does not
-        middle = np.abs(rows - np.median(rows)) + np.abs(columns - np.median(columns))
-        nearest = int(middle.argmin())
-        draw.text(
-            (int(columns[nearest]), int(rows[nearest])),
-            f"{name} ({class_id})",
-            fill="white",
-            font=font,
-            anchor="mm",
-            stroke_width=2,
-            stroke_fill="black",
-        )
+    if max(mask.shape) < LEAST_SIDE:
+        factor = -(-LEAST_SIDE // max(mask.shape))
+        image, mask = (one.repeat(factor, 0).repeat(factor, 1) for one in (image, mask))
+    colors = picture_colors(names)
+    table = np.zeros((max(names) + 1, 3), np.uint16)
+    table[list(colors)] = list(colors.values())
+    blended = image.copy()
+    for first in range(0, len(mask), ROWS):
+        rows = slice(first, first + ROWS)
+        mixed = (image[rows] + table[mask[rows]]) // 2
+        np.copyto(blended[rows], mixed.astype(np.uint8), where=mask[rows][:, :, None] > 0)
+    picture = Image.fromarray(blended)
+    labels = [
+        Label(*_place(mask, class_id), f"{name} ({class_id})", f"class {class_id}")
+        for class_id, name in names.items()
+    ]
+    explain_strange(write_labels(picture, labels))
     return picture
 
 
-def class_color(class_id: int) -> tuple[int, int, int]:
-    """Return the (red, green, blue) of a class id 1..C in every picture, 8 bits each.
-
-    Hues follow the golden ratio, so neighboring ids look different; three lightnesses and two saturations.
-    """
-    train_id = class_id - 1
-    hue = (train_id * 0.6180339887498949) % 1.0
-    lightness, saturation = (0.42, 0.56, 0.70)[train_id % 3], (0.85, 0.55)[train_id // 3 % 2]
-    red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def colorize(train_ids: np.ndarray) -> np.ndarray:
-    """Color (H, W) train ids as (H, W, 3) uint8; unlabeled pixels are white."""
-    ids, inverse = np.unique(train_ids, return_inverse=True)
-    colors = [(255, 255, 255) if one == IGNORE_INDEX else class_color(int(one) + 1) for one in ids]
-    return np.array(colors, dtype=np.uint8)[inverse].reshape(*train_ids.shape, 3)
+def _place(mask: np.ndarray, class_id: int) -> tuple[int, int]:
+    """Return column and row of the class's pixel nearest to its middle, found on a coarser grid first."""
+    for step in (max(1, max(mask.shape) // LEAST_SIDE), 1):
+        rows, columns = np.nonzero(mask[step // 2 :: step, step // 2 :: step] == class_id)
+        if len(rows):
+            break
+    # it lies on the class even where the middle does not
+    nearest = int((np.abs(rows - np.median(rows)) + np.abs(columns - np.median(columns))).argmin())
+    return int(columns[nearest]) * step + step // 2, int(rows[nearest]) * step + step // 2

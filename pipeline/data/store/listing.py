@@ -20,7 +20,8 @@ def list_files(folder: Path, endings: Sequence[str] | None = None) -> list[Path]
         endings: lower-case suffixes such as ".png"; None for all files.
 
     Raises:
-        DataError: a name that is not UTF-8, or a folder that cannot be read.
+        DataError: a name that is not UTF-8.
+        OSError: a folder that cannot be read.
     """
     found = []
     for path in _walk(folder, set()):

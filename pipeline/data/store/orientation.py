@@ -110,11 +110,14 @@ def read_frame(opened: Image.Image) -> Frame:
 def _orientation(opened: Image.Image) -> int:
     from PIL import Image
 
-    exif = Image.Image.getexif(opened)  # the PNG plugin's own would decode the pixels
-    if ORIENTATION not in exif and opened.format == "PNG" and (behind := _exif_behind_pixels(opened)):
-        exif = Image.Exif()
-        exif.load(behind)
-    value = exif.get(ORIENTATION, 1)
+    try:
+        exif = Image.Image.getexif(opened)  # the PNG plugin's own would decode the pixels
+        if ORIENTATION not in exif and opened.format == "PNG" and (behind := _exif_behind_pixels(opened)):
+            exif = Image.Exif()
+            exif.load(behind)
+        value = exif.get(ORIENTATION, 1)
+    except Exception:  # damaged metadata, which viewers pass over too
+        return 1
     return value if value in TURNS else 1
 
 

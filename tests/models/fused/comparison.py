@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 
 from models import fused
 from models.embeddings import LossOptions
-from models.tiled.cross_entropy import ExactCrossEntropy
-from models.tiled.cross_entropy_of_maps import ExactCrossEntropyOfMaps
+from models.gradients import keep_gradients
+from models.tiled.cross_entropy import cross_entropy_of_rows
+from models.tiled.cross_entropy_of_maps import cross_entropy_of_maps
 from tests.interpreter import WHY_NOT
 
 HAS_GPU = torch.cuda.is_available()
@@ -71,11 +73,11 @@ def tiled_loss(
     pixels: torch.Tensor, classes: torch.Tensor, target: torch.Tensor, **options: Any
 ) -> torch.Tensor:
     """The implementation in plain torch, of rows or maps, even where the kernels apply."""
-    function = ExactCrossEntropyOfMaps if pixels.dim() == 4 else ExactCrossEntropy
-    rest = (None, LossOptions(**options), True)  # no class weights
+    of_all: dict[str, Any] = {"class_weights": None, "options": LossOptions(**options), "target": target}
     if pixels.dim() == 2:
-        return function.apply(pixels, classes, None, target, *rest)
-    return function.apply(pixels, classes, None, target, None, *rest)
+        return keep_gradients(functools.partial(cross_entropy_of_rows, **of_all), pixels, classes, None)
+    compute = functools.partial(cross_entropy_of_maps, pixels=None, **of_all)
+    return keep_gradients(compute, pixels, classes, None)
 
 
 def with_gradients(function: Any, *inputs: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:

@@ -27,6 +27,7 @@ def store(project: Path) -> str:
 def test_each_trial_is_another_point_of_the_grid_and_finished(swept: Path) -> None:
     records = Sweep(swept / "sweeps" / "grid").records()
     assert [record.outcome for record in records] == ["finished"] * 4
+    assert Sweep(swept / "sweeps" / "grid").plan.threads == 1
     assert {tuple(record.values.values()) for record in records} == {(4, 1), (4, 3), (4, 7), (8, 1)}
     with (swept / "sweeps" / "grid" / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -65,7 +65,7 @@ def test_a_class_only_predicted_lowers_miou_but_not_that_of_the_present_classes(
     assert (metrics.classes_present, metrics.classes_predicted) == (1, 2)
 
 
-MEANS = {"miou", "miou_present", "pixel_accuracy", "mean_accuracy"}
+MEANS = {"miou", "miou_present", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou"}
 
 
 def test_where_no_pixel_is_labeled_there_is_no_metric() -> None:

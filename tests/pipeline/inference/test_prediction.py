@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask
 
-from pipeline.data.loading.visualize import class_color
+from pipeline.data.loading.palette import class_color
 from pipeline.inference.prediction import Prediction, found_classes
 from pipeline.runtime.errors import KilosegError
 from tests.pipeline.inference.checkpoints import label_space

@@ -70,6 +70,22 @@ def test_a_folder_appears_whole_and_replaces_only_ours(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("present", [True, False])
+def test_a_folder_that_is_a_link_stays_one(tmp_path: Path, present: bool) -> None:
+    elsewhere = tmp_path / "other disk" / "masks"
+    if present:
+        elsewhere.mkdir(parents=True)
+    link = tmp_path / "bootstrapped"
+    link.symlink_to(elsewhere)
+    for content in ("first", "second"):
+        with atomic_folder(link, lambda folder: (folder / "file").is_file()) as folder:
+            (folder / "file").write_text(content)
+        assert link.is_symlink()
+        assert (elsewhere / "file").read_text() == content
+    assert list(elsewhere.parent.iterdir()) == [elsewhere]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bootstrapped", "other disk"]
+
+
 def test_of_two_writers_of_a_folder_the_second_is_refused(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "out", lambda _: True) as folder:
         (folder / "first").touch()

@@ -74,3 +74,4 @@ def test_a_trial_keeps_to_its_share_unless_the_settings_say_otherwise(project: P
         "runtime.device": "cpu",
     }
     assert Resources(4, 0.0, 2).runtime(settings)["runtime.threads"] == 1
+    assert Resources(4, 0.0, 2).runtime(auto, 3)["runtime.threads"] == 3  # as the sweep's first trials had

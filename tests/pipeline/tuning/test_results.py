@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import difflib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from pipeline.config.load import load_settings
+from pipeline.config.load import load_settings, with_overrides
+from pipeline.runtime.device import resolve_threads
 from pipeline.runtime.errors import DataError, UsageError
-from pipeline.tuning.results import apply_values, best_trial, pareto_front, ranked, results_csv, summary
-from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord
+from pipeline.tuning.results import (
+    apply_values,
+    best_trial,
+    other_settings,
+    pareto_front,
+    ranked,
+    results_csv,
+    summary,
+)
+from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord, trial_settings
 from tests.paths import ROOT
 
 
@@ -86,6 +96,32 @@ def test_applying_changes_the_swept_variant_and_no_other_line_of_our_own_params(
     untouched["data.root"] = str(tmp_path / "data" / "tiny")
     assert load_settings(path, variant="embedding").flat() == untouched
     assert apply_values(path, make_plan(), TrialRecord(0, values, "finished", 0.5)) == ""
+
+
+def test_what_all_trials_had_is_written_too_and_what_else_differs_is_told(tmp_path: Path) -> None:
+    """The number of threads and `tune.fixed`, without which the training is not the trial's."""
+    path = tmp_path / "params.yaml"
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tree["tune"]["fixed"] = {"train.validate_every": 110, "train.steps": 550}
+    path.write_text(yaml.safe_dump(tree))
+    fixed = with_overrides(load_settings(path, variant="essnet"), tree["tune"]["fixed"])
+    plan = replace(make_plan(), settings=fixed.model_dump(mode="json"), threads=resolve_threads("auto") + 1)
+    record = TrialRecord(0, {"loss.num_negatives": 15}, "finished", 0.5)
+    swept = path.read_text()
+    apply_values(path, plan, record, swept_only=True)
+    assert yaml.safe_load(path.read_text())["variants"]["essnet"]["loss"]["num_negatives"] == 15
+    assert other_settings(path, plan, record) == ["train.validate_every 275, in the trial 110"]
+    path.write_text(swept)
+    apply_values(path, plan, record)
+    written = yaml.safe_load(path.read_text())["variants"]["essnet"]
+    assert written["train"] == {"validate_every": 110}  # steps are those of the file already
+    assert written["runtime"] == {"threads": plan.threads}
+    assert other_settings(path, plan, record) == []
+    settings = load_settings(path, variant="essnet")
+    assert settings.flat() == trial_settings(plan, record.values).flat()
+    on_gpu = replace(plan, memory_kind="cuda_allocator", threads=3)
+    apply_values(path, on_gpu, record)
+    assert load_settings(path, variant="essnet").runtime.threads == plan.threads
 
 
 def test_a_sweep_of_the_plain_settings_changes_one_line_and_keeps_its_comment(tmp_path: Path) -> None:

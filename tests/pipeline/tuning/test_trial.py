@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings, with_overrides
+from pipeline.data.store.shards import MaskShards
 from pipeline.evaluation.outputs import evaluate_checkpoint
 from pipeline.runtime.errors import KilosegError
 from pipeline.runtime.files import write_json
@@ -157,6 +158,33 @@ def test_a_training_that_diverges_fails_with_its_reason(project: Path) -> None:
     assert record.outcome == "failed"
     assert "no longer finite" in str(record.error)
     assert reports[-1]["outcome"] == "failed"
+
+
+@pytest.mark.training
+def test_a_trial_whose_objective_is_null_fails_with_its_reason(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.evaluation import outputs
+
+    monkeypatch.setattr(outputs, "SegmentationDataset", without_images(outputs.SegmentationDataset))
+    write_json(sweep.trial_folder(0) / "predicted.json", 0.5)  # predicting takes seconds
+    reports = go(sweep)
+    record = sweep.record(0)
+    assert (record.outcome, record.score) == ("failed", None)
+    assert "val/miou" in str(record.error)
+    assert "null" in str(record.error)
+    assert reports[-1]["outcome"] == "failed"
+
+
+def without_images(kind: Any) -> Any:
+    """The dataset, with no image."""
+
+    def opened(*arguments: Any) -> Any:
+        dataset = kind(*arguments)
+        dataset._rows = MaskShards([], [])
+        return dataset
+
+    return opened
 
 
 def test_a_machine_without_the_shared_folder_says_so_and_makes_nothing(sweep: Sweep, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_file_without_one_of_its_lists_is_one_error(
     [
         ('{"images": [],\n "annotations": [}', "line 2, column 18"),
         ("", "line 1, column 1"),
-        ("\ufeff{}", "line 1, column 1"),
+        ("\ufeff{}", "no 'images'"),
         ("[]", "found:   a list"),
         ("[" * 100_000, "unreadable annotation file"),
     ],
@@ -103,6 +103,31 @@ def test_malformed_json_is_named_by_line_and_column(data: SmallDataset, text: st
     with pytest.raises(DataError) as caught:
         read_lvis(data.path(LVIS_TRAIN))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("category", ["cup", "\\ud800 with NaN"])
+def test_a_byte_order_mark_changes_nothing(data: SmallDataset, category: str) -> None:
+    data.files[LVIS_TRAIN]["info"] = {"note": category, "number": float("nan")}  # JSON that msgspec refuses
+    data.write()
+    plain = read_lvis(data.path(LVIS_TRAIN))
+    outlines = {image_id: segmentations(plain, image_id) for image_id in plain.by_image}
+    data.path(LVIS_TRAIN).write_bytes(b"\xef\xbb\xbf" + data.path(LVIS_TRAIN).read_bytes())
+    marked = read_lvis(data.path(LVIS_TRAIN))
+    assert marked.images == plain.images
+    assert {image_id: segmentations(marked, image_id) for image_id in marked.by_image} == outlines
+    data.path(LVIS_TRAIN).write_text("{}", encoding="utf-16")
+    with pytest.raises(DataError, match="begins like UTF-16"):
+        read_lvis(data.path(LVIS_TRAIN))
+
+
+def test_halves_of_surrogate_pairs_are_named(data: SmallDataset) -> None:
+    data.files[LVIS_TRAIN]["categories"][1]["name"] = "cup \ud83d"
+    data.write()
+    with pytest.raises(
+        DataError, match=r"key 'name' has a wrong (.|\n)*categories\[1\](.|\n)*ud83d"
+    ) as caught:
+        read_lvis(data.path(LVIS_TRAIN))
+    assert str(caught.value).isascii()
 
 
 def test_a_file_that_is_no_text_is_one_error(data: SmallDataset) -> None:

@@ -350,3 +350,27 @@ def test_single_whole_stuff_annotation_keeps_an_id_above_255(tmp_path: Path, out
     found = masks(out, root)
     assert (found[1] == 303).all()
     assert (found[2] == 255).all()  # 255 is a class like any other
+
+
+@pytest.mark.parametrize("out", [".", "..", "sub/.."])
+def test_the_current_folder_cannot_be_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    root = typical(tmp_path / "root").write()
+    (tmp_path / "here" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UsageError, match=r"current folder(.|\n)*found"):
+        bootstrap(root, Path(out))
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["sub"]
+
+
+def test_a_class_whose_name_is_a_number_is_kept_by_its_name_in_quotes(tmp_path: Path) -> None:
+    data = typical(tmp_path / "root")
+    for name in ("lvis_v1_train", "lvis_v1_val"):
+        data.files[name]["categories"][1]["name"] = "1"
+    arguments = ["bootstrap", str(data.write()), str(tmp_path / "out"), "--keep"]
+    refused = CliRunner().invoke(app, [*arguments, "1"])
+    assert isinstance(refused.exception, UsageError)
+    assert "class 2 is named so; class 1 is 'apple'" in str(refused.exception)
+    assert CliRunner().invoke(app, [*arguments, '"1"']).exit_code == 0
+    assert LabelSpace.load(tmp_path / "out" / "label_space.json").names == ["1"]

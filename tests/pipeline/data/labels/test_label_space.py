@@ -165,3 +165,17 @@ def test_a_damaged_file_is_one_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError) as caught:
         LabelSpace.load(path)
     assert caught.value.where == str(path)
+
+
+def test_a_number_that_names_one_class_and_is_the_id_of_another_is_refused() -> None:
+    names = ["10", "3", "x", "4"]
+    space = LabelSpace(
+        tuple(ClassEntry(i, name, "x", "f", {"x": (i,)}) for i, name in enumerate(names, start=1))
+    )
+    assert space.subset([1, 4]).names == ["10", "4"]  # 1 is nobody's name, 4 is its own
+    assert space.subset(["3", "10"]).names == ["10", "3"]
+    for key, words in ((3, "class 2 is named so; class 3 is 'x'"), (10, "class 1 is named so")):
+        with pytest.raises(UsageError) as caught:
+            space.subset([key])
+        assert words in str(caught.value)
+        assert f'"{key}"' in str(caught.value)

@@ -145,6 +145,8 @@ def rename(coco: Coco, name: str) -> None:
         "train2017/park/1.png",
         "images/train2017/park/1.png",
         "./park/1.png",
+        "/home/me/train2017/park/1.png",
+        "http://images/train2017/park/1.png",
         "park\\1.png",
         "C:\\set\\train2017\\park\\1.png",
         "PARK/1.PNG",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,9 @@ from typer.testing import CliRunner
 
 from pipeline.cli.data import app
 from pipeline.data.bootstrap.build import bootstrap
-from pipeline.data.loading.visualize import class_color, colorize, overlay
-from pipeline.runtime.errors import UsageError
+from pipeline.data.loading.palette import class_color, colorize, picture_colors
+from pipeline.data.loading.visualize import overlay
+from pipeline.runtime.errors import DataError, UsageError
 from tests.pipeline.data.small_dataset import (
     CUP,
     SmallDataset,
@@ -48,7 +48,10 @@ def test_the_commands_make_masks_to_look_at(data: SmallDataset, out: Path, tmp_p
     shown = runner.invoke(app, ["show", str(out), "92", "--root", str(root), "--save", str(picture)])
     assert shown.exit_code == 0, shown.output
     with Image.open(picture) as opened:
-        assert opened.size == (8, 8)
+        assert opened.size == (640, 640)  # enlarged, for the names
+    listed = runner.invoke(app, ["show", str(out)])
+    assert listed.output.split()[:3] == ["train", "1", "train2017/000000000001.jpg"]
+    assert sorted(int(line.split()[1]) for line in listed.output.splitlines()) == [1, 2, 3, 4, 92]
 
 
 def test_showing_an_unknown_image_is_refused(data: SmallDataset, out: Path) -> None:
@@ -65,15 +68,19 @@ def test_a_class_has_one_color_in_the_overlay_and_in_the_pictures_of_the_report(
     Image.new("RGB", (160, 120)).save(root / "train2017" / "000000000095.jpg", "PNG")  # exactly black
     bootstrap(root, out)
     shown = np.asarray(overlay(out, root, 95))
-    colored = colorize(np.array([[CUP - 1, -1]]))
+    colored = colorize(np.array([[CUP - 1, -1]]), picture_colors([CUP]))
     assert colored[0].tolist() == [list(class_color(CUP)), [255, 255, 255]]
-    for corner in ((0, 0), (0, 159), (59, 0)):  # far from the name
+    assert shown.shape == (480, 640, 3)  # four times as large
+    for corner in ((0, 0), (0, 639), (239, 0)):  # far from the name
         assert shown[corner].tolist() == [value // 2 for value in class_color(CUP)]
-    assert shown[119, 0].tolist() == [0, 0, 0]
+    assert shown[479, 0].tolist() == [0, 0, 0]
 
 
-def test_neighboring_classes_have_colors_of_their_own() -> None:
-    colors = [class_color(class_id) for class_id in range(1, 1_285)]
-    assert all(0 <= value <= 255 for color in colors for value in color)
-    assert all(first != second for first, second in pairwise(colors))
-    assert len(set(colors)) > 1_200
+def test_an_unknown_id_and_a_missing_folder_say_what_there_is(data: SmallDataset, out: Path) -> None:
+    bootstrap(data.write(), out)
+    with pytest.raises(UsageError, match=r"such as \d+, \d+(.|\n)*pipeline data show"):
+        overlay(out, data.root, 9)
+    with pytest.raises(DataError, match=r"no such dataset folder(.|\n)*--root"):
+        overlay(out, data.root / "elsewhere", 1)
+    refused = CliRunner().invoke(app, ["show", str(out), "1", "--root", str(data.root), "--save", "a.xyz"])
+    assert isinstance(refused.exception, UsageError)

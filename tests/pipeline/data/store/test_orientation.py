@@ -79,6 +79,27 @@ def test_an_exif_chunk_behind_the_pixels_of_a_png_counts(tmp_path: Path) -> None
     np.testing.assert_array_equal(read_image(tmp_path / "a.png", 6, 10), PIXELS)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_damaged_metadata_turn_nothing(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    more = {"lossless": True} if suffix == ".webp" else {}
+    for exif in (
+        b"Exif\0\0garbage",
+        b"Exif\0\0II*\0\xff\xff\xff\x7f",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01",
+    ):
+        Image.fromarray(PIXELS).save(path, exif=exif, **more)
+        with open_image(path) as opened:
+            assert read_frame(opened).orientation == 1
+        np.testing.assert_array_equal(read_picture(path), as_stored(path))
+
+
+def test_every_number_but_2_to_8_turns_nothing(tmp_path: Path) -> None:
+    for orientation in (0, 9, 65_535):
+        save(tmp_path / "a.png", orientation)
+        np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), PIXELS)
+
+
 def masks_root(root: Path, orientation: int, *, turned: bool) -> Masks:
     """Masks drawn on the picture as shown or as stored; the image of train 0 has the tag."""
     stored = Masks(root)
