@@ -9,6 +9,8 @@ the same to it (`grid`).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -132,10 +134,8 @@ def _parts(
     # 1. Cut rows and columns of cells, and count the labeled pixels of every block between the cuts.
     rows, columns = grid.blocks(len(target), max_corners, fewest)
     row_edges, column_edges = grid.arrays[0][rows], grid.arrays[1][columns]
-    sums = labeled.numpy().cumsum(axis=1, dtype=np.int32)
-    sums = np.pad(sums, ((0, 0), (1, 0), (0, 0)))[:, row_edges]  # (N, R+1, W)
-    sums = np.diff(sums, axis=1).cumsum(axis=2)
-    labeled_of_blocks = np.diff(np.pad(sums, ((0, 0), (0, 0), (1, 0)))[:, :, column_edges], axis=2)
+    of_rows = _sums_between(labeled.numpy(), row_edges, axis=1)  # (N, R, W)
+    labeled_of_blocks = _sums_between(of_rows, column_edges, axis=2)
     # 2. Keep the blocks with enough of them.
     heights, widths = np.diff(rows) + 1, np.diff(columns) + 1
     worth = labeled_of_blocks >= _LABELED_PER_CORNER * heights[:, None] * widths  # (N, R, K)
@@ -147,3 +147,14 @@ def _parts(
         inside = slice(*row_edges[row : row + 2]), slice(*column_edges[column : column + 2])
         labeled[image, inside[0], inside[1]] = False
     return blocks, labeled.flatten().nonzero()[:, 0]
+
+
+def _sums_between(values: np.ndarray, edges: np.ndarray, axis: int) -> np.ndarray:
+    """Sum values along an axis from each edge to the next; zero where both are the same."""
+    filled = np.diff(edges) > 0
+    shape = list(values.shape)
+    shape[axis] = len(filled)
+    sums = np.zeros(shape, np.int32)
+    place: Any = (*(slice(None),) * axis, filled)
+    sums[place] = np.add.reduceat(values, edges[:-1][filled], axis=axis, dtype=np.int32)
+    return sums

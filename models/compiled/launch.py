@@ -56,12 +56,12 @@ def reason_against_numba() -> str | None:
         return "numba is not installed"
     try:
         with _LOCK:
-            importlib.import_module("numba")
+            numba: Any = importlib.import_module("numba")
     except Exception as error:  # built for another numpy or processor, say
         reason = f"numba cannot be imported: {error}"
         warnings.warn(f"{reason}; losses and searches on the CPU run without it, slower", stacklevel=2)
         return reason
-    return None
+    return "NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else None
 
 
 def kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
