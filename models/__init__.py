@@ -5,6 +5,7 @@ backbone is built, which needs timm. Imports are relative, so the folder works u
 it is the package `kiloseg`.
 """
 
+from .features import features_before
 from .heads import EmbeddingHead, SoftmaxHead
 from .losses import (
     EmbeddingCrossEntropy,
@@ -24,6 +25,7 @@ __all__ = [
     "SoftmaxHead",
     "build_segmenter",
     "exact_cross_entropy",
+    "features_before",
     "knn_cross_entropy",
     "nearest_classes",
     "predict_classes",
