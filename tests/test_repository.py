@@ -39,6 +39,7 @@ WINGS = {
     "models.compiled models.implementation models.nearest",
     "models.backbone": "",
     "models.decoders": "",
+    "models.features": "",
     "models.heads": "models.embeddings models.nearest",
     "models.segmenter": "models.embeddings models.backbone models.decoders models.heads",
     "pipeline.runtime": "",
