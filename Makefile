@@ -26,6 +26,8 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 repro: setup  ## run the whole pipeline on the embedded dataset
+	@git rev-parse --git-dir >/dev/null 2>&1 || \
+		{ echo "error: DVC works in a git repository: install git, and clone kiloseg or run git init in it" >&2; exit 2; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 
 test: lint  ## everything that must hold before a pull request: lint, types, all tests

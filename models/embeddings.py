@@ -118,6 +118,10 @@ def check_maps(pixel_embeddings: Tensor, class_embeddings: Tensor, target: Tenso
             f"pixel_embeddings has shape {tuple(pixel_embeddings.shape)} and target {tuple(target.shape)}; "
             "allowed are (N, D, h, w) and (N, H, W)"
         )
+    if target.dtype != torch.int64:
+        raise ValueError(
+            f"target has dtype {target.dtype}; expected is int64: target.long() converts whole numbers"
+        )
     no_rows = pixel_embeddings[:0].movedim(1, -1).flatten(0, 2)  # (0, D): D, dtype and device of the maps
     check_rows(no_rows, class_embeddings, target.flatten()[:0])
 

@@ -130,7 +130,7 @@ def ended(command: str) -> tuple[int, str]:
     with (
         contextlib.redirect_stderr(said),
         contextlib.redirect_stdout(io.StringIO()),
-        mock.patch("os.execv", return_value=None),  # `ui` would become MLflow's server
+        mock.patch("os.execve", return_value=None),  # `ui` would become MLflow's server
         mock.patch.dict(os.environ, environment, clear=True),
     ):
         try:

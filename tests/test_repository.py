@@ -181,6 +181,12 @@ def test_a_stage_declares_every_section_that_can_change_its_result(name: str) ->
     assert used <= declared
 
 
+def test_a_training_under_settings_of_before_comes_from_dvcs_cache() -> None:
+    """DVC keeps no run whose outputs persist or, metrics and plots aside, are not cached."""
+    for out in stages()["train"]["outs"]:
+        assert isinstance(out, str), f"{out}: going back to earlier settings would train again"
+
+
 @pytest.mark.parametrize("name", SECTIONS_READ)
 def test_a_stage_declares_all_code_that_it_reaches(name: str) -> None:
     """Transitively, functions' own imports included, so that no edit goes stale silently."""

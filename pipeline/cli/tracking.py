@@ -33,7 +33,8 @@ def ui(
         return
     store = sqlite_path(uri)
     if store is not None and not store.is_file():
-        raise KilosegError("no runs yet", where=store, hint="make some first: dvc repro")
+        hint = "make some first: dvc repro (after dvc pull, which brings none: dvc repro --force)"
+        raise KilosegError("no runs yet", where=store, hint=hint)
     typer.echo(f"MLflow UI on {hide_secrets(uri)} at http://{host}:{port} (Ctrl-C ends it)")
     if store is not None and own_store(settings):
         from pipeline.tracking.relocate import relocate_artifacts
