@@ -7,8 +7,8 @@ One table for one set of inputs: the candidates take turns, and the fastest turn
 products only, so they are in the tables of `--similarity cosine`. Extra memory is what was held beyond the
 inputs: CUDA's own peak, or on the CPU the allocator's events under torch.profiler (a run apart, not timed),
 or the resident memory's peak where those events would be too many. The last column is the time over a bound:
-on a GPU the least the hardware needs (`lower_bound`), on the CPU one exponential a logit (`loss_bound`). Torch
-and triton, or numba on the CPU, are all it needs.
+on a GPU the least the hardware needs (`lower_bound`), on the CPU one exponential a logit (`loss_bound`).
+Torch and triton, or numba on the CPU, are all it needs.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ GROUPS = {
         "separation_loss",
     ],
     "Nearest classes": ["nearest_classes", "predict_classes"],
+    "Networks of others": ["features_before"],
     "Heads": ["EmbeddingHead", "SoftmaxHead"],
     "Whole networks": ["SegmenterConfig", "build_segmenter", "Segmenter"],
 }
@@ -40,7 +41,7 @@ checkout the same package is called `models`.
     head = EmbeddingHead(in_channels=256, embedding_dim=16, num_classes=2000)
     loss = exact_cross_entropy(head(features), head.class_embeddings, target)
 
-`examples/` has two whole programs. Shapes: N images, P pixels, C classes, D channels of an embedding; h x w
+`examples/` has whole programs. Shapes: N images, P pixels, C classes, D channels of an embedding; h x w
 is the network's resolution, H x W the target's.
 """
 SECTIONS = ("Args", "Attributes", "Returns", "Raises")

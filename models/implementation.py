@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from . import compiled, fused
@@ -49,6 +50,19 @@ def implementation_for(
     if fused_knows and fused.supports(pixel_embeddings, class_embeddings):
         return "fused"
     return "compiled" if compiled.supports(pixel_embeddings, class_embeddings) else "tiled"
+
+
+def implementation_on(device: torch.device) -> Name:
+    """Return the name of the implementation that embeddings in float32 on this device get.
+
+    Raises:
+        ValueError: as `implementation_for`.
+    """
+    if forced := forced_implementation():
+        return forced
+    if device.type == "cuda":
+        return "fused" if fused.TRITON_INSTALLED else "tiled"
+    return "compiled" if device.type == "cpu" and compiled.reason_against_numba() is None else "tiled"
 
 
 def forced_implementation() -> Name | None:

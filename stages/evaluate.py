@@ -24,8 +24,8 @@ def main(variant: str) -> None:
         tracker.log_data(settings, "val", context="evaluation")
         metrics, checkpoint = evaluate_variant(settings)
         measured = {f"val/{name}": value for name, value in metrics.items() if value is not None}
-        tracker.log_metrics(measured, checkpoint.step)
-        params = {"num_classes": checkpoint.label_space.num_classes, "backbone": settings.model.backbone}
+        model = checkpoint.arguments
+        params = {"num_classes": model.num_classes, "backbone": model.backbone, "head": model.head}
         path = best_checkpoint_file(settings)
         tracker.log_model(settings, path, measured, step=checkpoint.step, params=params)
         tracker.log_table(results_folder(settings) / "per_class.csv", "per_class.json")

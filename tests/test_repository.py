@@ -39,6 +39,7 @@ WINGS = {
     "models.compiled models.implementation models.nearest",
     "models.backbone": "",
     "models.decoders": "",
+    "models.features": "",
     "models.heads": "models.embeddings models.nearest",
     "models.segmenter": "models.embeddings models.backbone models.decoders models.heads",
     "pipeline.runtime": "",
@@ -179,6 +180,12 @@ def test_a_stage_declares_every_section_that_can_change_its_result(name: str) ->
     source = (ROOT / "stages" / f"{name}.py").read_text(encoding="utf-8")
     used = set(re.findall(r"settings\.(\w+)", source)) & set(SECTIONS) - {"runtime", "tracking"}
     assert used <= declared
+
+
+def test_a_training_under_settings_of_before_comes_from_dvcs_cache() -> None:
+    """DVC keeps no run whose outputs persist or, metrics and plots aside, are not cached."""
+    for out in stages()["train"]["outs"]:
+        assert isinstance(out, str), f"{out}: going back to earlier settings would train again"
 
 
 @pytest.mark.parametrize("name", SECTIONS_READ)

@@ -47,8 +47,8 @@ def cross_entropy_of_rows(
     pixel_gradient = torch.zeros_like(pixel_embeddings) if needed.pixels else None
 
     def work(worker: int, lane: int, chosen: slice | Tensor) -> None:
-        scaled = pixel_embeddings[chosen].float() * side.scale
-        gradient = side.compare_rows(scaled, target[chosen], buffers[worker], lanes[lane])
+        scaled = (pixel_embeddings[chosen].float() * side.scale).contiguous()
+        gradient = side.compare_rows(scaled, target[chosen].contiguous(), buffers[worker], lanes[lane])
         if pixel_gradient is not None and gradient is not None:
             gradient.mul_(weight / options.temperature)
             pixel_gradient[chosen] = gradient.to(pixel_gradient.dtype)

@@ -90,7 +90,12 @@ def kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 def _compile(function: Callable[..., Any], signature: str) -> Callable[..., Any]:
     numba: Any = importlib.import_module("numba")
     # Sums may be reordered, so that they are vectorized; NaN and infinity keep their meaning.
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
+    options = {
+        "nogil": True,
+        "no_cfunc_wrapper": True,
+        "error_model": "numpy",
+        "fastmath": {"contract", "reassoc", "nsz", "arcp"},
+    }
     folder = cache_folder()
     if folder is None:
         return numba.njit(signature, **options)(function)

@@ -7,6 +7,7 @@ cell are interpolated from them, first down, to a row between the corners, then 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -29,11 +30,15 @@ _C1, _C2, _C3 = f32(0.6931471824645996), f32(0.24022647738456726), f32(0.0555033
 _C4, _C5, _C6 = f32(0.00961843878030777), f32(0.0013399001909419894), f32(0.00015353238268289715)
 _EXPONENT_BIAS, _MANTISSA_BITS = np.int32(127), np.int32(23)
 
-compiled = numba.njit(fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy", nogil=True)
+# Parts are called by kernels only: without wrappers for other callers they compile faster.
+_njit: Any = functools.partial(
+    numba.njit, error_model="numpy", nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
+compiled = _njit(fastmath={"contract", "reassoc", "nsz", "arcp"})
 """Compile a part: sums may be reordered, so that they are vectorized; NaN and infinity keep their meaning."""
 
 
-@numba.njit(fastmath={"contract", "nsz"}, error_model="numpy", nogil=True)
+@_njit(fastmath={"contract", "nsz"})
 def exp2(x: Any) -> Any:
     """Compute 2**x for x below 128, to one unit in the last place of float32; zero for x below -100."""
     whole = np.floor(x + HALF)
@@ -43,7 +48,7 @@ def exp2(x: Any) -> Any:
     return ZERO if x < _LOWEST else value * power
 
 
-@numba.njit(fastmath={"nnan", "nsz", "reassoc"}, error_model="numpy", nogil=True)
+@_njit(fastmath={"nnan", "nsz", "reassoc"})
 def largest(values: np.ndarray) -> Any:
     """Return the largest value; any number if one of them is NaN."""
     found = values[0]
@@ -52,7 +57,7 @@ def largest(values: np.ndarray) -> Any:
     return found
 
 
-@numba.njit(fastmath={"nnan", "nsz", "reassoc"}, error_model="numpy", nogil=True)
+@_njit(fastmath={"nnan", "nsz", "reassoc"})
 def smallest(values: np.ndarray) -> Any:
     """Return the smallest value; any number if one of them is NaN."""
     found = values[0]

@@ -187,13 +187,13 @@ class DistanceSide:
     def __init__(self, classes: Classes, options: LossOptions, needed: Needed) -> None:
         self._needed, self._temperature = needed, options.temperature
         self.scale = _LOG2E / options.temperature
-        self.table = classes.embeddings * self.scale
+        self.table = (classes.embeddings * self.scale).contiguous()
         self._numbers = self.table.numpy()
         self._norms = self.table.square().sum(dim=1)
         self._largest_norm = np.float32(self._norms.max())
         self._keys = (-2 * self.table).t()
         bias = torch.zeros(len(self.table)) if classes.bias is None else classes.bias * _LOG2E
-        self._bias, self._has_bias = bias.numpy(), bool(bias.any())
+        self._bias, self._has_bias = bias.contiguous().numpy(), bool(bias.any())
         weights = torch.ones(len(self.table)) if classes.weights is None else classes.weights
         self._factors = weights.contiguous().numpy()
 

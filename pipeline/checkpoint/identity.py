@@ -34,7 +34,7 @@ class Identity:
     """Hold what identifies a training.
 
     Attributes:
-        values: settings by dotted key, the digest of the data, and that of `model.weights`.
+        values: settings by dotted key, files by their digest, and the digest of the data.
         settings: every setting, to put a difference into words.
         label_space: the classes of the data.
     """
@@ -52,9 +52,9 @@ class Identity:
         """
         folder, flat = bootstrapped_folder(settings), settings.flat()
         values = _counted(flat) | {DATA: data_digest(folder)}
-        weights = settings.model.weights
-        if weights is not None and weights.is_file():  # a missing file is named when the network is built
-            values["model.weights"] = file_digest(weights)
+        for name, value in settings.model:
+            if isinstance(value, Path) and value.is_file():  # a missing file is named when it is needed
+                values[f"model.{name}"] = file_digest(value)
         return cls(values, flat, LabelSpace.load(folder / "label_space.json"))
 
     @cached_property

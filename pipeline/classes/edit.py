@@ -33,7 +33,7 @@ def remove_classes(checkpoint: Checkpoint, classes: Iterable[str | int]) -> Chec
         raise UsageError("no class would be left", found=f"{len(gone)} of {old.num_classes} removed")
     rows = torch.tensor(kept) - 1
     names = [entry.name for entry in old.classes if entry.class_id in gone]
-    return _with_tables(checkpoint, old.subset(kept), lambda _, table: table[rows], {"removed": names})
+    return _with_tables(checkpoint, old.of_ids(kept), lambda _, table: table[rows], {"removed": names})
 
 
 def rename_class(checkpoint: Checkpoint, old: str | int, new: str) -> Checkpoint:

@@ -186,6 +186,9 @@ def show(
     to: Annotated[
         Path | None, typer.Option("--save", "--to", help="File to write; by default <image_id>.png here.")
     ] = None,
+    scale: Annotated[
+        int | None, typer.Option(help="Enlarge by this factor; by default only small images are.", min=1)
+    ] = None,
 ) -> None:
     """Write a picture of one image with its classes laid over it; without IMAGE_ID, list the images."""
     from pipeline.config.load import load_settings
@@ -196,7 +199,7 @@ def show(
         for split, one, file in list_images(out):
             typer.echo(f"{split:8}{one:>14}  {file}")
         return
-    picture = overlay(out, root or load_settings().data.root, image_id)
+    picture = overlay(out, root or load_settings().data.root, image_id, scale=scale)
     to = to or Path(f"{image_id:012d}.png")
     with atomic_path(to) as temporary:
         picture.save(temporary, format=_picture_format(to))

@@ -26,6 +26,7 @@ from pipeline.doctor.software import (
     Finding,
     Status,
     check_gpu,
+    check_kernels,
     check_opencv,
     check_shared_memory,
     check_versions,
@@ -56,7 +57,13 @@ def examine(params: Path) -> list[Finding]:
     cuda = any(one.runtime.device.startswith("cuda") for one in settings)
     gpu = _Background(lambda: check_gpu(wanted=cuda), "gpu")
     store = _Background(lambda: [] if plain is None else _store(plain), "store")
-    findings = [*check_versions(), *check_opencv(), *check_shared_memory(settings), *findings]
+    findings = [
+        *check_versions(),
+        *check_opencv(),
+        *check_kernels(),
+        *check_shared_memory(settings),
+        *findings,
+    ]
     if plain is not None:
         findings += [*_data(plain), *_weights(settings)]
     findings += [*_repository(project), *_disk(project)]
@@ -65,6 +72,7 @@ def examine(params: Path) -> list[Finding]:
         "packages",
         "opencv",
         "gpu",
+        "kernels",
         "memory",
         "settings",
         "store",

@@ -36,6 +36,10 @@ NAMED = ("torch", "torchvision", "timm", "ray", "mlflow", "dvc")
 """Packages whose versions are shown; of the others only faults are."""
 
 
+KERNELS = ("tiled", "compiled", "fused")
+"""Names that KILOSEG_KERNELS may have, those of `models.implementation`, which would import torch."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """Report one check. `missing` stops the pipeline, `warning` may surprise, `ok` needs nothing."""
@@ -95,6 +99,22 @@ def check_opencv() -> list[Finding]:
         hint = "apt-get install libgl1 libglib2.0-0, or pip install opencv-python-headless in its place"
         return [Finding("opencv", "missing", f"OpenCV, which lvis imports, does not load: {error}", hint)]
     return [Finding("opencv", "ok", "loads (lvis imports it)")]
+
+
+def check_kernels() -> list[Finding]:
+    """Say which implementation of losses and search the CPU will use (`models.implementation`, by name)."""
+    forced = os.environ.get("KILOSEG_KERNELS", "")
+    if forced not in ("", *KERNELS):
+        text = f"KILOSEG_KERNELS is {forced!r}; allowed are {', '.join(KERNELS)}, or unset"
+        return [Finding("kernels", "missing", text, "unset KILOSEG_KERNELS")]
+    if forced:
+        return [Finding("kernels", "warning", f"KILOSEG_KERNELS forces losses and search to be {forced}")]
+    try:
+        text = f"losses and search on the CPU are compiled, by numba {importlib.metadata.version('numba')}"
+    except importlib.metadata.PackageNotFoundError:
+        text = "numba is not installed: losses and search on the CPU run in plain torch, several times slower"
+        return [Finding("kernels", "warning", text, "make setup")]
+    return [Finding("kernels", "ok", text)]
 
 
 def check_gpu(*, wanted: bool) -> list[Finding]:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from models.implementation import implementation_on
 from models.segmenter import Segmenter
 from pipeline.checkpoint.format import Checkpoint, load_checkpoint
 from pipeline.checkpoint.identity import Identity
@@ -181,7 +182,7 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
         "metrics": metrics,
         "settings": settings.flat(),
         "training": {**training, **curves},
-        "environment": collect_environment(settings, device, threads),
+        "environment": collect_environment(settings, device, threads, implementation_on),
         "num_classes": checkpoint.label_space.num_classes,
         "parameters": sum(parameter.numel() for parameter in segmenter.parameters()),
         "run_id": checkpoint.progress["run_id"],

@@ -214,10 +214,11 @@ class Predictor:
 def find_classes(label_space: LabelSpace, wanted: Iterable[str | int]) -> list[int]:
     """Return the class ids of names or class ids, ascending.
 
-    Case does not count, and blanks stand for underscores; a name that several classes bear means all.
+    Case does not count, and blanks stand for underscores; a name that several classes bear means all. Text of
+    digits means an id, or a name where no class has that id; in double quotes it is a name.
 
     Raises:
-        UsageError: an unknown class, with the nearest names; or none at all.
+        UsageError: an unknown class, with the nearest names; a number of two meanings; or none at all.
     """
     names: dict[str, list[int]] = {}
     for entry in label_space.classes:
@@ -225,10 +226,16 @@ def find_classes(label_space: LabelSpace, wanted: Iterable[str | int]) -> list[i
     found: set[int] = set()
     for key in wanted:
         number = int(key) if isinstance(key, int) or key.strip().isdecimal() else None
-        if not isinstance(key, int) and _plain(key) in names:
-            found.update(names[_plain(key)])
-        elif number is not None and 1 <= number <= label_space.num_classes:
+        name = _plain(str(key))
+        if len(name) > 1 and name[0] == name[-1] == '"':  # a name of digits
+            name = name[1:-1]
+        is_id = number is not None and 1 <= number <= label_space.num_classes
+        if number is not None and is_id:
+            if not isinstance(key, int):
+                label_space.require_clear(number, names.get(name, ()), "classes")
             found.add(number)
+        elif name in names:
+            found.update(names[name])
         else:
             close = difflib.get_close_matches(_plain(str(key)), list(names), n=3)
             shown = [label_space.classes[names[name][0] - 1].name for name in close]

@@ -8,19 +8,37 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.schema import Settings
+from pipeline.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
 
-def collect_environment(settings: Settings, device: torch.device, threads: int) -> dict[str, object]:
-    """Return versions, device, threads and the commit of the project."""
+def collect_environment(
+    settings: Settings, device: torch.device, threads: int, implementation: Callable[[torch.device], str]
+) -> dict[str, object]:
+    """Return versions, device, threads, what computes losses and search, and the commit of the project.
+
+    Args:
+        settings: whose project counts.
+        device: of the network.
+        threads: of torch.
+        implementation: that of losses and search on a device (`models.implementation`).
+
+    Raises:
+        UsageError: the environment asks for an implementation that there is not.
+    """
     import torch
 
+    try:
+        kernels = implementation(device)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", "timm", "numpy")},
@@ -28,6 +46,7 @@ def collect_environment(settings: Settings, device: torch.device, threads: int) 
         if device.type == "cuda"
         else platform.machine() + " CPU",
         "threads": threads,
+        "kernels": kernels,
         "git_commit": git_commit(settings.project),
     }
 

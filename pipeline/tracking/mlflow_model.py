@@ -24,7 +24,8 @@ def send_model(client: MlflowClient, run_id: str, fields: Mapping[str, Any]) -> 
     Args:
         client: of the store.
         run_id: of the run that trained it.
-        fields: "name", "step", "tags" (with the file's "sha256"), "params" and "metrics".
+        fields: "name", "step", "tags" (with the file's "sha256"), "params" and "metrics", which become those
+            of the model and of the run.
 
     Raises:
         MlflowException, RequestException, OSError: the store does not answer; call again later.

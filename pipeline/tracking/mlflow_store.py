@@ -250,5 +250,8 @@ def _is_no_address(uri: str, error: BaseException) -> bool:
 
 def _short(text: str) -> str:
     """Return the part of a library's message that says what happened."""
-    system = re.search(r"\[Errno -?\d+\] [^'\")]*", text)
-    return (system[0] if system else text[:300]).strip()
+    for pattern in (r"\[Errno -?\d+\] [^'\")]*", r"\([\w.]*Error\) [^\[(]*"):
+        found = re.search(pattern, text)
+        if found is not None:
+            return found[0].strip()
+    return text[:300].strip()

@@ -94,12 +94,12 @@ class MlflowTracker:
         step: int,
         params: Mapping[str, object],
     ) -> None:
-        """Log a trained network as a model that points to its file, with the metrics that it earned.
+        """Log a trained network as a model that points to its file.
 
         Args:
             settings: name the variant and the project.
             path: of the checkpoint, which is not copied.
-            metrics: by name.
+            metrics: what it earned, which become metrics of the model and of the run.
             step: of the checkpoint.
             params: what else to show beside it.
         """

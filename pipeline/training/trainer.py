@@ -19,6 +19,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from models.implementation import implementation_on
 from pipeline.checkpoint.format import Checkpoint, optimizer_tensors, restore_optimizer
 from pipeline.checkpoint.identity import Identity
 from pipeline.checkpoint.run_folder import RunFolder
@@ -87,7 +88,7 @@ def train(settings: Settings, tracker: Tracker, *, folder: Path | None = None) -
     into = RunFolder(folder or training_folder(settings))
     with into.locked(), numerics(settings.train, device):
         trainer = Trainer(settings, tracker, into, device, threads)
-        facts = collect_environment(settings, device, threads)
+        facts = collect_environment(settings, device, threads, implementation_on)
         tracker.log_params(settings.flat() | {f"environment.{name}": fact for name, fact in facts.items()})
         return trainer.run()
 

@@ -117,7 +117,10 @@ class MlflowSync:
         found = self._find(marks, TrialRun.known_id(folder))
         run_id = found or self._create_child(record, plan, marks)
         run = TrialRun(self.client, run_id, folder, resumed=found is not None)
-        send_params(self.client, run.run_id, trial_settings(plan, record.values).flat())
+        params = trial_settings(plan, record.values).flat()
+        if plan.threads is not None:
+            params["environment.threads"] = plan.threads
+        send_params(self.client, run.run_id, params)
         return run
 
     def _create_child(self, record: TrialRecord, plan: SweepPlan, marks: dict[str, str]) -> str:

@@ -13,6 +13,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from models.compiled import reason_against_numba
+
 if find_spec("triton") is not None and not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
     os.environ["TRITON_INTERPRET"] = "1"
     try:
@@ -27,6 +29,15 @@ def fused_kernels_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU the functions insist on the interpreter, which was prepared above."""
     if not torch.cuda.is_available() and find_spec("triton") is not None:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(params=["tiled", "compiled"])
+def each_implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Losses and searches of float32 on the CPU by each implementation; of float64 there is one only."""
+    if request.param == "compiled" and reason_against_numba() is not None:
+        pytest.skip("no numba here")
+    monkeypatch.setenv("KILOSEG_KERNELS", request.param)
+    return request.param
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ NAMES = [
     "SoftmaxHead",
     "build_segmenter",
     "exact_cross_entropy",
+    "features_before",
     "knn_cross_entropy",
     "nearest_classes",
     "predict_classes",

@@ -40,12 +40,14 @@ def test_it_finds_what_brute_force_finds(num_pixels, num_classes, dim, wanted, w
     assert all(len(set(row)) == k for row in found.tolist())
 
 
+@pytest.mark.usefixtures("each_implementation")
 def test_equally_near_classes_come_in_the_order_of_their_ids():
     classes = torch.tensor([[3.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     found = nearest_classes(torch.tensor([[1.0, 0.0]]), classes, 3)
     assert found.tolist() == [[1, 3, 4]]
 
 
+@pytest.mark.usefixtures("each_implementation")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_inputs_are_compared_in_float32_even_under_autocast(dtype):
     pixels = F.normalize(torch.randn(200, 16), dim=1).to(dtype)
@@ -69,5 +71,28 @@ def test_k_outside_the_classes_is_refused(k):
         nearest_classes(torch.randn(3, 4), torch.randn(5, 4), k)
 
 
+@pytest.mark.usefixtures("each_implementation")
 def test_no_pixels_have_no_neighbors():
     assert nearest_classes(torch.zeros(0, 4), torch.randn(5, 4), 2).shape == (0, 2)
+
+
+@pytest.mark.usefixtures("each_implementation")
+@pytest.mark.parametrize("similarity", ["distance", "cosine"])
+@pytest.mark.parametrize(("num_classes", "k"), [(1, 1), (130, 1), (1284, 1), (300, 8), (700, 64), (40, 40)])
+def test_in_float32_it_finds_classes_as_near_as_brute_force(num_classes, k, similarity):
+    generator = torch.Generator().manual_seed(num_classes)
+    pixels = F.normalize(torch.randn(333, 9, generator=generator), dim=1)
+    classes = F.normalize(torch.randn(num_classes, 9, generator=generator), dim=1)
+    found = nearest_classes(pixels, classes, k, similarity=similarity)
+    similarities = brute_force_similarities(pixels, classes, similarity)
+    expected = similarities.topk(k, dim=1).values
+    torch.testing.assert_close(similarities.gather(1, found), expected, rtol=0, atol=1e-5)
+    assert all(len(set(row)) == k for row in found.tolist())
+
+
+@pytest.mark.usefixtures("each_implementation")
+@pytest.mark.parametrize("k", [1, 3])
+def test_pixels_that_are_not_numbers_get_classes_that_exist(k):
+    found = nearest_classes(torch.full((4, 3), torch.nan), torch.randn(50, 3), k)
+    assert 0 <= found.min() <= found.max() < 50
+    assert all(len(set(row)) == k for row in found.tolist())

@@ -64,6 +64,26 @@ def test_it_is_the_argmax_of_upsampled_scores(
     torch.testing.assert_close(chosen, best, rtol=1e-9, atol=1e-9)  # the same but for ties
 
 
+@pytest.mark.usefixtures("each_implementation")
+@pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("similarity", ["distance", "dot"])
+@pytest.mark.parametrize("size", [(28, 20), (17, 13), (7, 5), (4, 3)])
+def test_in_float32_classes_are_as_good_as_the_best(
+    size: tuple[int, int], similarity: str, align: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 6, 7, 5, generator=generator)
+    weight = torch.randn(150, 6, generator=generator)
+    bias = torch.randn(150, generator=generator) if similarity == "dot" else None
+    found = predict_classes(features, weight, size, bias=bias, similarity=similarity, align_corners=align)
+    scores = scores_of(
+        features.double(), weight.double(), None if bias is None else bias.double(), size, similarity, align
+    )
+    chosen = scores.gather(1, found[:, None])[:, 0]
+    torch.testing.assert_close(chosen, scores.amax(dim=1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("each_implementation")
 def test_a_thousand_classes_in_float32_are_those_of_the_dense_way() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(1, 64, 12, 15, generator=generator)
@@ -73,6 +93,7 @@ def test_a_thousand_classes_in_float32_are_those_of_the_dense_way() -> None:
     assert (found == dense).float().mean() > 0.999
 
 
+@pytest.mark.usefixtures("each_implementation")
 def test_pixels_that_are_not_numbers_get_a_class_that_exists() -> None:
     features = torch.full((1, 4, 3, 3), torch.nan)
     found = predict_classes(features, torch.randn(70, 4), (12, 12), similarity="dot")

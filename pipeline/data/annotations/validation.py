@@ -32,6 +32,9 @@ from pipeline.runtime.errors import DataError
 MAX_SIDE = 65_500
 """Pixels; JPEG's limit. Beyond it pycocotools' 32-bit pixel numbers could overflow."""
 
+LONGEST_NAME = 255
+"""Bytes of a file's name, as file systems have it."""
+
 Rows = Mapping[str, Set[int]]
 """Places of rows by the list they are in: images, annotations, categories."""
 NOTHING: Rows = {}
@@ -218,11 +221,12 @@ def _file_of_url(url: str, where: str) -> str | DataError:
         parts = PurePosixPath(urlsplit(url).path).parts[-2:]
     except ValueError:
         parts = ()
-    if len(parts) != 2 or {"..", "/"} & set(parts) or "\0" in url:
+    too_long = any(len(part.encode("utf-8", "replace")) > LONGEST_NAME for part in parts)
+    if len(parts) != 2 or {"..", "/"} & set(parts) or "\0" in url or too_long:
         return DataError(
             "a coco_url that names no folder and file",
             where=where,
-            found=repr(url),
+            found=repr(url if len(url) <= 160 else f"{url[:157]}..."),
             allowed="for example http://images.cocodataset.org/val2017/000000000139.jpg",
             hint=RESTORE,
         )
@@ -232,11 +236,12 @@ def _file_of_url(url: str, where: str) -> str | DataError:
 def _file_in_folder(name: str, folder: str, where: str) -> str | DataError:
     """Return the path of a `file_name` that stays in its folder."""
     path = PurePosixPath(name.lstrip("/"))
-    if not path.parts or ".." in path.parts or "\0" in name:
+    too_long = any(len(part.encode("utf-8", "replace")) > LONGEST_NAME for part in path.parts)
+    if not path.parts or ".." in path.parts or "\0" in name or too_long:
         return DataError(
             "a file_name that names no file in its folder",
             where=where,
-            found=repr(name),
+            found=repr(name if len(name) <= 80 else f"{name[:77]}..."),
             allowed="for example 000000000139.jpg",
             hint=f"write the path below {folder}/",
         )

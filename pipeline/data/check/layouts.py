@@ -160,7 +160,15 @@ def _tasks(dataset: Any, root: Path, report: Report) -> Iterator[tuple[str, Task
         }
         report.copies(listed)
         return
-    images = dataset.splits(0, 0).images
+    divided = dataset.splits(0, 0)
+    images = divided.images
+    for left in divided.left_out:
+        report.note(
+            left.file, "an image that bootstrapping leaves out", f"image {left.image_id}: {left.reason}"
+        )
+    if not images["train"]:
+        hint = "annotate some of its images"
+        report.problem(".", DataError("no image to train on", where=root, hint=hint))
     report.copies(images)
     for split, entries in images.items():
         for entry in entries:

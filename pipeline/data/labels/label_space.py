@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,14 @@ class LabelSpace:
         """
         if keep is None:
             return self
-        wanted = {self._find(key) for key in keep}
+        return self.of_ids({self._find(key) for key in keep})
+
+    def of_ids(self, wanted: Collection[int]) -> LabelSpace:
+        """Return only the classes with these ids, as `subset` does.
+
+        Raises:
+            UsageError: none of them is there.
+        """
         kept = [entry for entry in self.classes if entry.class_id in wanted]
         unlabeled = {source: list(ids) for source, ids in self.unlabeled.items()}
         for entry in self.classes:
@@ -147,17 +154,10 @@ class LabelSpace:
             matches = [entry.class_id for entry in self.classes if entry.name == key]
         else:
             matches = [key] if not isinstance(key, bool) and 1 <= key <= self.num_classes else []
-            named = [entry for entry in self.classes if entry.name == str(key) and entry.class_id != key]
-            if named:
-                raise UsageError(
-                    "a number that is the name of one class and could be the id of another",
-                    where="data.keep_classes",
-                    found=f"{key}: class {named[0].class_id} is named so"
-                    + (f"; class {key} is {self.classes[key - 1].name!r}" if matches else ""),
-                    allowed="names, or class ids that are nobody's name",
-                    hint=f'in params.yaml write the name in quotes: "{key}"; on the command line --keep '
-                    f"'\"{key}\"'; or name the other class by its name",
-                )
+            named = [entry.class_id for entry in self.classes if entry.name == str(key)]
+            if matches:
+                self.require_clear(key, named, "data.keep_classes")
+            matches = matches or named
         if len(matches) == 1:
             return matches[0]
         close = difflib.get_close_matches(str(key), self.names, n=3)
@@ -169,6 +169,27 @@ class LabelSpace:
             allowed=f"class names, or class ids from 1 to {self.num_classes}",
             hint=hint if matches or close else "look them up in label_space.csv of the whole dataset",
         )
+
+    def require_clear(self, number: int, named: Sequence[int], where: str) -> None:
+        """Require that a number, which is a class's id, is not the name of another one.
+
+        Args:
+            number: of a class.
+            named: ids of the classes that are named so.
+            where: names the setting or option in the error.
+
+        Raises:
+            UsageError: it is.
+        """
+        if named and list(named) != [number]:
+            raise UsageError(
+                "a number that is one class's id and another one's name",
+                where=where,
+                found=f"{number}: class {named[0]} is named so; class {number} is named "
+                f"{self.classes[number - 1].name!r}",
+                hint=f'for the name, write quotes ("{number}" in params.yaml, \'"{number}"\' in a shell); '
+                "for the id, write the name of that class",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for JSON; `from_dict` is its inverse."""

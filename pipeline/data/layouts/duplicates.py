@@ -15,6 +15,8 @@ from pipeline.data.annotations.validation import ImageEntry
 from pipeline.runtime.files import file_digest
 
 PIECE = 4_096
+NAMED = 6
+"""Copies of one photograph that a message names."""
 
 
 class Copies(NamedTuple):
@@ -40,10 +42,12 @@ class Copies(NamedTuple):
 
     def describe(self) -> str:
         """Name the images."""
-        return ", ".join(
+        named = [
             f"{file} ({split}, image {image_id})"
             for split, image_id, file in zip(self.splits, self.image_ids, self.files, strict=True)
-        )
+        ]
+        more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+        return ", ".join(named[:NAMED]) + more
 
 
 def find_copies(root: Path, images: Mapping[str, Iterable[ImageEntry]]) -> list[Copies]:

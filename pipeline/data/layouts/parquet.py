@@ -80,9 +80,17 @@ def _classes(root: Path) -> tuple[Path, LabelSpace]:
     """Return the list of classes, and what it says."""
     path = root / "id2label.json"
     if not path.is_file():
-        rows, _ = read_classes(root / "classes.csv")
-        return root / "classes.csv", label_space_of(rows)
-    return path, label_space_of(sorted({255: "", **dict(read_id2label(path))}.items()))
+        rows, colors = read_classes(root / "classes.csv")
+        if colors:
+            raise DataError(
+                "a list of colors where values are wanted",
+                where=root / "classes.csv",
+                found="a header color,name",
+                allowed="a header value,name",
+                hint="list the numbers in the masks",
+            )
+        return root / "classes.csv", label_space_of(rows, root / "classes.csv")
+    return path, label_space_of(sorted({255: "", **dict(read_id2label(path))}.items()), path)
 
 
 def _files(root: Path, split: str) -> list[Path]:

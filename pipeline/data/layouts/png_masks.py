@@ -49,7 +49,7 @@ def open_masks(root: Path, keep_classes: Sequence[str | int] | None = None) -> P
         rows, colors = read_labelmap(path), True
     else:
         rows, colors = read_classes(path)
-    label_space = label_space_of(rows).subset(keep_classes)
+    label_space = label_space_of(rows, path).subset(keep_classes)
     class_ids = label_space.lookup(SOURCE)
     mask = partial(StoredMask, class_ids=class_ids, listed=f"annotations/{path.name}")
     if colors:
@@ -118,9 +118,20 @@ def _one_mask(paths: list[Path], problems: list[DataError]) -> Path:
     return (lossless or paths)[0]
 
 
-def label_space_of(rows: Sequence[tuple[int, str]]) -> LabelSpace:
-    """Return the classes of values and names in their order; a value without a name is unlabeled."""
+def label_space_of(rows: Sequence[tuple[int, str]], path: Path) -> LabelSpace:
+    """Return the classes of values and names in their order; a value without a name is unlabeled.
+
+    Raises:
+        DataError: no value has a name; `path` is where they should be.
+    """
     named = [(value, name) for value, name in rows if name]
+    if not named:
+        raise DataError(
+            "a list without a class",
+            where=path,
+            found=f"{len(rows)} values or colors, none of which has a name",
+            hint="name those that are classes",
+        )
     entries = [
         ClassEntry(class_id, name, SOURCE, "f", {SOURCE: (value,)})
         for class_id, (value, name) in enumerate(named, start=1)

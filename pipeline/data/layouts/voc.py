@@ -22,6 +22,7 @@ from pipeline.data.labels.published import published_classes
 from pipeline.data.layouts.layout import StoredMask
 from pipeline.data.layouts.mat_files import sbd_values
 from pipeline.data.layouts.paired import Pair, PairedLayout, count_remark, first_folder, read_names
+from pipeline.data.layouts.voc_palette import voc_values
 from pipeline.runtime.errors import DataError
 
 PUBLISHED = {"train": 1_464, "val": 1_449}
@@ -52,6 +53,7 @@ def open_voc(
     mask = partial(
         StoredMask,
         class_ids=class_ids,
+        values=voc_values,
         listed="VOC 2012: 0 to 20, and 255 for void",
         hint="take the published PNGs; 38, 75 and 113 are gray levels of their palette, not its indices",
     )

@@ -53,10 +53,14 @@ def list_images(bootstrapped: Path) -> Iterator[tuple[str, int, str]]:
             yield split, image_id, file
 
 
-def overlay(bootstrapped: Path, root: Path, image_id: int) -> Image.Image:
+def overlay(bootstrapped: Path, root: Path, image_id: int, *, scale: int | None = None) -> Image.Image:
     """Return the image with each class laid over it in a color of its own and named near its middle.
 
-    Small images are enlarged, each pixel to a square, so that there is room for the names.
+    Args:
+        bootstrapped: the folder made by `bootstrap`.
+        root: the dataset's folder with the images.
+        image_id: of the image.
+        scale: side of the square that each pixel becomes; None enlarges small images, to have room for names.
 
     Raises:
         DataError: nothing bootstrapped, no such dataset folder, or an unreadable image.
@@ -70,7 +74,8 @@ def overlay(bootstrapped: Path, root: Path, image_id: int) -> Image.Image:
         if image_id in ids:
             row, mask = dataset.row(ids.index(image_id)), dataset.class_mask(ids.index(image_id))
             names = {i: dataset.label_space.classes[i - 1].name for i in row.class_ids}
-            return _lay_over(read_image(root / row.file, row.height, row.width), mask, names)
+            image = read_image(root / row.file, row.height, row.width)
+            return _lay_over(image, mask, names, scale or max(1, -(-LEAST_SIDE // max(mask.shape))))
         listed += ids[:2]
     raise UsageError(
         "no such image",
@@ -82,10 +87,9 @@ def overlay(bootstrapped: Path, root: Path, image_id: int) -> Image.Image:
     )
 
 
-def _lay_over(image: np.ndarray, mask: np.ndarray, names: dict[int, str]) -> Image.Image:
-    if max(mask.shape) < LEAST_SIDE:
-        factor = -(-LEAST_SIDE // max(mask.shape))
-        image, mask = (one.repeat(factor, 0).repeat(factor, 1) for one in (image, mask))
+def _lay_over(image: np.ndarray, mask: np.ndarray, names: dict[int, str], scale: int) -> Image.Image:
+    if scale > 1:
+        image, mask = (one.repeat(scale, 0).repeat(scale, 1) for one in (image, mask))
     colors = picture_colors(names)
     table = np.zeros((max(names) + 1, 3), np.uint16)
     table[list(colors)] = list(colors.values())

@@ -35,7 +35,7 @@ def open_image(
     Raises:
         DataError: the file is missing, unreadable or too large, found on opening or in the block.
     """
-    from PIL import Image  # here, so that commands start without it
+    from PIL import Image, UnidentifiedImageError  # here, so that commands start without it
 
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, 4 * LARGEST)  # only raised, so threads may race
@@ -54,6 +54,8 @@ def open_image(
     except KilosegError:
         raise
     except Exception as error:  # Pillow raises nearly anything on damaged files
+        if isinstance(error, UnidentifiedImageError) and path.stat().st_size:
+            hint = f"{hint}; if other programs open it, convert it to PNG or JPEG"
         raise DataError(
             f"unreadable {kind}" if path.exists() else f"missing {kind}",
             where=where or path,

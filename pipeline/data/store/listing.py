@@ -33,9 +33,12 @@ def list_files(folder: Path, endings: Sequence[str] | None = None) -> list[Path]
 
 def visible(paths: Iterator[Path], folder: Path) -> list[Path]:
     """Return the paths of a folder, sorted, without those of hidden files and folders in it."""
-    return sorted(
-        path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    found = []
+    for path in paths:
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            require_utf8(path)
+            found.append(path)
+    return sorted(found)
 
 
 def require_utf8(path: Path) -> None:
@@ -50,6 +53,13 @@ def require_utf8(path: Path) -> None:
         ) from None
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; whoever opens it says so
+        return False
+
+
 def _walk(folder: Path, above: set[tuple[int, int]]) -> Iterator[Path]:
     """Yield the files below; a link to a folder above it is not entered, as it would never end."""
     status = folder.stat()
@@ -61,9 +71,10 @@ def _walk(folder: Path, above: set[tuple[int, int]]) -> Iterator[Path]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                folders.append(folder / entry.name)
+            path = folder / entry.name
+            if _is_folder(entry):
+                folders.append(path)
             else:
-                yield folder / entry.name
+                yield path
     for one in folders:
         yield from _walk(one, above | {here})

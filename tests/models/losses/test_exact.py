@@ -87,6 +87,7 @@ def test_a_second_derivative_is_refused():
         gradient.sum().backward()
 
 
+@pytest.mark.usefixtures("each_implementation")
 @pytest.mark.parametrize("work_bytes", [2**25, 3_000])
 def test_pixels_that_sit_on_classes_are_exact_and_have_finite_gradients(work_bytes):
     """A squared distance from a matrix product would be off by 1e-7 here, the logit by 0.01."""
@@ -101,6 +102,7 @@ def test_pixels_that_sit_on_classes_are_exact_and_have_finite_gradients(work_byt
         assert gradient.abs().max() < 1
 
 
+@pytest.mark.usefixtures("each_implementation")
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("temperature", [0.05, 0.012])
 def test_targets_that_are_the_least_likely_class_of_all(similarity: str, temperature: float) -> None:
@@ -116,6 +118,7 @@ def test_targets_that_are_the_least_likely_class_of_all(similarity: str, tempera
         torch.testing.assert_close(gradient.double(), of_dense, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("each_implementation")
 def test_very_cold_logits_neither_overflow_nor_vanish():
     pixels, classes, target = problem(40, 30, 6, torch.float64)
     for similarity in SIMILARITIES:

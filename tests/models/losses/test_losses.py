@@ -96,6 +96,7 @@ def test_ignored_pixels_take_no_part(name):
     assert torch.autograd.grad(loss, pixels)[0][~kept].count_nonzero() == 0
 
 
+@pytest.mark.usefixtures("each_implementation")
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("loss", [exact_cross_entropy, knn_cross_entropy, sampled_by_one_seed])
 def test_one_gradient_alone_is_the_same_as_among_both(loss, similarity):
@@ -109,6 +110,7 @@ def test_one_gradient_alone_is_the_same_as_among_both(loss, similarity):
         assert not loss(pixels, classes, target, similarity=similarity).requires_grad
 
 
+@pytest.mark.usefixtures("each_implementation")
 @pytest.mark.parametrize("name", ALL_CLASSES)
 def test_bfloat16_inputs_under_autocast_are_accumulated_in_float32(name):
     pixels, classes, target = problem(500, 100, 16)
@@ -126,6 +128,7 @@ def test_bfloat16_inputs_under_autocast_are_accumulated_in_float32(name):
         torch.testing.assert_close(gradient, wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
 
 
+@pytest.mark.usefixtures("each_implementation")
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("work_bytes", [2**25, 300])
 @pytest.mark.parametrize("loss", [exact_cross_entropy, knn_cross_entropy, sampled_by_one_seed])

@@ -69,6 +69,7 @@ def test_so_does_the_exact_loss_where_a_tile_spans_only_some_classes():
     assert extra_bytes(call) <= bound < 4 * num_pixels * num_classes
 
 
+@pytest.mark.usefixtures("each_implementation")
 def test_identical_classes_stay_within_the_buffer_too():
     """Every pair is then too near for a matrix product: the worst case of the careful path."""
     num_pixels, num_classes, dim, buffer = 400, 300, 16, 2**17
@@ -111,6 +112,7 @@ def test_separation_builds_no_matrix_of_classes(way):
     assert extra_bytes(call) <= 8 * 4 * 8 * 4_000 + 2**20 < 4 * 4_000**2 / 20
 
 
+@pytest.mark.usefixtures("each_implementation")
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
 @pytest.mark.parametrize("head", [EmbeddingHead(8, 4, 1500), SoftmaxHead(8, 1500)])
 def test_prediction_never_holds_pixels_times_classes(head, autocast):

@@ -136,6 +136,7 @@ def test_threads_change_nothing_but_rounding_and_the_same_number_not_even_that(s
         assert torch.equal(other, repeated)
 
 
+@pytest.mark.usefixtures("each_implementation")
 def test_maps_that_sit_on_classes_have_exact_losses_and_finite_gradients():
     """Whole squares of pixels are at distance zero from a class, their target's or another."""
     classes = F.normalize(torch.randn(30, 6), dim=1).requires_grad_()
@@ -159,6 +160,7 @@ def test_without_labels_it_is_zero_with_zero_gradients(similarity):
         assert gradient.count_nonzero() == 0
 
 
+@pytest.mark.usefixtures("each_implementation")
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_one_gradient_alone_is_the_same_as_among_both_and_bfloat16_stays_bfloat16(similarity):
     maps, classes, target = problem((1, 4, 6, 6), 4, 20, torch.float32, unlabeled=0.1)
@@ -182,6 +184,7 @@ def test_a_target_out_of_range_is_named():
         exact_cross_entropy(maps, classes, target)
 
 
+@pytest.mark.usefixtures("each_implementation")
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_it_holds_the_buffer_and_no_embeddings_at_full_resolution(similarity, threads, monkeypatch):
@@ -202,6 +205,7 @@ def test_it_holds_the_buffer_and_no_embeddings_at_full_resolution(similarity, th
     assert extra_bytes(call) <= 5 * inputs + buffer + 24 * pixels < 64 * pixels + buffer
 
 
+@pytest.mark.usefixtures("each_implementation")
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("factor", [4, 2.5])
 def test_embeddings_that_are_not_numbers_give_a_loss_that_is_none(similarity, factor):

@@ -54,6 +54,7 @@ def test_mlflow_has_one_parent_and_a_child_a_trial(swept: Path) -> None:
         assert (run.info.status, run.data.tags["outcome"]) == ("FINISHED", "finished")
         assert run.data.metrics["best/miou"] == record.score
         assert run.data.metrics["peak_memory_gib"] == record.memory_gib
+        assert run.data.params["environment.threads"] == "1"
         assert run.data.params["model.embedding_dim"] == str(record.values["model.embedding_dim"])
         assert steps_of(store(swept), run, "train/loss") == list(range(1, 9))
     best = max(run.data.metrics["best/miou"] for run in children)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from models.segmenter import Segmenter
+from pipeline.data.labels.label_space import ClassEntry, LabelSpace
 from pipeline.data.loading.batch import Batch
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.inference.locate import best_variant
@@ -109,6 +110,17 @@ def test_unknown_classes_are_answered_with_the_nearest_names() -> None:
             find_classes(classes, [wrong])
     with pytest.raises(UsageError, match="no class to search"):
         find_classes(classes, [])
+
+
+def test_numbers_that_are_names_are_told_from_ids() -> None:
+    names = ["2", "cat", "3", "2024"]
+    space = LabelSpace(tuple(ClassEntry(i, name, "x", "f", {"x": (i,)}) for i, name in enumerate(names, 1)))
+    assert find_classes(space, ["3"]) == [3]  # both name and id
+    assert find_classes(space, ["1", "2024"]) == [1, 4]
+    assert find_classes(space, ['"2"']) == [1]
+    assert find_classes(space, [2]) == [2]  # in Python a number is an id
+    with pytest.raises(UsageError, match="class 1 is named so; class 2 is named 'cat'"):
+        find_classes(space, ["2"])
 
 
 def test_confidence_has_the_temperature_of_the_loss() -> None:

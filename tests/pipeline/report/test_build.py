@@ -228,6 +228,28 @@ def test_every_variant_and_section_is_on_the_page(place: Place) -> None:
     assert [text for text, _ in page.rows["images_per_second"]] == ["12.3", "20"]
 
 
+def test_what_could_not_be_measured_is_a_dash(place: Place, tmp_path: Path) -> None:
+    nothing = dict.fromkeys(("miou", "miou_present", "pixel_accuracy", "mean_accuracy", "images_per_second"))
+    record = make_record("softmax", **nothing)
+    record["training"] |= {
+        "best_holdout_miou": None,
+        "validation_curve": [[200, None, None], [400, None, None]],
+    }
+    folder = place.write(record)
+    table = folder / "per_class.csv"
+    header, *lines = table.read_text().splitlines()
+    table.write_text(
+        "\n".join([header, *(",".join([*line.split(",")[:6], "", ""]) for line in lines)]) + "\n"
+    )
+    page = place.report()
+    assert [text for text, _ in page.rows["miou"]] == ["43.00 %", "–"]
+    assert [text for text, _ in page.rows["images_per_second"]] == ["12.3", "–"]
+    write_comparison(place.evaluations, ["softmax"], tmp_path / "comparison.csv")
+    with (tmp_path / "comparison.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["miou"], row["pixel_accuracy"]) == ("", "")
+
+
 def test_the_page_needs_nothing_from_outside(place: Place) -> None:
     page = place.report()
     assert "://" not in page.source

@@ -151,7 +151,10 @@ def test_a_file_that_is_no_database_and_a_schema_of_another_version_are_told(set
     ("text", "what"),
     [
         ("(sqlite3.OperationalError) database is locked", "locked by another program"),
-        ("(sqlite3.OperationalError) database or disk is full", "disk of the MLflow store is full"),
+        (
+            "(a flush) (sqlite3.OperationalError) database or disk is full [SQL: INSERT ...] (https)",
+            "disk of the MLflow store is full",
+        ),
         ("[Errno 28] No space left on device", "disk of the MLflow store is full"),
     ],
 )
@@ -159,6 +162,7 @@ def test_what_may_pass_by_itself_is_waited_for(settings: Settings, text: str, wh
     problem = explain(settings, MlflowException(text))
     assert isinstance(problem, StoreUnavailable)
     assert what in problem.what
+    assert len(str(problem.found)) < 70
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.tracking.tracker import sqlite_uri
 from pipeline.tuning.sweep import DONE, Sweep, read_journal
+from tests.command import pipeline_here
 from tests.pipeline.tracking.stores import Store, free_port
 from tests.pipeline.tuning.sweeping import (
     BIN,
@@ -138,6 +140,29 @@ def test_trials_that_are_behind_are_pruned_and_say_so(
     monkeypatch.chdir(interrupted_store)
     assert tune_here("best") == 0
     assert "held-out part" in capfd.readouterr().out
+
+
+def test_sync_sends_a_sweep_whose_store_was_away_until_its_end(
+    swept: Path,
+    empty_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(swept, project, symlinks=True)
+    shutil.copy(empty_store, project / "mlflow.db")
+    monkeypatch.chdir(project)
+    (project / "sweeps" / "grid" / ".unsent").touch()  # what the end of the sweep leaves
+    for said in ("sent: 1", "nothing waits"):
+        assert pipeline_here("sync") == 0
+        assert said in capfd.readouterr().out
+    store = sqlite_uri(project / "mlflow.db")
+    parents, children = runs(store, "grid")
+    assert [run.info.status for run in parents + children] == ["FINISHED"] * (1 + len(children))
+    assert len(children) >= 4
+    for run in children:
+        assert steps_of(store, run, "train/loss") == list(range(1, 9))
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium on PATH")

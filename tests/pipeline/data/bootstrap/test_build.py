@@ -371,6 +371,6 @@ def test_a_class_whose_name_is_a_number_is_kept_by_its_name_in_quotes(tmp_path: 
     arguments = ["bootstrap", str(data.write()), str(tmp_path / "out"), "--keep"]
     refused = CliRunner().invoke(app, [*arguments, "1"])
     assert isinstance(refused.exception, UsageError)
-    assert "class 2 is named so; class 1 is 'apple'" in str(refused.exception)
+    assert "class 2 is named so; class 1 is named 'apple'" in str(refused.exception)
     assert CliRunner().invoke(app, [*arguments, '"1"']).exit_code == 0
     assert LabelSpace.load(tmp_path / "out" / "label_space.json").names == ["1"]

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.bootstrap.options import BootstrapOptions
+from pipeline.data.check.layouts import check_layout
 from pipeline.data.labels.label_space import MAX_CLASSES, LabelSpace
 from pipeline.data.layouts.opening import open_layout
 from pipeline.data.loading.batch import IGNORE_INDEX
@@ -113,6 +114,16 @@ def climbing(coco: Coco) -> None:
     coco.write()
 
 
+def endless(coco: Coco) -> None:
+    coco.files["instances_val2017"]["images"][0]["file_name"] = "a" * 5_000
+    coco.write()
+
+
+def nothing_annotated(coco: Coco) -> None:
+    coco.files["instances_train2017"]["annotations"].clear()
+    coco.write()
+
+
 def no_name(coco: Coco) -> None:
     del coco.files["instances_val2017"]["images"][0]["file_name"]
     coco.write()
@@ -144,6 +155,8 @@ def two_folders(coco: Coco) -> None:
         (without("instances_val2017"), "no annotation file for val"),
         (second_file, "captions_train2017.json, instances_train2017.json"),
         (climbing, "a file_name that names no file in its folder"),
+        (endless, "a file_name that names no file in its folder"),
+        (nothing_annotated, "no image to train on"),
         (no_name, "the key 'file_name' is missing"),
         (other_categories, "category 20: 'kite' and absent"),
         (in_both, "a file of this name lies in train2017/"),
@@ -160,6 +173,10 @@ def test_a_broken_coco_layout_is_one_error(
         bootstrap(coco.root, tmp_path / "out", BootstrapOptions(layout="coco"))
     assert words in str(caught.value)
     assert not (tmp_path / "out").exists()
+    told = [
+        " ".join([fault.kind, fault.detail, fault.remedy]) for fault in check_layout(coco.root, "coco").faults
+    ]
+    assert any(words in text for text in told), told
 
 
 @pytest.mark.slow

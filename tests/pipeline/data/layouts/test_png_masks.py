@@ -132,6 +132,7 @@ def same_name_twice(stored: Masks) -> None:
         ),
         (lambda stored: stored.write_classes([("x", "grass")]), "a damaged list of classes"),
         (lambda stored: stored.write_classes([(3, "grass"), (3, "lawn")]), "classes.csv, lines 2 and 3"),
+        (lambda stored: stored.write_classes([(0, ""), (3, "")]), "a list without a class"),
         (lambda stored: stored.write_classes([(70_000, "grass")]), "a damaged list of classes"),
     ],
 )

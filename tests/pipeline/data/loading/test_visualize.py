@@ -49,6 +49,10 @@ def test_the_commands_make_masks_to_look_at(data: SmallDataset, out: Path, tmp_p
     assert shown.exit_code == 0, shown.output
     with Image.open(picture) as opened:
         assert opened.size == (640, 640)  # enlarged, for the names
+    same = [*("show", str(out), "92", "--root", str(root)), *("--save", str(picture), "--scale", "1")]
+    assert runner.invoke(app, same).exit_code == 0
+    with Image.open(picture) as opened:
+        assert opened.size == (8, 8)
     listed = runner.invoke(app, ["show", str(out)])
     assert listed.output.split()[:3] == ["train", "1", "train2017/000000000001.jpg"]
     assert sorted(int(line.split()[1]) for line in listed.output.splitlines()) == [1, 2, 3, 4, 92]

@@ -25,7 +25,8 @@ def test_links_to_folders_and_files_are_followed_and_circles_end(tmp_path: Path)
     (root / "sub" / "up").symlink_to(root)
     (tmp_path / "other" / "self").symlink_to(tmp_path / "other")
     (tmp_path / "link").symlink_to(root)
-    expected = ["b.png", "city/deep/c.png", "d.png", "sub/a.PNG"]
+    (root / "e.png").symlink_to("e.png")  # named when it is opened
+    expected = ["b.png", "city/deep/c.png", "d.png", "e.png", "sub/a.PNG"]
     for base in (root, tmp_path / "link"):
         assert [path.relative_to(base).as_posix() for path in list_files(base, [".png"])] == expected
 
