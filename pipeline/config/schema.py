@@ -65,6 +65,12 @@ class LossSettings(Section):
         0.2, description="least wanted distance between two class embeddings"
     )
     separation_weight: PositiveOrZero = 1.0
+    logit_adjustment: Annotated[float, Field(ge=0, le=10)] = Field(
+        0.0, description="adds so many times log of the class's pixel share to its logit, in training"
+    )
+    class_weights: Literal["effective_number"] | None = Field(
+        None, description="weights of the classes by the images that show them (null: all 1)"
+    )
     pixel_budget: Count | None = Field(
         None, description="labeled pixels of a step that the loss takes, drawn at random (null: all)"
     )
@@ -272,6 +278,17 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _long_tail_where_the_loss_has_it(self) -> Settings:
+        distances = self.model.head == "embedding" and self.loss.similarity == "distance"
+        if self.loss.logit_adjustment and self.loss.name == "knn" and distances:
+            raise ValueError(
+                "loss.logit_adjustment: nearest classes by distance take none; set loss.name exact"
+            )
+        if self.loss.class_weights is not None and self.loss.name not in ("exact", "dense"):
+            raise ValueError("loss.class_weights: only the losses exact and dense have them")
+        return self
+
+    @model_validator(mode="after")
     def _frozen_only_if_trained(self) -> Settings:
         if self.train.freeze_backbone and not self.model.pretrained and self.model.weights is None:
             raise ValueError(
@@ -285,6 +302,10 @@ class Settings(Section):
         del sections["data"]["annotations"]  # says only what DVC watches
         if self.evaluate.warp is None:  # trainings of before this setting existed can be resumed
             del sections["evaluate"]["warp"]
+        if not self.loss.logit_adjustment:
+            del sections["loss"]["logit_adjustment"]
+        if self.loss.class_weights is None:
+            del sections["loss"]["class_weights"]
         for name, layout in (("voc", "voc"), ("cocostuff", "cocostuff10k")):
             if self.data.layout != layout:
                 del sections["data"][name]
