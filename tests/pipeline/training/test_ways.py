@@ -51,6 +51,11 @@ WAYS = {
     "parts": {"train.batch_size": 3, "train.accumulation_steps": 2, "loss.pixel_budget": 500},
     "channels last": {"train.channels_last": True, "train.precision": "bf16"},
     "deterministic": {"train.deterministic": True},
+    "long tail": {
+        "loss.name": "exact",
+        "loss.logit_adjustment": 1.0,
+        "loss.class_weights": "effective_number",
+    },
     "one batch": {"train.debug": "one_batch"},
 }
 
@@ -157,3 +162,13 @@ def test_a_network_that_cannot_be_compiled_is_told(project: Path, monkeypatch: p
     monkeypatch.setattr(torch, "compile", lambda network, **options: no_compiler)
     with pytest.raises(KilosegError, match=r"could not be compiled(.|\n)*train\.compile"):
         train(load_settings(variant="exact", overrides={"train.compile": True}), NoTracker())
+
+
+@pytest.mark.training
+def test_the_long_tail_is_that_of_the_images_to_train_on(project: Path) -> None:
+    plain, balanced = Recorder(), Recorder()
+    train(load_settings(variant="exact", overrides={"train.steps": 2, "train.validate_every": 2}), plain)
+    overrides = {"train.steps": 2, "train.validate_every": 2, "loss.logit_adjustment": 1.0}
+    train(load_settings(variant="exact", overrides=overrides), balanced)
+    # an untrained network knows nothing but the shares: the frequent classes of the batch are found likely
+    assert balanced.losses[1] < plain.losses[1] - 0.5
