@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.config.data_section import DataSettings
 from pipeline.config.paths import SWEEPS
-from pipeline.config.section import Count, CountOrNone, FilePath, Section, Seed
+from pipeline.config.section import Count, CountOrNone, FilePath, Positive, PositiveOrZero, Section, Seed
 
 Batch = Annotated[int, Field(ge=1, le=65_536)]
 Scale = Annotated[float, Field(ge=0.01, le=100)]
@@ -61,12 +61,18 @@ class LossSettings(Section):
         "exact", description="dense forms all logits at once, the usual way; for the softmax head only"
     )
     similarity: Literal["distance", "cosine"] = "distance"
-    temperature: PositiveFloat = Field(0.05, description="divides the similarity; the paper multiplies by 20")
+    temperature: Positive = Field(0.05, description="divides the similarity; the paper multiplies by 20")
     num_negatives: Count = Field(7, description="classes besides the true one, for knn and sampled")
-    min_separation: NonNegativeFloat = Field(
+    min_separation: PositiveOrZero = Field(
         0.2, description="least wanted distance between two class embeddings"
     )
-    separation_weight: NonNegativeFloat = 1.0
+    separation_weight: PositiveOrZero = 1.0
+    logit_adjustment: Annotated[float, Field(ge=0, le=10)] = Field(
+        0.0, description="adds so many times log of the class's pixel share to its logit, in training"
+    )
+    class_weights: Literal["effective_number"] | None = Field(
+        None, description="weights of the classes by the images that show them (null: all 1)"
+    )
     pixel_budget: Count | None = Field(
         None, description="labeled pixels of a step that the loss takes, drawn at random (null: all)"
     )
@@ -102,23 +108,21 @@ class TrainSettings(Section):
     )
     optimizer: Literal["sgd", "adamw"] = "sgd"
     schedule: Literal["poly", "cosine"] = Field("poly", description="how the rate falls over the steps")
-    learning_rate: PositiveFloat = 0.01
-    backbone_lr_multiplier: NonNegativeFloat = Field(
+    learning_rate: Positive = 0.01
+    backbone_lr_multiplier: PositiveOrZero = Field(
         0.1, description="the backbone's rate relative to the rest"
     )
     freeze_backbone: bool = Field(False, description="keep the backbone's weights and statistics as loaded")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD; beta 1 of AdamW")
-    weight_decay: NonNegativeFloat = 1e-4
-    class_embedding_weight_decay: NonNegativeFloat | None = Field(
+    weight_decay: PositiveOrZero = 1e-4
+    class_embedding_weight_decay: PositiveOrZero | None = Field(
         None, description="that of the class embeddings (null: weight_decay)"
     )
-    poly_power: NonNegativeFloat = 0.9
+    poly_power: PositiveOrZero = 0.9
     warmup_steps: CountOrNone = Field(
         0, description="steps over which the rate rises linearly to its full value"
     )
-    gradient_clip: PositiveFloat | None = Field(
-        None, description="largest norm of the whole gradient (null: any)"
-    )
+    gradient_clip: Positive | None = Field(None, description="largest norm of the whole gradient (null: any)")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="bf16 and fp16 compute the network under autocast; fp16 needs a GPU"
     )
@@ -204,7 +208,7 @@ class TuneSettings(Section):
     )
     trials: Count = 8
     max_concurrent: Count | Literal["auto"] = Field("auto", description="trials at once (auto: what fits)")
-    gpus_per_trial: NonNegativeFloat | Literal["auto"] = "auto"
+    gpus_per_trial: PositiveOrZero | Literal["auto"] = "auto"
     pruning: bool = Field(True, description="ASHA: stop trials early that are behind on the held-out part")
     reduction_factor: Annotated[int, Field(ge=2)] = Field(
         3, description="ASHA lets one in so many trials go on at each rung"
@@ -276,6 +280,17 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _long_tail_where_the_loss_has_it(self) -> Settings:
+        distances = self.model.head == "embedding" and self.loss.similarity == "distance"
+        if self.loss.logit_adjustment and self.loss.name == "knn" and distances:
+            raise ValueError(
+                "loss.logit_adjustment: nearest classes by distance take none; set loss.name exact"
+            )
+        if self.loss.class_weights is not None and self.loss.name not in ("exact", "dense"):
+            raise ValueError("loss.class_weights: only the losses exact and dense have them")
+        return self
+
+    @model_validator(mode="after")
     def _frozen_only_if_trained(self) -> Settings:
         if self.train.freeze_backbone and not self.model.pretrained and self.model.weights is None:
             raise ValueError(
@@ -289,6 +304,10 @@ class Settings(Section):
         del sections["data"]["annotations"]  # says only what DVC watches
         if self.evaluate.warp is None:  # trainings of before this setting existed can be resumed
             del sections["evaluate"]["warp"]
+        if not self.loss.logit_adjustment:
+            del sections["loss"]["logit_adjustment"]
+        if self.loss.class_weights is None:
+            del sections["loss"]["class_weights"]
         for name, layout in (("voc", "voc"), ("cocostuff", "cocostuff10k")):
             if self.data.layout != layout:
                 del sections["data"][name]

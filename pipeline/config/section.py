@@ -22,6 +22,8 @@ def _as_path(value: object) -> object:
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 CountOrNone = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Positive = Annotated[float, Field(gt=0, le=1e30)]
+PositiveOrZero = Annotated[float, Field(ge=0, le=1e30)]
 """What torch, NumPy and file formats hold: numbers beyond end in overflows deep below."""
 
 FilePath = Annotated[Path, BeforeValidator(_as_path)]

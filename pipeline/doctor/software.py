@@ -170,7 +170,7 @@ def check_shared_memory(settings: Iterable[Settings]) -> list[Finding]:
         return [
             Finding("memory", "missing", f"there is no {SHARED_MEMORY}, which worker processes need", hint)
         ]
-    if not writable or _is_read_only(SHARED_MEMORY):
+    if not writable:
         return [
             Finding(
                 "memory", "missing", f"{SHARED_MEMORY}, which worker processes need, cannot be written", hint
@@ -181,11 +181,6 @@ def check_shared_memory(settings: Iterable[Settings]) -> list[Finding]:
         text += f", and the loader's processes fill about {max(needs) / MIB:,.0f}"
         return [Finding("memory", "warning", text, hint)]
     return [Finding("memory", "ok", text)]
-
-
-def _is_read_only(folder: Path) -> bool:
-    """Tell whether the file system is: root may write everywhere else."""
-    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def _loaders_bytes(settings: Settings) -> int:

@@ -179,7 +179,7 @@ def _map_bytes(
     maps = rows.T.reshape(1, channels.dim, height, width).requires_grad_()
     size = 1, height * factor - beyond, width * factor - beyond
     target = (torch.arange(math.prod(size)) % num_classes).view(size)
-    options = loss_options(settings, classes.bias)
+    options = loss_options(settings, classes)
     inputs = maps, classes.embeddings, target
     return _extra_bytes(lambda: exact_cross_entropy(*inputs, **options), *inputs) - maps.nbytes
 

@@ -101,18 +101,18 @@ def is_shared_memory(error: BaseException) -> bool:
 
 def shared_memory_failed(error: BaseException) -> KilosegError:
     """Return the user's view of a failure of /dev/shm."""
-    state = "it is not there"
+    state, remedy = "it is not there", "mount it"
     with contextlib.suppress(OSError):
         space = shutil.disk_usage(SHARED_MEMORY)
         state = f"{space.free / MIB:.0f} of {space.total / MIB:.0f} MiB free"
+        remedy = "give it more (docker run --shm-size=2g, or --ipc=host)"
         if not os.access(SHARED_MEMORY, os.W_OK):
-            state = "it cannot be written"
+            state, remedy = "it cannot be written", "mount it writable"
     return KilosegError(
         "the shared memory between processes failed",
         where=SHARED_MEMORY,
         found=f"{state}; {str(error).partition(chr(10))[0]}",
-        hint="give it more (docker run --shm-size=2g, or --ipc=host), or work in one process: set "
-        "runtime.num_workers to 0",
+        hint=f"{remedy}, or work in one process: set runtime.num_workers to 0",
     )
 
 

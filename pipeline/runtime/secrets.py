@@ -11,7 +11,7 @@ import re
 from urllib.parse import unquote
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
-_USER_INFO = re.compile(rf"({_SCHEME})[^\s'\"<>]*@")
+_USER_INFO = re.compile(rf"({_SCHEME})[^\s/@:'\"<>]*(?::[^\s'\"<>]*)?@")  # a password may hold / and @
 _PARAMETER = re.compile(
     r"([?&;][^=&;#\s'\"]*(?:pass|pwd|token|secret|key|signature|credential|auth|sig)[^=&;#\s'\"]*=)[^&;#\s'\")]*",
     re.IGNORECASE,

@@ -26,6 +26,9 @@ from models.upsampling import full_resolution_rows, rows_of_pixels
 from pipeline.config.schema import LossSettings
 from pipeline.data.loading.batch import IGNORE_INDEX
 from pipeline.runtime.device import MIB
+from pipeline.train_step.long_tail import LongTail
+
+NOTHING = LongTail()
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ def segmentation_losses(
     target: Tensor,
     settings: LossSettings,
     generator: torch.Generator | None = None,
+    long_tail: LongTail = NOTHING,
 ) -> Losses:
     """Compute cross-entropy over the labeled pixels plus the weighted separation of the class embeddings.
 
@@ -52,6 +56,7 @@ def segmentation_losses(
         target: (N, H, W) int64 train ids or IGNORE_INDEX.
         settings: which loss.
         generator: draws the pixels of `pixel_budget` and the negatives of `sampled`; on the output's device.
+        long_tail: offsets and weights of the classes; weights for `exact` and `dense` only.
 
     Returns:
         The losses; a batch without labeled pixels gives a finite zero cross-entropy.
@@ -59,9 +64,12 @@ def segmentation_losses(
     head = segmenter.head
     if settings.name == "dense":
         logits = dense_logits(head, output)
-        return dense_losses(*labeled_rows(logits, target, settings.pixel_budget, generator))
+        if long_tail.offsets is not None:  # before the upsampling, which leaves a constant as it is
+            logits = logits + long_tail.offsets[:, None, None]
+        rows, targets = labeled_rows(logits, target, settings.pixel_budget, generator)
+        return dense_losses(rows, targets, long_tail.weights)
     class_embeddings = head.class_embeddings  # (C, D), normalized once for both terms
-    classes = Classes(class_embeddings, head.bias)
+    classes = Classes(class_embeddings, head.bias, long_tail)
     if settings.name == "exact":
         cross_entropy = map_cross_entropy(output, classes, target, settings, generator)
     else:
@@ -91,8 +99,16 @@ def dense_logits(head: EmbeddingHead | SoftmaxHead, output: Tensor) -> Tensor:
     return head.logits(output)
 
 
-def dense_losses(logits: Tensor, targets: Tensor) -> Losses:
-    """Compute the baseline's loss: mean cross-entropy of (P, C) logits over the labeled of (P,) targets."""
+def dense_losses(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Losses:
+    """Compute the baseline's loss: mean cross-entropy of (P, C) logits over the labeled of (P,) targets.
+
+    With `weights` (C,) it is the weighted mean, as `F.cross_entropy` with a weight.
+    """
+    if weights is not None:
+        some = bool((targets != IGNORE_INDEX).any())
+        ignored = logits.sum() * 0  # of a batch without labeled pixels, where the weighted mean is 0 / 0
+        mean = F.cross_entropy(logits, targets, weights, ignore_index=IGNORE_INDEX) if some else ignored
+        return Losses(mean, mean.detach(), torch.zeros_like(mean).detach())
     labeled = (targets != IGNORE_INDEX).sum().clamp(min=1)
     mean = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum") / labeled
     return Losses(mean, mean.detach(), torch.zeros_like(mean).detach())
@@ -136,6 +152,7 @@ class Classes:
 
     embeddings: Tensor
     bias: Tensor | None = None
+    long_tail: LongTail = NOTHING
 
 
 def map_cross_entropy(
@@ -149,7 +166,7 @@ def map_cross_entropy(
     pixels = None
     if settings.pixel_budget is not None:
         pixels = draw_pixels(target.flatten(), settings.pixel_budget, generator)
-    options = loss_options(settings, classes.bias)
+    options = {**loss_options(settings, classes), "class_weights": classes.long_tail.weights}
     return exact_cross_entropy(output, classes.embeddings, target, pixels=pixels, **options)
 
 
@@ -161,20 +178,23 @@ def row_cross_entropy(
     generator: torch.Generator | None,
 ) -> Tensor:
     """Compute the cross-entropy `knn` or `sampled` of rows (P, D) with targets (P,)."""
-    options = {**loss_options(settings, classes.bias), "num_negatives": settings.num_negatives}
+    options = {**loss_options(settings, classes), "num_negatives": settings.num_negatives}
     if settings.name == "knn":
         return knn_cross_entropy(rows, classes.embeddings, target, **options)
     return sampled_cross_entropy(rows, classes.embeddings, target, generator=generator, **options)
 
 
-def loss_options(settings: LossSettings, bias: Tensor | None) -> dict[str, Any]:
+def loss_options(settings: LossSettings, classes: Classes) -> dict[str, Any]:
     """Return the keyword arguments that all losses share.
 
     Args:
         settings: temperature and similarity count for embeddings only.
-        bias: (C,) of a classifier, whose logits are plain inner products; None for embeddings.
+        classes: those with a bias are a classifier's, whose logits are plain inner products.
     """
     common = {"ignore_index": IGNORE_INDEX, "work_bytes": settings.work_memory_mib * MIB}
+    bias, offsets = classes.bias, classes.long_tail.offsets
     if bias is not None:
-        return {**common, "similarity": "dot", "temperature": 1.0, "bias": bias}
-    return {**common, "similarity": settings.similarity, "temperature": settings.temperature}
+        added = bias if offsets is None else bias + offsets
+        return {**common, "similarity": "dot", "temperature": 1.0, "bias": added}
+    options = {**common, "similarity": settings.similarity, "temperature": settings.temperature}
+    return options if offsets is None else {**options, "bias": offsets}

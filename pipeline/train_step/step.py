@@ -19,6 +19,7 @@ from pipeline.config.schema import LossSettings, Settings, TrainSettings
 from pipeline.data.loading.batch import IGNORE_INDEX, Batch
 from pipeline.runtime.errors import KilosegError
 from pipeline.train_step.ema import ModelEma
+from pipeline.train_step.long_tail import ClassFrequencies, LongTail
 from pipeline.train_step.loss import Losses, segmentation_losses
 from pipeline.train_step.optimizer import build_optimizer, set_learning_rate
 from pipeline.train_step.precision import autocast
@@ -42,6 +43,8 @@ class TrainStep:
         segmenter: on the device, in training mode.
         settings: the train and loss sections count.
         accumulation_steps: micro-batches into which a batch is divided.
+        frequencies: of the classes in the images to train on, for `loss.logit_adjustment` and
+            `loss.class_weights`.
         before_update: called in each step before the first weight changes; what it raises ends the step.
 
     Raises:
@@ -55,6 +58,7 @@ class TrainStep:
         *,
         accumulation_steps: int,
         before_update: Callable[[], None] = lambda: None,
+        frequencies: ClassFrequencies | None = None,
     ) -> None:
         self.before_update = before_update
         self.segmenter, self.settings, self.accumulation_steps = segmenter, settings, accumulation_steps
@@ -63,6 +67,9 @@ class TrainStep:
         if train.channels_last:
             segmenter.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(segmenter, train)
+        self.long_tail = LongTail()
+        if frequencies is not None:
+            self.long_tail = LongTail.of(settings.loss, frequencies, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
         self.average = None if train.ema is None else ModelEma(segmenter, train.ema)
         self._forward: Callable[[Tensor], Tensor] = (
@@ -83,7 +90,7 @@ class TrainStep:
         generator = torch.Generator(self.device).manual_seed(seed)
 
         def losses(output: Tensor, target: Tensor, settings: LossSettings) -> Losses:
-            return segmentation_losses(self.segmenter, output, target, settings, generator)
+            return segmentation_losses(self.segmenter, output, target, settings, generator, self.long_tail)
 
         images = batch.images.to(self.device, non_blocking=True)
         target = batch.target.to(self.device, non_blocking=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pipeline.data.loading.sampler import repeat_factors
 from pipeline.data.loading.transforms import TrainTransform
 from pipeline.data.store.manifest import read_manifest
 from pipeline.runtime.errors import DataError
+from pipeline.train_step.long_tail import ClassFrequencies
 from pipeline.training.debug import batches_to_take, images_to_validate
 
 WORTH_WORKERS = 500
@@ -67,6 +69,17 @@ class TrainingData:
     def label_space(self) -> LabelSpace:
         """Return the classes."""
         return self.train.label_space
+
+    def frequencies(self) -> ClassFrequencies | None:
+        """Return how often each class is seen in the train split, if the loss asks for it."""
+        loss = self.settings.loss
+        if not loss.logit_adjustment and loss.class_weights is None:
+            return None
+        with (self.train.bootstrapped / "class_statistics.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return ClassFrequencies(
+            [int(row["train_pixels"]) for row in rows], [int(row["train_images"]) for row in rows]
+        )
 
     def batches(self, *, start_step: int, last_step: int) -> Iterable[Batch]:
         """Return the batches from the 0-based `start_step` to `last_step`, the same whenever it starts."""

@@ -75,7 +75,8 @@ def traced(train: TrainSettings, path: Path) -> Iterator[Callable[[], None]]:
     if train.debug is None:
         yield lambda: None
         return
-    print(f"train.debug is {train.debug}: what this run leaves is no result", file=sys.stderr, flush=True)
+    text = f"train.debug is {train.debug}: what this run leaves in {path.parent} is no result"
+    print(text, file=sys.stderr, flush=True)
     if train.debug != "profile":
         yield lambda: None
         return

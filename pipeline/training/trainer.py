@@ -175,6 +175,7 @@ class Trainer:
             settings,
             accumulation_steps=self.accumulation_steps,
             before_update=self.early_save.before_update,
+            frequencies=self.data.frequencies(),
         )
         if checkpoint is None:
             return

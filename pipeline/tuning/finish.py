@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.runtime.files import write_text
-from pipeline.tuning.mlflow_sync import MlflowSync
+from pipeline.tuning.mlflow_sync import KILLED_PATIENCE_SECONDS, PATIENCE_SECONDS, MlflowSync
 from pipeline.tuning.sweep import Sweep
 
 
@@ -24,7 +24,8 @@ def end_sweep(sweep: Sweep, sync: MlflowSync, status: str) -> bool:
     for record in sweep.records():
         if record.outcome == "running":
             sweep.write(replace(record, outcome="stopped"))
-    complete = sync.close(status, write_results(sweep))
+    patience = PATIENCE_SECONDS if status == "FINISHED" else KILLED_PATIENCE_SECONDS
+    complete = sync.close(status, write_results(sweep), patience=patience)
     if complete:
         _unsent(sweep).unlink(missing_ok=True)
     else:

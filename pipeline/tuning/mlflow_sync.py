@@ -23,6 +23,8 @@ from pipeline.tuning.trial_run import TrialRun
 
 PATIENCE_SECONDS = 300.0
 """How long the end of a sweep waits for a store that is away."""
+KILLED_PATIENCE_SECONDS = 10.0
+"""How long the end of a stopped one does."""
 
 
 class MlflowSync:

@@ -15,7 +15,6 @@ path outside the dataset:
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +25,7 @@ from pipeline.data.annotations.index import RowReader
 from pipeline.data.annotations.validation import ImageEntry
 from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.data.bootstrap.rasterize import rasterize
+from pipeline.data.bootstrap.remarks import warn_of_copies, warn_of_nothing, warn_of_scaled_values
 from pipeline.data.bootstrap.statistics import as_json, class_table, label_space_table, statistics
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.layouts.duplicates import Copies, find_copies
@@ -84,11 +84,12 @@ def bootstrap(
         splits = dataset.splits(options.holdout_fraction, options.holdout_seed)
         _check_presence(root, dataset, splits.images)
         copies = find_copies(root, splits.images) if options.check_images else []
-        _warn_of_copies(copies)
+        warn_of_copies(copies)
         left_out = list(splits.left_out)
         counts, shards = _draw_all(root, folder, dataset, splits.images, options, pool, left_out)
         _check_any_left(root, counts, left_out)
-        _warn_of_nothing(root, counts)
+        warn_of_scaled_values(dataset.label_space, counts)
+        warn_of_nothing(root, counts)
         label_space = _with_frequencies(dataset, counts)
         label_space.save(folder / "label_space.json")
         write_text(folder / "label_space.csv", label_space_table(label_space))
@@ -142,13 +143,6 @@ def _draw_all(
             write_shard(folder / name, kept)
             shards[split].append({"file": name, "images": kept.number})
     return counts, shards
-
-
-def _warn_of_copies(copies: list[Copies]) -> None:
-    for kind in dict.fromkeys(one.kind for one in copies):
-        alike = [one for one in copies if one.kind == kind]
-        text = f"warning: {kind}: {len(alike)}, named in manifest.json; {alike[0].describe()}"
-        print(text, file=sys.stderr, flush=True)
 
 
 def _with_frequencies(dataset: Layout, counts: Mapping[str, SplitCounts]) -> LabelSpace:
@@ -300,20 +294,6 @@ def _check_presence(root: Path, dataset: Layout, images: Mapping[str, list[Image
             allowed=first.allowed,
             hint=first.hint,
         )
-
-
-def _warn_of_nothing(root: Path, counts: Mapping[str, SplitCounts]) -> None:
-    """Say what can be drawn but not learned, or not measured."""
-    seen = int((counts["train"].images[1:] > 0).sum())
-    if seen < 2:
-        text = (
-            "the train images show one class only: there is nothing to learn, since unlabeled pixels are no "
-        )
-        text += "class, and the metrics will be null; label the rest as a class of its own"
-        print(f"warning: {root}: {text}", file=sys.stderr, flush=True)
-    if not counts["val"].num_images:
-        text = "val has no image with a labeled pixel: its metrics will be null"
-        print(f"warning: {root}: {text}", file=sys.stderr, flush=True)
 
 
 def _check_any_left(root: Path, counts: Mapping[str, SplitCounts], left_out: list[LeftOut]) -> None:

@@ -164,8 +164,8 @@ def _one_file(folder: Path, split: str) -> Path:
     )
 
 
-def one_folder(root: Path, split: str) -> str:
-    """Return the name of the folder with the images of a split.
+def one_folder(root: Path, split: str, of: str = "images") -> str:
+    """Return the name of the folder with the images of a split, or with what else is in folders of a split.
 
     Raises:
         DataError: none, or several.
@@ -174,9 +174,9 @@ def one_folder(root: Path, split: str) -> str:
     if len(found) == 1:
         return found[0]
     raise DataError(
-        f"no folder with the {split} images" if not found else f"several folders with {split} images",
+        f"no folder with the {split} {of}" if not found else f"several folders with {split} {of}",
         where=root,
         found=", ".join(found) or None,
         allowed=f"one folder whose name begins with {split!r}, such as {split}2017",
-        hint="put the images there, or move the others away",
+        hint=f"put the {of} there, or move the others away",
     )

@@ -64,6 +64,8 @@ class ImageFolder:
         for path in self._all:
             if plain(PurePosixPath(path).stem) == plain(wanted.stem):
                 return f"there is {self.folder}/{path}, with another ending"
+        if (self.root / names[-1]).is_file():
+            return f"the file lies outside {self.folder}/, which holds the images of this split"
         for other in sorted(self.root.iterdir()):
             if other.is_dir() and other.name != self.folder and (other / names[-1]).is_file():
                 return f"a file of this name lies in {other.name}/"

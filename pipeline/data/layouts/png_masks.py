@@ -59,7 +59,7 @@ def open_masks(root: Path, keep_classes: Sequence[str | int] | None = None) -> P
     problems: list[DataError] = []
     number = 0
     for split in ("train", "val"):
-        folder, masks = one_folder(root, split), one_folder(root / "annotations", split)
+        folder, masks = one_folder(root, split), one_folder(root / "annotations", split, "masks")
         pairs[split] = []
         for image, of_image in _images(root / folder, root / "annotations" / masks, problems):
             number += 1

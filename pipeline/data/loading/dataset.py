@@ -112,7 +112,8 @@ def read_image(path: Path, height: int, width: int) -> np.ndarray:
         DataError: missing, unreadable, or of another size.
     """
     hint = "take the file from its source again, or remove the image from the annotations"
-    with open_image(path, hint=hint) as opened:
+    missing = "put it there, or name the dataset that the masks were made from: data.root, or --root"
+    with open_image(path, hint=hint, missing=missing) as opened:
         pixels = pixels_of_size(opened, (height, width))
     if pixels.shape[:2] != (height, width):
         raise DataError(

@@ -7,6 +7,7 @@ machine are searched. Where none has the letters, the class id stands for the na
 from __future__ import annotations
 
 import functools
+import importlib.util
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -55,10 +56,11 @@ def write_labels(picture: Image.Image, labels: list[Label]) -> list[Label]:
     strange = []
     for label in labels:
         text = readable(label.text)
-        font = font_for(text, size)
+        font: ImageFont.FreeTypeFont | ImageFont.ImageFont | None = font_for(text, size)
         if font is None:
             strange.append(label)
-            text, font = label.otherwise, font_for(label.otherwise, size)
+            text = label.otherwise
+            font = font_for(text, size) or ImageFont.load_default(size)
         left, top, right, bottom = draw.textbbox(
             (label.column, label.row), text, font=font, anchor="mm", stroke_width=2
         )
@@ -95,9 +97,9 @@ def _path_for(letters: frozenset[str]) -> Path | None:
 
 
 def _fonts() -> Iterator[Path]:
-    import matplotlib
-
-    yield Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    matplotlib = importlib.util.find_spec("matplotlib")  # not imported: it may want a folder to write to
+    if matplotlib is not None and matplotlib.origin is not None:
+        yield Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
     yield from installed_fonts()
 
 
@@ -111,13 +113,14 @@ def installed_fonts() -> tuple[Path, ...]:
 @functools.cache
 def _letters(path: Path) -> frozenset[str]:
     """Return the letters of a font; none of one that cannot be scaled or read."""
-    from matplotlib.ft2font import FT2Font
+    from fontTools.ttLib import TTFont
 
     try:
-        font = FT2Font(str(path))
-        return frozenset(map(chr, font.get_charmap())) if font.scalable else frozenset()
-    except (OSError, RuntimeError, ValueError):
+        with TTFont(path, lazy=True, fontNumber=0) as font:
+            table = font.getBestCmap() if {"glyf", "CFF ", "CFF2"} & set(font.keys()) else None
+    except Exception:  # a damaged font may raise nearly anything
         return frozenset()
+    return frozenset(map(chr, table or ()))
 
 
 def explain_strange(labels: list[Label]) -> None:

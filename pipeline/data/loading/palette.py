@@ -11,9 +11,9 @@ import numpy as np
 from pipeline.data.loading.batch import IGNORE_INDEX
 
 Color = tuple[int, int, int]
-ALIKE = 26.0
+ALIKE = 36.0
 """Distance in CIELAB below which two colors are taken for one in a picture."""
-TRIES = 60
+TRIES = 120
 XYZ = (
     (0.4124564, 0.3575761, 0.1804375),
     (0.2126729, 0.7151522, 0.0721750),

@@ -23,6 +23,7 @@ def open_image(
     kind: str = "image",
     where: str | None = None,
     hint: str = "take the file from its source again",
+    missing: str | None = None,
 ) -> Iterator[Image.Image]:
     """Open an image for the block; its pixels are decoded when the block asks for them.
 
@@ -31,6 +32,7 @@ def open_image(
         kind: what the file holds, for the error: image or mask.
         where: names the file in the error; by default its path.
         hint: the fix, for the error.
+        missing: the fix where there is no such file, if it is another one.
 
     Raises:
         DataError: the file is missing, unreadable or too large, found on opening or in the block.
@@ -56,9 +58,10 @@ def open_image(
     except Exception as error:  # Pillow raises nearly anything on damaged files
         if isinstance(error, UnidentifiedImageError) and path.stat().st_size:
             hint = f"{hint}; if other programs open it, convert it to PNG or JPEG"
+        is_there = path.exists()
         raise DataError(
-            f"unreadable {kind}" if path.exists() else f"missing {kind}",
+            f"unreadable {kind}" if is_there else f"missing {kind}",
             where=where or path,
             found=error,
-            hint=hint,
+            hint=hint if is_there else missing or hint,
         ) from error

@@ -123,7 +123,7 @@ def test_shared_memory_that_cannot_be_written_is_missing(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_params(place, runtime={"num_workers": 2})
-    monkeypatch.setattr(software, "_is_read_only", lambda folder: True)
+    monkeypatch.setattr(software.os, "access", lambda path, mode: path != software.SHARED_MEMORY)
     assert one(place, "memory").status == "missing"
     monkeypatch.setattr(software, "SHARED_MEMORY", place / "none")
     assert "there is no" in one(place, "memory").text

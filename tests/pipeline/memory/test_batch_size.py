@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from pipeline.config.load import load_settings
-from pipeline.config.schema import Settings
-from pipeline.memory.batch_size import budget_bytes, min_accumulation
+from pipeline.config.schema import LossSettings, Settings
+from pipeline.memory import batch_size, loss_footprint
+from pipeline.memory.batch_size import budget_bytes, largest_batch, min_accumulation
+from pipeline.memory.loss_footprint import Channels, PixelSource, probe_work_memory
 from pipeline.memory.predict import predict_bytes, with_changes
 from pipeline.runtime.device import MIB
 from pipeline.runtime.errors import MemoryLimitError, UsageError
@@ -35,6 +37,37 @@ def test_one_accumulation_step_fewer_would_not_fit() -> None:
     assert min_accumulation(settings, 150, predicted(1)).accumulation_steps == 1
     with pytest.raises(MemoryLimitError, match="not even"):
         min_accumulation(settings, 150, MIB)
+
+
+def test_the_largest_batch_is_found_with_few_predictions_that_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Memory is nearly linear in the images; brute force says which number is the last to fit."""
+
+    def bytes_of(images: int) -> int:
+        return 20_000_000 + 925_000 * images + 3_000 * (images % 7) + (50_000 * images if images < 3 else 0)
+
+    monkeypatch.setattr(
+        batch_size, "predict_bytes", lambda settings, num_classes: bytes_of(settings.train.batch_size)
+    )
+    for budget in (25_000_000, 10**9, 11 * 2**30):
+        fit = largest_batch(settings_of(), 150, budget)
+        assert fit.predicted_bytes <= budget < fit.next_predicted_bytes
+        assert fit.batch_size == next(n for n in range(1, 10**6) if bytes_of(n + 1) > budget)
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) <= 10
+        assert told[0].startswith("1 image at a time: 0.02 GiB")
+
+
+def test_the_loss_is_probed_once_for_all_large_batches() -> None:
+    loss, channels = LossSettings(), Channels(16, classifier=False)
+    loss_footprint._map_bytes.cache_clear()
+    found = {
+        probe_work_memory(loss, 300, channels, PixelSource(pixels, maps=True, factor=4))
+        for pixels in (2**20, 2**21, 2**22)
+    }
+    assert len(found) == 1
+    assert loss_footprint._map_bytes.cache_info().misses <= 3
 
 
 def auto(**train_settings: object) -> Settings:

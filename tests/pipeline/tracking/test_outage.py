@@ -309,11 +309,11 @@ def test_processes_that_start_at_once_in_a_fresh_project_all_track(tmp_path: Pat
     command = [sys.executable, "-c", code]
     together = [
         subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(2)
     ]
     said = [process.communicate()[1] for process in together]
-    assert [process.returncode for process in together] == [0, 0, 0], said
+    assert [process.returncode for process in together] == [0, 0], said
     client = MlflowClient(sqlite_uri(tmp_path / "mlflow.db"))
     experiment = client.get_experiment_by_name("kiloseg")
     runs = client.search_runs([experiment.experiment_id])
-    assert [(run.info.status, run.data.metrics) for run in runs] == [("FINISHED", {"train/loss": 1.0})] * 3
+    assert [(run.info.status, run.data.metrics) for run in runs] == [("FINISHED", {"train/loss": 1.0})] * 2

@@ -176,6 +176,8 @@ def test_what_may_pass_by_itself_is_waited_for(settings: Settings, text: str, wh
         ("https://h/a?x=1&api_token=abc&y=2#z", "https://h/a?x=1&api_token=***&y=2#z"),
         ("https://h/a?sslpassword=abc", "https://h/a?sslpassword=***"),
         ("nothing@here: fine?token", "nothing@here: fine?token"),
+        ("https://host/@v1/page", "https://host/@v1/page"),
+        ("redis://:p@ss@host/0", "redis://host/0"),
     ],
 )
 def test_addresses_are_shown_without_secrets(text: str, shown: str) -> None:

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from models.segmenter import SegmenterConfig, build_segmenter
-from pipeline.config.schema import LossSettings
+from pipeline.config.schema import LossSettings, Settings
+from pipeline.train_step.long_tail import ClassFrequencies, LongTail
 from pipeline.train_step.loss import draw_pixels, labeled_rows, segmentation_losses
 
 
@@ -139,3 +140,75 @@ def test_a_budgets_pixels_are_labeled_distinct_and_the_generators() -> None:
     assert set(draw(0)) <= set(range(10, 40))
     assert draw(0) == draw(0) != draw(1)
     assert draw_pixels(targets, 30).tolist() == list(range(10, 40))
+
+
+PIXELS = [0, *(10 ** (index % 5) + index for index in range(36))]  # one class is nowhere
+IMAGES = [0, *(1 + 40 * (index % 7) for index in range(36))]
+
+
+@pytest.mark.parametrize(
+    ("head", "name"), [("softmax", "exact"), ("softmax", "dense"), ("embedding", "exact")]
+)
+@pytest.mark.parametrize("similarity", ["distance", "cosine"])
+@pytest.mark.parametrize("weights", [None, "effective_number"])
+def test_a_long_tail_is_balanced_by_offsets_and_weights(
+    head: str, name: str, similarity: str, weights: str | None, target: torch.Tensor
+) -> None:
+    """The formulas of Menon et al. and of Cui et al., written out over all logits at full resolution."""
+    segmenter = build(head)
+    output = segmenter(torch.rand(2, 3, 30, 42))
+    settings = LossSettings(
+        name=name, similarity=similarity, temperature=0.1, logit_adjustment=1.5, class_weights=weights
+    )
+    long_tail = LongTail.of(settings, ClassFrequencies(PIXELS, IMAGES), output.device)
+    losses = segmentation_losses(segmenter, output, target, settings, long_tail=long_tail)
+    if head == "softmax":
+        logits = segmenter.head.logits(output)
+        logits = F.interpolate(logits, size=(30, 42), mode="bilinear", align_corners=False).movedim(1, -1)
+    else:
+        rows = F.interpolate(output, size=(30, 42), mode="bilinear", align_corners=False).movedim(1, -1)
+        classes = segmenter.head.class_embeddings
+        logits = rows @ classes.T if similarity == "cosine" else -(rows[..., None, :] - classes).norm(dim=-1)
+        logits = logits / 0.1
+    pixels = torch.tensor([max(one, 1) for one in PIXELS], dtype=torch.float32)
+    logits = logits + 1.5 * torch.log(pixels / pixels.sum())
+    by_class = None
+    if weights:
+        raw = [0.001 / (1 - 0.999**n) if n else 0.0 for n in IMAGES]
+        mean = sum(raw) / 36
+        by_class = torch.tensor([one / mean if one else 1.0 for one in raw])
+    expected = F.cross_entropy(logits.reshape(-1, 37), target.flatten(), by_class, ignore_index=-1)
+    torch.testing.assert_close(losses.cross_entropy, expected.detach(), rtol=1e-4, atol=1e-4)
+    nothing = segmentation_losses(
+        segmenter, output, torch.full_like(target, -1), settings, long_tail=long_tail
+    )
+    assert nothing.cross_entropy == 0
+
+
+def test_off_adds_nothing_at_all(target: torch.Tensor) -> None:
+    long_tail = LongTail.of(LossSettings(), ClassFrequencies(PIXELS, IMAGES), torch.device("cpu"))
+    assert long_tail == LongTail(None, None)
+    segmenter = build("softmax")
+    output = segmenter(torch.rand(2, 3, 30, 42))
+    plain = segmentation_losses(segmenter, output, target, LossSettings())
+    assert (
+        plain.total
+        == segmentation_losses(segmenter, output, target, LossSettings(), long_tail=long_tail).total
+    )
+
+
+def test_a_loss_that_has_no_place_for_it_is_refused() -> None:
+    needed = {"project": "/p", "data": {"root": "data"}}
+    by_distance, weighted = (
+        {"name": "knn", "logit_adjustment": 1},
+        {"name": "sampled", "class_weights": "effective_number"},
+    )
+    for loss, said in (
+        (by_distance, "nearest classes by distance"),
+        (weighted, "only the losses exact and dense"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Settings.model_validate({**needed, "loss": loss})
+    allowed = Settings.model_validate({**needed, "model": {"head": "softmax"}, "loss": by_distance})
+    assert allowed.flat()["loss.logit_adjustment"] == 1
+    assert "loss.logit_adjustment" not in Settings.model_validate(needed).flat()  # older trainings go on

@@ -51,6 +51,11 @@ WAYS = {
     "parts": {"train.batch_size": 3, "train.accumulation_steps": 2, "loss.pixel_budget": 500},
     "channels last": {"train.channels_last": True, "train.precision": "bf16"},
     "deterministic": {"train.deterministic": True},
+    "long tail": {
+        "loss.name": "exact",
+        "loss.logit_adjustment": 1.0,
+        "loss.class_weights": "effective_number",
+    },
     "one batch": {"train.debug": "one_batch"},
 }
 
@@ -170,3 +175,13 @@ def test_fine_tuning_goes_on_from_a_checkpoint_and_says_what_it_took(
     train(load_settings(variant="sampled", overrides={**overrides, "loss.name": "exact"}), second)
     assert second.losses[1] < first.losses[1]
     assert "classes keep their rows" in capsys.readouterr().err
+
+
+@pytest.mark.training
+def test_the_long_tail_is_that_of_the_images_to_train_on(project: Path) -> None:
+    plain, balanced = Recorder(), Recorder()
+    train(load_settings(variant="exact", overrides={"train.steps": 2, "train.validate_every": 2}), plain)
+    overrides = {"train.steps": 2, "train.validate_every": 2, "loss.logit_adjustment": 1.0}
+    train(load_settings(variant="exact", overrides=overrides), balanced)
+    # an untrained network knows nothing but the shares: the frequent classes of the batch are found likely
+    assert balanced.losses[1] < plain.losses[1] - 0.5

@@ -175,6 +175,7 @@ def test_another_unicode_form_of_a_name_is_found(coco: Coco, tmp_path: Path, on_
         ("1.png", "a file of this name lies at train2017/park/1.png"),
         ("park/1.jpg", "there is train2017/park/1.png, with another ending"),
         ("park/11.png", "a file of this name lies in val2017/"),
+        ("val2017/park/11.png", "the file lies outside train2017/"),
         ("park/a%20b.png", "percent-encoded; the file is called park/a b.png"),
         ("PARK/TWO.png", "several files could be meant: park/Two.png, park/two.png"),
         ("nothing.png", "no file of a similar name"),

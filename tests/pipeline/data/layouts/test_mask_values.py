@@ -199,3 +199,17 @@ def test_masks_of_few_bits_through_the_whole_chain(tmp_path: Path, bits: int) ->
     bootstrap(stored.root, tmp_path / "out", BootstrapOptions(layout="masks"))
     for mask in masks_of(tmp_path / "out", stored.root).values():
         np.testing.assert_array_equal(mask, values + 1)
+
+
+@pytest.mark.parametrize(("factor", "is_warned"), [(1, False), (85, True)])
+def test_values_that_are_all_scaled_are_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], factor: int, is_warned: bool
+) -> None:
+    """The list has 0 to 255, so that 0, 85 and 170 are in it as well as 0, 1 and 2."""
+    stored = Masks(tmp_path / "root")
+    for split, number in (("train", 4), ("val", 2)):
+        for index in range(number):
+            write_png(stored.path(split, index), np.arange(24).reshape(4, 6) % 3 * factor, GRAY, 8)
+    stored.write_classes([(value, f"class {value}") for value in range(256)])
+    bootstrap(stored.root, tmp_path / "out", BootstrapOptions(layout="masks"))
+    assert ("multiples of 85 (0, 85, 170)" in capsys.readouterr().err) is is_warned

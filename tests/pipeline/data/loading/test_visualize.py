@@ -86,5 +86,7 @@ def test_an_unknown_id_and_a_missing_folder_say_what_there_is(data: SmallDataset
         overlay(out, data.root, 9)
     with pytest.raises(DataError, match=r"no such dataset folder(.|\n)*--root"):
         overlay(out, data.root / "elsewhere", 1)
+    with pytest.raises(DataError, match=r"missing image(.|\n)*masks were made from"):
+        overlay(out, out, 1)
     refused = CliRunner().invoke(app, ["show", str(out), "1", "--root", str(data.root), "--save", "a.xyz"])
     assert isinstance(refused.exception, UsageError)
