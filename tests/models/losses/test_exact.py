@@ -142,3 +142,9 @@ def test_it_works_in_a_compiled_step():
         torch.autograd.grad(compiled(pixels, classes), pixels),
         torch.autograd.grad(step(pixels, classes), pixels),
     )
+
+
+def test_a_target_of_another_type_is_told_with_the_remedy() -> None:
+    maps, classes = torch.zeros(1, 3, 2, 2), torch.zeros(7, 3)
+    with pytest.raises(ValueError, match=r"target has dtype torch.int32.*int64.*target\.long\(\)"):
+        exact_cross_entropy(maps, classes, torch.zeros(1, 8, 8, dtype=torch.int32))
