@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -186,7 +187,18 @@ class Segmenter(nn.Module):
         return self.decoder(self.backbone(images))[..., :height, :width]
 
     def _resized(self, size: Sequence[int]) -> list[int]:
-        return [max(1, round(side * self.input_scale)) for side in size]
+        return [resized_side(side, self.input_scale) for side in size]
+
+
+def resized_side(side: int, scale: float) -> int:
+    """Return a side in pixels after resizing, rounded half up, and at least 1.
+
+    In integers only, so that a graph can be exported in which the side is not known yet.
+    """
+    ratio = Fraction(scale).limit_denominator(10_000)
+    # never 0 where ratio >= 1/2, and a graph with a free side has no use for a comparison
+    rounded = (2 * side * ratio.numerator + ratio.denominator) // (2 * ratio.denominator)
+    return rounded if ratio * 2 >= 1 else max(1, rounded)
 
 
 def build_segmenter(

@@ -62,7 +62,8 @@ def test_documented_commands_have_the_options_they_are_given(path: Path) -> None
 @each_document
 def test_documented_settings_exist(path: Path) -> None:
     sections = "|".join(set(SECTIONS) - {"variants"})
-    for section, key in re.findall(rf"(?<![\w./])({sections})\.(?!md\b|yaml\b)([a-z]\w*)", text_of(path)):
+    files = "md|yaml|onnx|pt2|xml|bin|safetensors"
+    for section, key in re.findall(rf"(?<![\w./])({sections})\.(?!(?:{files})\b)([a-z]\w*)", text_of(path)):
         kind: Any = Settings.model_fields[section].annotation
         assert key in kind.model_fields, f"{section}.{key}"
 

@@ -65,6 +65,7 @@ WINGS = {
     "pipeline.data.loading pipeline.checkpoint",
     "pipeline.classes": "models pipeline.runtime pipeline.data.labels pipeline.data.store "
     "pipeline.checkpoint pipeline.inference",
+    "pipeline.export": "models pipeline.runtime pipeline.data.labels pipeline.checkpoint pipeline.inference",
     "pipeline.memory": "models pipeline.runtime pipeline.config pipeline.data.labels pipeline.train_step",
     "pipeline.training": "models pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
     "pipeline.data.store pipeline.data.loading "

@@ -142,10 +142,17 @@ class Backbone(nn.Module):
                     "take smaller crops or another backbone (convolutional, Swin and ViT ones take any size)"
                 )
         else:
-            bottom, right = (
-                max(side + -side % self.size_multiple, self.least_side) - side for side in (height, width)
-            )
-        return F.pad(pixels, (0, right, 0, bottom)) if bottom or right else pixels
+            # in this form torch.export sees that the padded sides are multiples
+            bottom, right = (self._padded(side) - side for side in (height, width))
+        if torch.compiler.is_exporting() or bottom or right:  # an exported graph serves all sizes
+            return F.pad(pixels, (0, right, 0, bottom))
+        return pixels
+
+    def _padded(self, side: int) -> int:
+        padded = (side + self.size_multiple - 1) // self.size_multiple * self.size_multiple
+        if self.least_side <= self.size_multiple:
+            return padded
+        return torch.sym_max(padded, self.least_side)  # type: ignore[return-value]
 
     def _channels_first(self, level: Tensor) -> Tensor:
         # Without output_fmt timm's features are NCHW; Swin and its kin say "NHWC".

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import TopDown, convolution, resize
@@ -49,9 +50,7 @@ class PyramidPooling(nn.Module):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.grids = nn.ModuleList(
-            nn.Sequential(
-                nn.AdaptiveAvgPool2d(size), nn.Conv2d(in_channels, channels, 1), nn.ReLU(inplace=True)
-            )
+            nn.Sequential(GridPool(size), nn.Conv2d(in_channels, channels, 1), nn.ReLU(inplace=True))
             for size in POOLED_SIZES
         )
         self.fuse = convolution(in_channels + len(POOLED_SIZES) * channels, channels, 3)
@@ -60,3 +59,26 @@ class PyramidPooling(nn.Module):
         """Map (N, in_channels, h, w) to (N, channels, h, w)."""
         pooled = [resize(grid(features), features) for grid in self.grids]
         return self.fuse(torch.cat([features, *pooled], dim=1))
+
+
+class GridPool(nn.Module):
+    """Take the means over the cells of a grid; can be exported with a free height and width."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, C, h, w) to (N, C, size, size)."""
+        if not torch.compiler.is_exporting():
+            return F.adaptive_avg_pool2d(features, self.size)
+        down, across = (self._shares(side, features) for side in features.shape[-2:])
+        return down @ features @ across.T
+
+    def _shares(self, length: int, like: Tensor) -> Tensor:
+        """Return (size, length): how much each place adds to the mean of each cell."""
+        cells = torch.arange(self.size)[:, None]
+        places = like.new_ones(length, dtype=torch.int64).cumsum(0) - 1
+        first, end = cells * length // self.size, -(-(cells + 1) * length // self.size)
+        inside = (places >= first) & (places < end)
+        return inside.to(like.dtype) / (end - first)

@@ -26,7 +26,9 @@ class ModelSettings(Section):
 
     backbone: str = Field("resnet50", description="name of a timm model")
     pretrained: bool = Field(False, description="download timm's weights for it")
-    weights: FilePath | None = Field(None, description="local safetensors file with the backbone's weights")
+    weights: FilePath | None = Field(
+        None, description="local safetensors file: the backbone's weights, or a checkpoint to go on from"
+    )
     output_stride: Literal[8, 16, 32] = 16
     decoder: Literal["deeplabv3plus", "deeplabv3plus_separable", "fpn", "upernet", "linear"] = Field(
         "deeplabv3plus",

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from models.backbone.backbone import LOW_STRIDE
 from models.heads import EmbeddingHead
-from models.segmenter import Segmenter
+from models.segmenter import Segmenter, resized_side
 from pipeline.runtime.errors import UsageError
 
 SMALLEST_WINDOW = 32
@@ -191,7 +191,7 @@ def _resized(picture: Tensor, factor: float, device: torch.device) -> Tensor:
     """Resize as the segmenter itself does: bilinear, antialiased, in floats; unchanged for a factor of 1."""
     if factor == 1:
         return picture
-    size = [max(1, round(side * factor)) for side in picture.shape[-2:]]
+    size = [resized_side(side, factor) for side in picture.shape[-2:]]
     values = picture[None].to(device).float() / 255
     return F.interpolate(values, size=size, mode="bilinear", antialias=True, align_corners=False)[0]
 

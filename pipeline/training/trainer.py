@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from models.implementation import implementation_on
+from models.segmenter import Segmenter
 from pipeline.checkpoint.format import Checkpoint, optimizer_tensors, restore_optimizer
 from pipeline.checkpoint.identity import Identity
 from pipeline.checkpoint.run_folder import RunFolder
+from pipeline.checkpoint.starting import is_checkpoint, start_from
 from pipeline.checkpoint.unfinished import find_unfinished, start
 from pipeline.config.schema import Settings
 from pipeline.evaluation.evaluate import evaluate
@@ -149,11 +151,22 @@ class Trainer:
             self.state.accumulation_steps = find_accumulation(self.settings, num_classes, self.device)
         return self.state.accumulation_steps
 
+    def _new_segmenter(self, *, resumes: bool) -> Segmenter:
+        """Build the network; a checkpoint in `model.weights` gives all of it that fits, and says what."""
+        model, space = self.settings.model, self.data.label_space
+        if model.weights is None or not is_checkpoint(model.weights):
+            return build_model(model, space.num_classes)
+        segmenter = build_model(model.model_copy(update={"weights": None}), space.num_classes)
+        if not resumes:
+            taken = start_from(segmenter, space, model.weights, backbone=model.backbone)
+            print(taken, file=sys.stderr, flush=True)
+        return segmenter
+
     def _build(self, checkpoint: Checkpoint | None) -> None:
         settings, num_classes = self.settings, self.data.label_space.num_classes
         torch.manual_seed(settings.train.seed)
         self.config = segmenter_config(settings.model, num_classes)
-        self.segmenter = build_model(settings.model, num_classes).to(self.device).train()
+        self.segmenter = self._new_segmenter(resumes=checkpoint is not None).to(self.device).train()
         if settings.train.freeze_backbone:
             self.segmenter.freeze_backbone()
         self.early_save = EarlySave(self.segmenter, self._save_last, self.stop)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from models.backbone.backbone import OutputStrideWarning
 from models.decoders import DECODERS
-from models.segmenter import Segmenter, SegmenterConfig, build_segmenter
+from models.segmenter import Segmenter, SegmenterConfig, build_segmenter, resized_side
 from tests.models.backbone.building import KINDS
 
 HEADS = ["embedding", "softmax"]
@@ -244,3 +244,31 @@ def test_an_input_scale_is_resizing_before_the_network(head):
 def test_an_input_scale_of_zero_is_refused():
     with pytest.raises(ValueError, match="input_scale is 0"):
         build_segmenter(SegmenterConfig(num_classes=3, backbone="test_resnet", input_scale=0))
+
+
+@pytest.mark.slow
+def test_a_graph_with_free_height_and_width_can_be_exported():
+    class Decoded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.segmenter = build("test_resnet").eval()
+
+        def forward(self, images):
+            return self.segmenter.decoder(self.segmenter.backbone(images))
+
+    module, free = Decoded(), torch.export.Dim.DYNAMIC
+    shapes = ({0: free, 2: free, 3: free},)
+    with torch.no_grad():
+        graph = torch.export.export(module, (torch.rand(2, 3, 70, 101),), dynamic_shapes=shapes).module()
+        for size in ((1, 3, 64, 48), (3, 3, 33, 90)):
+            images = torch.rand(size)
+            torch.testing.assert_close(graph(images), module(images))
+
+
+@pytest.mark.parametrize("scale", [0.25, 1 / 3, 0.5, 0.75, 1, 1.5, 2])
+def test_resized_sides_are_the_nearest_whole_numbers(scale):
+    for side in range(1, 200):
+        found = resized_side(side, scale)
+        assert isinstance(found, int)
+        assert found >= 1
+        assert abs(found - side * scale) <= 0.5 + 1e-9 or found == 1

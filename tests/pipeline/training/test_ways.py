@@ -165,6 +165,19 @@ def test_a_network_that_cannot_be_compiled_is_told(project: Path, monkeypatch: p
 
 
 @pytest.mark.training
+def test_fine_tuning_goes_on_from_a_checkpoint_and_says_what_it_took(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = Recorder(), Recorder()
+    trained = train(load_settings(variant="exact", overrides={"train.steps": 8}), first)
+    weights = trained.checkpoint.replace(project / "trained.safetensors")
+    overrides = {"model.weights": str(weights), "train.steps": 1}
+    train(load_settings(variant="sampled", overrides={**overrides, "loss.name": "exact"}), second)
+    assert second.losses[1] < first.losses[1]
+    assert "classes keep their rows" in capsys.readouterr().err
+
+
+@pytest.mark.training
 def test_the_long_tail_is_that_of_the_images_to_train_on(project: Path) -> None:
     plain, balanced = Recorder(), Recorder()
     train(load_settings(variant="exact", overrides={"train.steps": 2, "train.validate_every": 2}), plain)
