@@ -7,6 +7,8 @@ does everything. The environment variable KILOSEG_KERNELS forces one, for compar
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -63,6 +65,19 @@ def implementation_on(device: torch.device) -> Name:
     if device.type == "cuda":
         return "fused" if fused.TRITON_INSTALLED else "tiled"
     return "compiled" if device.type == "cpu" and compiled.reason_against_numba() is None else "tiled"
+
+
+@contextmanager
+def forced(name: Name) -> Iterator[None]:
+    """Force an implementation for a while, unless KILOSEG_KERNELS forces another."""
+    if os.environ.get(VARIABLE):
+        yield
+        return
+    os.environ[VARIABLE] = name
+    try:
+        yield
+    finally:
+        del os.environ[VARIABLE]
 
 
 def forced_implementation() -> Name | None:

@@ -128,12 +128,17 @@ def predict_classes(
     search = compiled_search if implementation == "compiled" else tiled_search
     with full_precision(embeddings):
         keys = class_keys(embeddings, class_embeddings, bias, similarity)
-        if implementation == "compiled":
-            of_cells = compiled_search.search_maps(embeddings, keys, full_res, align_corners, work_bytes)
-            if of_cells is not None:
-                return of_cells
         found = embeddings.new_empty((len(embeddings), *full_res), dtype=torch.int64)
+        compiled = implementation == "compiled" and compiled_search.can_search(
+            low_res, full_res, keys, work_bytes
+        )
         for image, of_image in zip(embeddings, found, strict=True):
+            if compiled:
+                for band in compiled_search.search_bands(
+                    image, keys, full_res, align_corners=align_corners, work_bytes=work_bytes
+                ):
+                    of_image[band.rows] = band.ids
+                continue
             if factor is not None and factor > 1 and implementation == "tiled":
                 search_cells(image, keys, factor, work_bytes, out=of_image)
                 continue

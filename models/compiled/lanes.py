@@ -18,7 +18,7 @@ from ..tiled.threads import for_each, pieces_of
 MOST_LANES = 8
 _LEAST_LANE_BYTES = 2**22
 _TILE_BYTES = 2**21  # of logits: half of it passes through the second-level cache at a time
-_ENOUGH_ROWS, _FEWEST_ROWS = 40, 8  # in a tile: with fewer, the products with all classes take the time
+_ENOUGH_ROWS, _FEWEST_ROWS = 20, 8  # in a tile: with fewer, the products with all classes take the time
 SPARE_ROWS = 7  # rows of all classes that the kernels need besides a tile
 Piece = TypeVar("Piece")
 
@@ -51,7 +51,7 @@ def plan(num_pixels: int, num_classes: int, dim: int, work_bytes: int) -> Plan |
     row_bytes, sum_bytes = 4 * num_classes, 4 * num_classes * (dim + 2)
     most = min(MOST_LANES, pieces_of(num_pixels, num_classes))
     lanes = max(1, min(most, work_bytes // max(_LEAST_LANE_BYTES, sum_bytes)))
-    while lanes > 2 and work_bytes // lanes < _ENOUGH_ROWS * row_bytes:
+    while lanes > 2 and work_bytes // lanes < (_ENOUGH_ROWS + SPARE_ROWS) * row_bytes:
         lanes //= 2
     share = work_bytes // lanes
     per_row = row_bytes + 16 * (dim + 2)  # logits; embedding, gradient and what is copied for products

@@ -28,7 +28,8 @@ _LOWEST = f32(-100)  # the exponential of less is zero: no denormal numbers, whi
 # 2**r = 1 + r (c1 + r (c2 + ...)) for r in -0.5..0.5, of least relative error: 2e-9 before rounding.
 _C1, _C2, _C3 = f32(0.6931471824645996), f32(0.24022647738456726), f32(0.05550331994891167)
 _C4, _C5, _C6 = f32(0.00961843878030777), f32(0.0013399001909419894), f32(0.00015353238268289715)
-_EXPONENT_BIAS, _MANTISSA_BITS = np.int32(127), np.int32(23)
+_EXPONENT_BIAS, _MANTISSA_BITS, _SIGN_BIT = np.int32(127), np.int32(23), np.int32(31)
+MOST_BITS: Any = np.int32(2**31 - 1)
 
 # Parts are called by kernels only: without wrappers for other callers they compile faster.
 _njit: Any = functools.partial(
@@ -48,22 +49,38 @@ def exp2(x: Any) -> Any:
     return ZERO if x < _LOWEST else value * power
 
 
-@_njit(fastmath={"nnan", "nsz", "reassoc"})
+@compiled
+def in_order(x: Any) -> Any:
+    """Map a number to an int32 of the same order, NaN above all: minima of integers are vectorized.
+
+    Those of floating-point numbers are not, where NaN is to keep its meaning.
+    """
+    bits = f32(x).view(np.int32)
+    return np.int32(bits ^ ((bits >> _SIGN_BIT) & MOST_BITS))
+
+
+@compiled
+def from_order(ordered: Any) -> Any:
+    """Return the number that `in_order` mapped."""
+    return np.int32(ordered ^ ((ordered >> _SIGN_BIT) & MOST_BITS)).view(np.float32)
+
+
+@compiled
 def largest(values: np.ndarray) -> Any:
-    """Return the largest value; any number if one of them is NaN."""
-    found = values[0]
+    """Return the largest value; NaN if one of them is."""
+    found = np.int32(~MOST_BITS)
     for place in range(values.shape[0]):
-        found = max(found, values[place])
-    return found
+        found = max(found, in_order(values[place]))
+    return from_order(found)
 
 
-@_njit(fastmath={"nnan", "nsz", "reassoc"})
+@compiled
 def smallest(values: np.ndarray) -> Any:
-    """Return the smallest value; any number if one of them is NaN."""
-    found = values[0]
+    """Return the smallest value that is not NaN."""
+    found = MOST_BITS
     for place in range(values.shape[0]):
-        found = min(found, values[place])
-    return found
+        found = min(found, in_order(values[place]))
+    return from_order(found)
 
 
 @compiled

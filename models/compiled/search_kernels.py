@@ -11,9 +11,22 @@ from typing import Any
 import numpy as np
 
 from .launch import kernel
-from .parts import compiled, f32, interpolate_down, smallest
+from .parts import (
+    CHUNK,
+    MOST_BITS,
+    ZERO,
+    compiled,
+    exp2,
+    f32,
+    from_order,
+    in_order,
+    interpolate_down,
+    interpolate_pixel,
+    smallest,
+)
 
-_BLOCK = 128  # classes
+_BLOCK = 256  # classes
+_SMALL_BLOCK = 32
 _NOWHERE: Any = np.int64(0)  # of a pixel that is not a number
 
 
@@ -37,6 +50,64 @@ def _place_of_smallest(scores: np.ndarray) -> int:
     return start_of_least + _place_of(scores[start_of_least : start_of_least + _BLOCK], least)
 
 
+@compiled
+def _interpolate_across(left: np.ndarray, right: np.ndarray, across: Any, out: np.ndarray) -> Any:
+    """Interpolate a row's scores between its ends to a pixel, and return the smallest."""
+    found = MOST_BITS
+    for c in range(out.shape[0]):
+        score = left[c] + (right[c] - left[c]) * across
+        out[c] = score
+        found = min(found, in_order(score))
+    return from_order(found)
+
+
+@compiled
+def _place_between(left: np.ndarray, right: np.ndarray, across: Any, scores: np.ndarray) -> tuple[int, Any]:
+    """Interpolate scores; return the place of the smallest, of equal ones the first, and it."""
+    least, start_of_least = f32(np.inf), _NOWHERE
+    for start in range(0, scores.shape[0], _BLOCK):
+        part = slice(start, start + _BLOCK)
+        of_block = _interpolate_across(left[part], right[part], across, scores[part])
+        if of_block < least:
+            least, start_of_least = of_block, start
+    place = start_of_least + _place_of(scores[start_of_least : start_of_least + _BLOCK], least)
+    return place, least
+
+
+@compiled
+def _probability(scores: np.ndarray, least: Any, factor: Any, norm: Any, is_distance: bool) -> Any:
+    """Return the softmax at the smallest score: one over the sum of the exponentials less its own.
+
+    Args:
+        scores: (C,) minus inner products, or squared distances less `norm`.
+        least: the smallest of them.
+        factor: from distances or inner products to logits to base 2.
+        norm: the pixel's squared norm.
+        is_distance: whether they are squared distances.
+    """
+    total = 0.0
+    nearest = np.sqrt(max(least + norm, ZERO))
+    for start in range(0, scores.shape[0], CHUNK):
+        part = scores[start : start + CHUNK]
+        of_part = ZERO
+        if is_distance:
+            for c in range(part.shape[0]):
+                of_part += exp2((nearest - np.sqrt(max(part[c] + norm, ZERO))) * factor)
+        else:
+            for c in range(part.shape[0]):
+                of_part += exp2((least - part[c]) * factor)
+        total += of_part
+    return f32(1 / total)
+
+
+@compiled
+def _squared_norm(pixel: np.ndarray) -> Any:
+    total = ZERO
+    for d in range(pixel.shape[0]):
+        total += pixel[d] * pixel[d]
+    return total
+
+
 @kernel("void(float32[:,::1], int64[::1])")
 def smallest_of_rows(scores: np.ndarray, found: np.ndarray) -> None:
     """Write the place of the smallest of each row of (p, C) scores to (p,)."""
@@ -58,8 +129,8 @@ def several_smallest_of_rows(scores: np.ndarray, found: np.ndarray, kept: np.nda
         of_row, places = scores[row], found[row]
         kept[:] = f32(np.inf)
         places[:] = -1
-        for start in range(0, of_row.shape[0], 16):
-            block = of_row[start : start + 16]
+        for start in range(0, of_row.shape[0], _SMALL_BLOCK):
+            block = of_row[start : start + _SMALL_BLOCK]
             if not smallest(block) < kept[k - 1]:
                 continue
             for c in range(block.shape[0]):
@@ -90,32 +161,42 @@ def _fill(places: np.ndarray, place: int) -> None:
 
 
 @kernel(
-    "void(float32[:,::1], int64[::1], int64[::1], int64[::1], float32[::1], float32[::1], float32[:,::1], "
-    "int64[:,:,::1])"
+    "void(float32[:,::1], float32[:,::1], int64[::1], int64[::1], int64[::1], float32[::1], float32[::1], "
+    "float32, boolean, float32[:,::1], float32[::1], int64[:,::1], float32[:,::1])"
 )
 def smallest_of_cells(
     low: np.ndarray,
+    embeddings: np.ndarray,
     block: np.ndarray,
     row_starts: np.ndarray,
     column_starts: np.ndarray,
     down: np.ndarray,
     across: np.ndarray,
+    factor: Any,
+    is_distance: bool,
     work: np.ndarray,
+    pixel: np.ndarray,
     found: np.ndarray,
+    probability: np.ndarray,
 ) -> None:
     """Write the class of the smallest interpolated score of each pixel of a block of cells.
 
     Args:
         low: (q, C) scores of the block's corners.
-        block: image, first row and column of cells, rows and columns.
+        embeddings: (q, D) of the corners.
+        block: first row of pixels of `found`, first row and column of cells, rows and columns.
         row_starts: (h + 1,) the first row of pixels in each row of cells.
         column_starts: likewise, (w + 1,).
         down: (H,) weight of the lower corners.
         across: (W,) weight of the right corners.
+        factor: from distances or inner products to logits to base 2.
+        is_distance: whether scores are squared distances less the pixel's squared norm.
         work: (3, C).
-        found: (N, H, W), written.
+        pixel: (D,), for work.
+        found: (R, W), written.
+        probability: (R, W), written; (0, 0) where it is not wanted.
     """
-    image, first_row, first_column, rows, columns = block[0], block[1], block[2], block[3], block[4]
+    first_of_found, first_row, first_column, rows, columns = block[0], block[1], block[2], block[3], block[4]
     left, right, scores = work[0], work[1], work[2]
     for cell in range(rows * columns):
         row, column = cell // columns, cell % columns
@@ -123,8 +204,13 @@ def smallest_of_cells(
         below = corner + columns + 1
         for y in range(row_starts[first_row + row], row_starts[first_row + row + 1]):
             interpolate_down(low, corner, below, down[y], work)
+            line = y - first_of_found
             for x in range(column_starts[first_column + column], column_starts[first_column + column + 1]):
-                weight = across[x]
-                for c in range(scores.shape[0]):
-                    scores[c] = left[c] + (right[c] - left[c]) * weight
-                found[image, y, x] = _place_of_smallest(scores)
+                place, least = _place_between(left, right, across[x], scores)
+                found[line, x] = place
+                if probability.shape[0] > 0:
+                    norm = ZERO
+                    if is_distance:
+                        interpolate_pixel(embeddings, corner, below, down[y], across[x], pixel)
+                        norm = _squared_norm(pixel)
+                    probability[line, x] = _probability(scores, least, factor, norm, is_distance)

@@ -7,15 +7,19 @@ classes, so that memory beyond the result is constant in the size of the picture
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.embeddings import WORK_BYTES, full_precision
+from models.compiled.search import Softmax, can_search, search_bands
+from models.embeddings import WORK_BYTES, Similarity, full_precision
 from models.heads import EmbeddingHead, SoftmaxHead
+from models.implementation import implementation_for
 from models.nearest import nearest_classes
+from models.tiled.search import class_keys
 
 _TILE = 2**19  # scores held at a time: 2 MiB, which caches like
 _ROWS = 256  # pixels of a tile, at least
@@ -73,10 +77,7 @@ class ClassSearch:
         """
         class_map = np.empty(size, dtype=np.uint16)
         confidence = np.empty(size, dtype=np.float16)
-        for rows in self._bands(size):
-            low_res, upsample = _rows_of(output, size, rows)
-            find = self._nearest if self.bias is None else self._largest
-            places, probability = find(low_res, upsample, (rows.stop - rows.start, size[1]))
+        for rows, places, probability in self._compiled(output, size) or self._found(output, size):
             class_ids = self.train_ids[places] + 1
             if min_confidence > 0:
                 class_ids[probability < min_confidence] = 0
@@ -84,6 +85,25 @@ class ClassSearch:
             class_map[rows] = class_ids.view(shape).cpu().numpy()
             confidence[rows] = probability.view(shape).cpu().numpy()
         return class_map, confidence
+
+    def _compiled(self, output: Tensor, size: tuple[int, int]) -> Iterator[_Band] | None:
+        """Return what `_found` does, of compiled code; None where it does not apply."""
+        if implementation_for(output, self.weight, fused_knows=self.bias is None) != "compiled":
+            return None
+        similarity = cast(Similarity, self.similarity if self.bias is None else "dot")
+        keys = class_keys(output[0].flatten(1).T, self.weight, self.bias, similarity)
+        if not can_search(output.shape[2:], size, keys, self.work_bytes):
+            return None
+        softmax = Softmax(similarity, self.temperature if self.bias is None else 1.0)
+        bands = search_bands(output[0], keys, size, softmax=softmax, work_bytes=self.work_bytes)
+        return ((band.rows, band.ids.flatten(), band.probability.flatten()) for band in bands)
+
+    def _found(self, output: Tensor, size: tuple[int, int]) -> Iterator[_Band]:
+        """Yield bands of rows, and the place in the table and the probability of each of their pixels."""
+        find = self._nearest if self.bias is None else self._largest
+        for rows in self._bands(size):
+            low_res, upsample = _rows_of(output, size, rows)
+            yield rows, *find(low_res, upsample, (rows.stop - rows.start, size[1]))
 
     def _bands(self, size: tuple[int, int]) -> Iterator[slice]:
         channels = self.weight.shape[1] if self.bias is None else 1
@@ -161,6 +181,7 @@ class ClassSearch:
         return place, total.reciprocal_()
 
 
+_Band = tuple[slice, Tensor, Tensor]
 Upsample = Callable[[Tensor], Tensor]
 
 

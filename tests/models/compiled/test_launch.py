@@ -12,7 +12,7 @@ import torch
 
 from models import exact_cross_entropy, nearest_classes
 from models.compiled import launch, reason_against, supports
-from models.implementation import NAMES, implementation_for, implementation_on
+from models.implementation import NAMES, forced, implementation_for, implementation_on
 from pipeline.doctor.software import KERNELS
 
 PIXELS, CLASSES = torch.randn(6, 4), torch.randn(5, 4)
@@ -59,6 +59,14 @@ def test_the_variable_forces_one_and_names_what_is_wrong(monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match=r"does not apply: class_embeddings are torch\.float64"):
         nearest_classes(PIXELS, CLASSES.double(), 1)
     assert KERNELS == NAMES
+
+
+def test_one_is_forced_for_a_while_unless_the_variable_says_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    with forced("tiled"):
+        assert implementation_for(PIXELS, CLASSES) == "tiled"
+    monkeypatch.setenv("KILOSEG_KERNELS", "compiled")
+    with forced("tiled"):
+        assert implementation_on(torch.device("cpu")) == "compiled"
 
 
 def kernel_that_adds(one: float) -> Callable[..., Any]:
