@@ -122,7 +122,8 @@ def test_the_programs_about_prediction_run_as_printed(
 ) -> None:
     monkeypatch.chdir(finished)
     text = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
-    (program,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    names: dict[str, object] = {}
-    exec(program.replace("checkpoints/embedding/", "checkpoints/exact/"), names)
+    programs = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for program in programs:
+        if "urllib" not in program:  # asks a server
+            exec(program.replace("checkpoints/embedding/", "checkpoints/exact/"), {})
     assert (finished / "overlay.jpg").is_file()
