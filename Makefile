@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV = $(shell command -v uv || echo $(BIN)/uv)
-# a worker a core, with one thread each
-PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist load
+# a worker more than there are cores, at most four, with one thread each: some tests wait
+WORKERS = $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -lt 3 ] && echo $$((n + 1)) || echo 4)
+PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist load
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 

@@ -25,6 +25,18 @@ def pytest_configure(config: pytest.Config) -> None:
         guard()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest folders first, so that no worker is left with them at the end."""
+    first = ("tests/stages", "tests/pipeline/tuning")
+    places = [Path(item.path).relative_to(Path(__file__).parents[1]).as_posix() for item in items]
+    rank = {
+        place: next((n for n, one in enumerate(first) if place.startswith(one)), len(first))
+        for place in places
+    }
+    order = sorted(range(len(items)), key=lambda index: rank[places[index]])
+    items[:] = [items[index] for index in order]
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SQLite store with MLflow's schema and no experiment: migrating one takes seconds."""

@@ -54,14 +54,14 @@ def assert_same(loss: Tensor, expected: Tensor, inputs: tuple[Tensor, ...], tole
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     factor=st.sampled_from([1, 2, 3, 4, 8, 2.5]),
     height=st.integers(1, 6),
     width=st.integers(1, 6),
     num_classes=st.integers(1, 40),
     unlabeled=st.sampled_from([0.0, 0.2, 0.5, 0.95]),
-    work_bytes=st.integers(1, 400_000),
+    work_bytes=st.sampled_from([1, 5_000, 40_000, 400_000]),
     similarity=st.sampled_from(SIMILARITIES),
 )
 def test_it_is_cross_entropy_on_all_logits_of_the_upsampled_maps(

@@ -265,7 +265,7 @@ def test_the_command_answers_for_changed_settings_and_says_into_how_many_parts_a
     arguments = ["memory", "--params", str(params), "--budget", "96MiB", "--set", "train.batch_size=64"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert "64 images a step fit with train.accumulation_steps " in result.output
-    for change, hint in (("train.batch_size", "KEY=VALUE"), ("model.head=[softmax", "not YAML")):
+    for change, hint in (("train.batch_size", "KEY=VALUE"), ("model.head=[softmax", "not valid YAML")):
         with pytest.raises(UsageError, match=hint):
             CliRunner().invoke(app, ["memory", "--set", change], catch_exceptions=False)
 
