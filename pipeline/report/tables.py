@@ -34,10 +34,10 @@ MEASURES = (
         "miou_high", "mIoU, upper end", "quality", 0, "of the same interval; says nothing of another training"
     ),
     Measure("miou_present", "mIoU, classes in truth", "quality", 1),
-    Measure("miou_frequent", "mIoU, frequent", "quality", 1, "in more than 100 LVIS images"),
+    Measure("miou_frequent", "mIoU, frequent", "quality", 1, "in more than 100 train images"),
     Measure("miou_common", "mIoU, common", "quality", 1, "in 11 to 100"),
     Measure("miou_rare", "mIoU, rare", "quality", 1, "in 10 or fewer"),
-    Measure("miou_stuff", "mIoU, stuff", "quality", 1, "classes of COCO-Stuff alone"),
+    Measure("miou_stuff", "mIoU, stuff", "quality", 1, "classes of stuff alone"),
     Measure("boundary_iou", "boundary IoU", "quality", 1, "of the pixels near outlines, mean over classes"),
     Measure(
         "region_iou_small", "IoU of small regions", "quality", 1, "a class in an image, below 32 x 32 pixels"
