@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from pipeline.report.inputs import MemoryPoint
 
@@ -146,11 +146,13 @@ def accuracy_chart(points: Sequence[tuple[float, float] | None], *, name: str) -
                 *point, marker=_MARKERS[position % len(_MARKERS)], color=_series(position), markersize=8
             )
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
-    axes.margins(x=0.25, y=0.15)
+    highest = max((point[1] for point in points if point is not None), default=0)
+    axes.set_ylim(0, 1.15 * highest or 1)
+    axes.margins(x=0.25)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(_plain))
-    axes.xaxis.set_minor_formatter(FuncFormatter(_plain))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     return _svg(figure, name)
 
 
