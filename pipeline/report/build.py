@@ -74,6 +74,7 @@ def write_report(
     """
     evaluated = read_variants(evaluations, variants)
     data, memory = read_data(bootstrapped), read_memory(results)
+    step_memory = _step_memory(evaluated, memory)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -97,11 +98,11 @@ def write_report(
         classes=[best_and_worst(variant) for variant in evaluated],
         all_classes=class_rows(evaluated),
         confused=confused_rows(evaluated),
-        step_memory=_step_memory(evaluated, memory),
+        step_memory=step_memory,
         examples=_example_rows(evaluated),
         data=data,
         group_names=GROUPS,
-        charts=_charts(evaluated, data, memory),
+        charts=_charts(evaluated, data, memory, step_memory),
         memory=memory,
         heads=_heads(memory),
     )
@@ -156,19 +157,35 @@ def _heads(memory: MemoryCurve | None) -> list[str]:
 
 
 def _step_memory(variants: Sequence[Variant], memory: MemoryCurve | None) -> list[float | None]:
-    """Return each variant's predicted peak of a training step, GiB; None for one that is not in the curve."""
-    rows = memory.rows if memory is not None else []
-    peaks = {(row.head, row.num_classes): row.predicted_gib for row in rows}
-    return [peaks.get((_head(variant), variant.record.num_classes)) for variant in variants]
+    """Return each variant's predicted peak of a training step, GiB; None for one that is not in the curve.
+
+    The curve holds for the plain settings with each head. A variant with another loss, backbone or crop needs
+    other memory, so it has no point.
+    """
+    if memory is None:
+        return [None] * len(variants)
+    peaks = {(row.head, row.num_classes): row.predicted_gib for row in memory.rows}
+    batch_and_crop = {"train.images_per_step": memory.batch_size, "train.crop_size": memory.crop_size}
+    found: list[float | None] = []
+    for variant in variants:
+        own = variant.record.settings
+        images = own.get("train.effective_batch_size") if own.get("train.batch_size") == "auto" else None
+        own = {**own, "train.images_per_step": images or own.get("train.batch_size")}
+        head = "dense" if own.get("loss.name") == "dense" else str(own.get("model.head"))
+        expected = {**memory.settings, **batch_and_crop}
+        if head == "dense":
+            expected["loss.name"] = "dense"
+        same = all(own.get(key) == value for key, value in expected.items())
+        found.append(peaks.get((head, variant.record.num_classes)) if same else None)
+    return found
 
 
-def _head(variant: Variant) -> str:
-    """Return the head as the memory curve names it: all logits at once are "dense"."""
-    settings = variant.record.settings
-    return "dense" if settings.get("loss.name") == "dense" else str(settings.get("model.head"))
-
-
-def _charts(variants: Sequence[Variant], data: DataSummary, memory: MemoryCurve | None) -> dict[str, Markup]:
+def _charts(
+    variants: Sequence[Variant],
+    data: DataSummary,
+    memory: MemoryCurve | None,
+    step_memory: Sequence[float | None],
+) -> dict[str, Markup]:
     training = [variant.record.training for variant in variants]
     holdout = [
         [(step, miou) for step, miou, _ in one.validation_curve if miou is not None] for one in training
@@ -181,13 +198,12 @@ def _charts(variants: Sequence[Variant], data: DataSummary, memory: MemoryCurve 
             [(one.name, list(one.sources.values())) for one in data.splits], name="sources"
         ),
     }
-    peaks = _step_memory(variants, memory)
     mious = [value_of(variant, "miou") for variant in variants]
-    if all(peak is not None for peak in peaks):
-        points = [
-            None if peak is None or miou is None else (peak, miou)
-            for peak, miou in zip(peaks, mious, strict=True)
-        ]
+    points = [
+        None if peak is None or miou is None else (peak, miou)
+        for peak, miou in zip(step_memory, mious, strict=True)
+    ]
+    if any(points):
         charts["accuracy"] = accuracy_chart(points, name="accuracy")
     if memory is not None:
         charts["memory"] = memory_chart(memory.rows, _heads(memory), name="memory")

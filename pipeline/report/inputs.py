@@ -134,8 +134,12 @@ class MemoryCurve(_Part):
 
     unit: Literal["GiB"]
     rows: list[MemoryPoint]
+    settings: dict[str, Any] = {}
+    """those of the plain settings that the prediction depends on, besides batch and crop"""
     batch_size: int | None = None
     crop_size: int | None = None
+
+    _present_names = field_validator("settings")(current_keys)
 
 
 @dataclass(frozen=True)

@@ -581,7 +581,8 @@ def test_confused_pairs_are_listed_and_an_older_evaluation_has_none(place: Place
 def test_the_first_picture_is_miou_against_the_memory_of_a_step(place: Place) -> None:
     for name, head, loss in (("exact", "embedding", "exact"), ("softmax", "softmax", "dense")):
         record = make_record(name)
-        record["settings"] |= {"model.head": head, "loss.name": loss}
+        record["settings"] |= {"model.head": head, "loss.name": loss, "loss.num_negatives": 7}
+        record["settings"] |= {"train.batch_size": 6, "train.crop_size": 48}
         place.write(record)
     assert 'id="accuracy"' not in place.report().source
     rows = [
@@ -589,7 +590,14 @@ def test_the_first_picture_is_miou_against_the_memory_of_a_step(place: Place) ->
         {"head": "dense", "num_classes": len(CLASSES), "predicted_gib": 2.5},
     ]
     place.results.mkdir(exist_ok=True)
-    (place.results / "memory.json").write_text(json.dumps({"unit": "GiB", "rows": rows}))
+    curve = {"unit": "GiB", "rows": rows, "batch_size": 6, "crop_size": 48}
+    curve["settings"] = {"loss.name": "exact", "loss.num_negatives": 7}
+    (place.results / "memory.json").write_text(json.dumps(curve))
     page = place.report()
     assert page.source.index('id="accuracy"') < page.source.index('id="run"')
     assert "exact: 43.00 % at 0.250 GiB; softmax: 43.00 % at 2.50 GiB." in " ".join(page.text.split())
+    record["settings"] |= {"loss.name": "knn"}  # needs other memory than was predicted
+    record["variant"] = "knn"
+    place.write(record)
+    text = " ".join(place.report("exact", "knn").text.split())
+    assert "exact: 43.00 % at 0.250 GiB; knn: 43.00 %, not drawn: its settings are not those" in text
