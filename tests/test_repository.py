@@ -75,7 +75,8 @@ WINGS = {
     "pipeline.report": "pipeline.runtime pipeline.config pipeline.data.store",
     "pipeline.registry": "pipeline.runtime pipeline.config pipeline.tracking pipeline.checkpoint "
     "pipeline.inference",
-    "pipeline.comparison": "pipeline.runtime pipeline.evaluation.image_counts",
+    "pipeline.comparison": "pipeline.runtime pipeline.config pipeline.tracking "
+    "pipeline.evaluation.image_counts pipeline.tuning.sweep pipeline.report",
     "pipeline.doctor": "pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels",
     "pipeline.cli": "models pipeline",
 }

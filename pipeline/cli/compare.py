@@ -24,12 +24,9 @@ def compare(
     from pipeline.comparison.output import as_text, write_page
     from pipeline.comparison.sources import read_result
     from pipeline.config.load import load_settings
-    from pipeline.tracking.tracker import tracking_uri
 
     settings = load_settings(params)
-    project, sweeps = params.resolve().parent, params.resolve().parent / settings.tune.folder
-    uri = tracking_uri(settings)
-    first, second = (read_result(name, project, sweeps, uri) for name in (before, after))
+    first, second = (read_result(name, settings) for name in (before, after))
     comparison = compared(first, second, limit=limit)
     typer.echo(as_text(comparison))
     if html is not None:

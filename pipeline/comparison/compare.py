@@ -92,7 +92,7 @@ def _moved_classes(before: Result, after: Result, limit: int) -> list[Change]:
         sides = [result.classes.get(name) for result in (before, after)]
         known = next(side for side in sides if side is not None)
         ious = [None if side is None else side.iou for side in sides]
-        changes.append(Change(name, ious[0], ious[1], f"{known.group}, {known.true_pixels:,} pixels"))
+        changes.append(Change(name, ious[0], ious[1], f"{known.frequency}, {known.true_pixels:,} pixels"))
     return _largest(changes, limit)
 
 

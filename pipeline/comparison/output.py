@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
-
 from pipeline.comparison.compare import Change, Comparison
+from pipeline.report.page import render
+from pipeline.report.tables import MEASURES, number, percent
 from pipeline.runtime.files import write_text
 
-_PLAIN = ("images", "seconds", "gib", "classes_", "step")  # metrics that are no shares
+_SHARES = {measure.key for measure in MEASURES if measure.kind == "quality"}
 
 
 def as_text(comparison: Comparison) -> str:
@@ -31,34 +31,28 @@ def as_text(comparison: Comparison) -> str:
 
 def write_page(comparison: Comparison, path: Path) -> None:
     """Write the comparison as one HTML file that needs no other."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     tables = [
         ("Metrics", "metric", [_cells(one, plain=_is_plain(one.name)) for one in comparison.metrics]),
         ("Classes that moved most", "class, IoU", [_cells(one) for one in comparison.classes]),
         ("Images that changed most", "image, pixel accuracy", [_cells(one) for one in comparison.images]),
         ("Settings that differ", "setting", [list(row) for row in comparison.settings]),
     ]
-    page = environment.get_template("comparison.html").render(comparison=comparison, tables=tables)
-    write_text(path, page.strip() + "\n")
+    template = Path(__file__).with_name("comparison.html")
+    write_text(path, render(template, comparison=comparison, tables=tables))
 
 
 def _is_plain(name: str) -> bool:
-    return any(part in name for part in _PLAIN)
+    """Tell whether a metric is no share: a time, a size, a number of things."""
+    return name.rpartition("/")[2] not in _SHARES
 
 
 def _cells(change: Change, *, plain: bool = False) -> list[str]:
     values = [change.before, change.after]
     if plain:
-        cells = ["-" if value is None else f"{value:,.4g}" for value in values]
+        cells = [number(value) for value in values]
         gain = "" if change.gain is None else f"{change.gain:+,.4g}"
     else:
-        cells = ["-" if value is None else f"{100 * value:.2f} %" for value in values]
+        cells = [percent(value) for value in values]
         gain = "" if change.gain is None else f"{100 * change.gain:+.2f}"
     return [change.name, *cells, gain, change.note]
 

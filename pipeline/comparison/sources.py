@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.schema import Settings
 from pipeline.evaluation.image_counts import ImageCounts
-from pipeline.runtime.errors import DataError, KilosegError, UsageError
+from pipeline.report.inputs import ClassResult, class_result, read_variant
+from pipeline.runtime.errors import DataError, UsageError
+from pipeline.tuning.sweep import Sweep
 
 ALLOWED = "VARIANT, REVISION:VARIANT, SWEEP/NUMBER, runs:/ID, or the folder of an evaluation"
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """Hold a class of a result.
-
-    Attributes:
-        name: of the class.
-        group: r, c, f or stuff.
-        true_pixels: in the truth of val.
-        iou: None where the class is neither in truth nor in prediction.
-    """
-
-    name: str
-    group: str
-    true_pixels: int
-    iou: float | None
 
 
 @dataclass(frozen=True)
@@ -47,32 +31,32 @@ class Result:
 
     name: str
     metrics: dict[str, float]
-    classes: dict[str, ClassScore] = field(default_factory=dict)
+    classes: dict[str, ClassResult] = field(default_factory=dict)
     images: ImageCounts | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def read_result(name: str, project: Path, sweeps: Path, tracking_uri: str) -> Result:
+def read_result(name: str, settings: Settings) -> Result:
     """Read a result.
 
     Args:
         name: a variant, "REVISION:VARIANT", "SWEEP/NUMBER", "runs:/ID", or an evaluation's folder.
-        project: the folder of params.yaml.
-        sweeps: the folder of the sweeps.
-        tracking_uri: of the MLflow store.
+        settings: name the project, the sweeps and the store.
 
     Raises:
         DataError: there is no such result, or it is damaged.
         UsageError: `name` is none of these.
+        KilosegError: the store refuses or does not answer.
     """
+    project, sweeps = settings.project, settings.tune.folder
     if name.startswith("runs:/"):
-        return _from_run(name, tracking_uri)
+        return _from_run(name, settings)
     for folder in (project / "evaluations" / name, Path(name)):
         if (folder / "record.json").is_file():
             return _from_folder(name, folder)
     sweep, _, number = name.rpartition("/")
     if number.isdecimal() and (sweeps / sweep / "sweep.json").is_file():
-        return _from_trial(name, sweeps / sweep, int(number))
+        return _from_trial(name, Sweep(sweeps / sweep), int(number))
     revision, colon, variant = name.partition(":")
     if colon and revision and variant:
         return _from_revision(name, project, revision, variant)
@@ -87,20 +71,18 @@ def read_result(name: str, project: Path, sweeps: Path, tracking_uri: str) -> Re
 
 
 def _from_folder(name: str, folder: Path) -> Result:
+    variant, path = read_variant(folder, folder.name), folder / "per_image.npz"
+    metrics = {key: value for key, value in variant.record.metrics.items() if value is not None}
     try:
-        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-        with (folder / "per_class.csv").open(newline="", encoding="utf-8") as file:
-            classes = _classes(csv.DictReader(file))
-        counts = folder / "per_image.npz"
-        images = ImageCounts.load(counts) if counts.is_file() else None
-        return Result(name, _numbers(record["metrics"]), classes, images, dict(record["settings"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        images = ImageCounts.load(path) if path.is_file() else None
+    except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            "an evaluation is damaged or incomplete",
-            where=folder,
+            "the counts of the images are damaged",
+            where=path,
             found=error,
             hint="evaluate it again: dvc repro --force evaluate@VARIANT",
         ) from error
+    return Result(name, metrics, {one.name: one for one in variant.classes}, images, variant.record.settings)
 
 
 def _from_revision(name: str, project: Path, revision: str, variant: str) -> Result:
@@ -123,60 +105,43 @@ def _from_revision(name: str, project: Path, revision: str, variant: str) -> Res
         return _from_folder(name, folder)
 
 
-def _from_trial(name: str, folder: Path, number: int) -> Result:
+def _from_trial(name: str, sweep: Sweep, number: int) -> Result:
     """Read a trial, which keeps metrics and no classes."""
-    try:
-        trial = json.loads((folder / "trials" / f"{number:03d}" / "result.json").read_text(encoding="utf-8"))
-        metrics = _numbers(trial["metrics"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    folder = sweep.trial_folder(number)
+    record = sweep.record(number) if (folder / "trial.json").is_file() else None
+    if record is None or not record.metrics:
         raise DataError(
             "no result of this trial",
-            where=folder / "trials" / f"{number:03d}",
-            found=error,
+            where=folder,
+            found="no such trial" if record is None else f"outcome {record.outcome}",
             hint="pipeline tune best lists the trials; pipeline tune --resume ends them",
-        ) from error
-    return Result(
-        name, {key.removeprefix("val/"): value for key, value in metrics.items()}, {}, None, trial["values"]
-    )
+        )
+    metrics = {key.removeprefix("val/"): value for key, value in record.metrics.items()}
+    return Result(name, metrics, settings=record.values)
 
 
-def _from_run(name: str, tracking_uri: str) -> Result:
+def _from_run(name: str, settings: Settings) -> Result:
     """Read a run's val metrics and, where it has one, its table of classes."""
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
+    from pipeline.tracking.mlflow_run import is_missing
+    from pipeline.tracking.mlflow_store import STORE_ERRORS, explain, open_client
 
-    client, run_id = MlflowClient(tracking_uri), name.removeprefix("runs:/")
+    client, run_id = open_client(settings), name.removeprefix("runs:/")
+    classes: dict[str, ClassResult] = {}
     try:
         run = client.get_run(run_id)
-        names = {entry.path for entry in client.list_artifacts(run_id)}
-        classes: dict[str, ClassScore] = {}
-        if "per_class.json" in names:
+        if any(entry.path == "per_class.json" for entry in client.list_artifacts(run_id)):
             with tempfile.TemporaryDirectory() as place:
                 path = Path(client.download_artifacts(run_id, "per_class.json", place))
                 table = json.loads(path.read_text(encoding="utf-8"))
             rows = (dict(zip(table["columns"], row, strict=True)) for row in table["data"])
-            classes = _classes(rows)
-    except (MlflowException, OSError, ValueError, KeyError) as error:
-        raise KilosegError(
-            "no such run", where=name, found=str(error).partition("\n")[0], hint="pipeline ui lists the runs"
-        ) from error
+            classes = {one.name: one for one in map(class_result, rows)}
+    except STORE_ERRORS as error:
+        if is_missing(error):
+            raise DataError("no such run", where=name, hint="pipeline ui lists the runs") from error
+        raise explain(settings, error) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError("a run whose table of classes is damaged", where=name, found=error) from error
     metrics = {
         key.removeprefix("val/"): value for key, value in run.data.metrics.items() if key.startswith("val/")
     }
-    return Result(name, metrics, classes, None, dict(run.data.params))
-
-
-def _classes(rows: Iterable[dict[str, Any]]) -> dict[str, ClassScore]:
-    return {
-        str(row["name"]): ClassScore(
-            str(row["name"]),
-            str(row["frequency"]),
-            int(row["true_pixels"]),
-            None if row["iou"] in ("", None) else float(row["iou"]),
-        )
-        for row in rows
-    }
-
-
-def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    return {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
+    return Result(name, metrics, classes, settings=dict(run.data.params))

@@ -13,9 +13,11 @@ from mlflow.entities.model_registry import ModelVersion
 
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.schema import Settings
+from pipeline.inference.locate import located
 from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.files import file_digest
 from pipeline.tracking.mlflow_model import DIGEST
+from pipeline.tracking.mlflow_run import is_missing
 from pipeline.tracking.mlflow_store import STORE_ERRORS, explain, open_client
 
 
@@ -82,16 +84,14 @@ def lineage(settings: Settings, source: str) -> Lineage:
     try:
         if source.startswith("models:/"):
             return _of_model(client, settings, source)
-        path = Path(source)
-        if path.is_dir():
-            path = path / "best.safetensors"
-        if path.is_file():
-            return _of_checkpoint(client, settings, path)
+        if Path(source).exists():
+            with located(source) as path:
+                return _of_checkpoint(client, settings, path)
         run_id = source.removeprefix("runs:/")
         if source.startswith("runs:/") or (len(run_id) == 32 and run_id.isalnum()):
             return _of_run(client, settings, run_id)
     except STORE_ERRORS as error:
-        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+        if is_missing(error):
             found = str(error).partition("\n")[0]
             raise DataError("not in the MLflow store", where=source, found=found) from error
         raise explain(settings, error) from error

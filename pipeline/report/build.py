@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from pipeline.report import labels
@@ -24,14 +23,13 @@ from pipeline.report.charts import (
 )
 from pipeline.report.class_table import class_rows, confused_rows
 from pipeline.report.inputs import DataSummary, MemoryCurve, Variant, read_data, read_memory, read_variants
+from pipeline.report.page import render
 from pipeline.report.tables import (
     GROUPS,
     best_and_worst,
     best_variant,
     group_bars,
     metrics_table,
-    number,
-    percent,
     reading_notes,
     side_by_side,
     training_table,
@@ -75,16 +73,8 @@ def write_report(
     evaluated = read_variants(evaluations, variants)
     data, memory = read_data(bootstrapped), read_memory(results)
     step_memory = _step_memory(evaluated, memory)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
-    environment.filters["number"] = number
-    page = environment.get_template("report.html").render(
+    page = render(
+        Path(__file__).with_name("report.html"),
         variants=evaluated,
         series=SERIES,
         dash_of=dash_of,
@@ -106,7 +96,7 @@ def write_report(
         memory=memory,
         heads=_heads(memory),
     )
-    write_text(out, page.strip() + "\n")
+    write_text(out, page)
 
 
 def write_comparison(evaluations: Path, variants: Sequence[str], out: Path) -> None:

@@ -6,7 +6,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -184,10 +184,20 @@ def read_variants(evaluations: Path, names: Sequence[str]) -> list[Variant]:
         raise UsageError(
             "no variants to compare", where="params.yaml: variants", hint="name at least one there"
         )
-    return [_read_variant(evaluations / name, name) for name in names]
+    variants = [read_variant(evaluations / name, name) for name in names]
+    for one in variants:
+        if one.record.variant != one.name:
+            found = f"the record of variant {one.record.variant!r}"
+            raise _damaged(one.folder / "record.json", one.name, found)
+    return variants
 
 
-def _read_variant(folder: Path, name: str) -> Variant:
+def read_variant(folder: Path, name: str) -> Variant:
+    """Read an evaluation from a folder of any name.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
     path = folder / "record.json"
     try:
         record = Record.model_validate_json(path.read_text(encoding="utf-8"))
@@ -197,8 +207,6 @@ def _read_variant(folder: Path, name: str) -> Variant:
         raise _damaged(path, name, _first_error(error)) from error
     except (OSError, ValueError) as error:
         raise _damaged(path, name, error) from error
-    if record.variant != name:
-        raise _damaged(path, name, f"the record of variant {record.variant!r}")
     pairs = folder / "confused.csv"
     table = folder / "per_class.csv"
     try:
@@ -209,19 +217,22 @@ def _read_variant(folder: Path, name: str) -> Variant:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(pairs, name, _reason(error)) from error
     try:
-        classes = [
-            ClassResult(
-                row["name"],
-                row["frequency"],
-                int(row["true_pixels"]),
-                int(row["predicted_pixels"]),
-                float(row["iou"]) if row["iou"] else None,
-            )
-            for row in _rows(table)
-        ]
+        classes = [class_result(row) for row in _rows(table)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(table, name, _reason(error)) from error
     return Variant(name, folder, record, classes, confused)
+
+
+def class_result(row: Mapping[str, Any]) -> ClassResult:
+    """Return a row of per_class.csv, or of its copy in MLflow, as a result.
+
+    Raises:
+        KeyError, TypeError, ValueError: another table.
+    """
+    iou = None if row["iou"] in ("", None) else float(row["iou"])
+    return ClassResult(
+        str(row["name"]), str(row["frequency"]), int(row["true_pixels"]), int(row["predicted_pixels"]), iou
+    )
 
 
 def read_data(bootstrapped: Path) -> DataSummary:

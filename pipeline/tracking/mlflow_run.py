@@ -174,9 +174,14 @@ def is_active(client: MlflowClient, run_id: str) -> bool:
     try:
         return bool(client.get_run(run_id).info.lifecycle_stage == "active")
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+        if is_missing(error):
             return False
         raise
+
+
+def is_missing(error: BaseException) -> bool:
+    """Tell whether a store answered that it has no such run or model."""
+    return isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"
 
 
 def find_run(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> list[str]:

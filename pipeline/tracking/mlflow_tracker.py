@@ -26,6 +26,7 @@ from pipeline.runtime.files import file_digest
 from pipeline.tracking.delivery import Delivery, create_run, existing_run, mirror_of, send_unsent
 from pipeline.tracking.environment import git_commit
 from pipeline.tracking.mirror import SLOW_SECONDS, Mirror
+from pipeline.tracking.mlflow_model import DIGEST
 from pipeline.tracking.mlflow_store import STORE_ERRORS, StoreUnavailable, explain, open_client
 from pipeline.tracking.unsent import RunPlace, UnsentRun, store_name, unsent_run
 
@@ -104,7 +105,7 @@ class MlflowTracker:
             params: what else to show beside it.
         """
         tags = {
-            "sha256": file_digest(path),
+            DIGEST: file_digest(path),
             "path": _in_project(path, settings),
             "git_commit": git_commit(settings.project),
             "data_digest": _digest(bootstrapped_folder(settings) / "manifest.json"),

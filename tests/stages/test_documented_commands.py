@@ -31,9 +31,9 @@ ELSEWHERE = {  # the beginning of a command: why it is not run here
     "pipeline data check /data/ade20k": "another dataset, test_official_forms.py",
     "pipeline predict ROOT/leftImg8bit": "another dataset, Cityscapes",
     "pipeline memory --classes 1284": "half a minute each, test_predict.py",
-    "pipeline compare HEAD~1": "a commit, test_compare.py",
+    "pipeline compare HEAD~1": "a commit, test_comparison.py",
     "pipeline compare sweep/": "a sweep",
-    "pipeline compare runs:/": "a run of this store, test_compare.py",
+    "pipeline compare runs:/": "a run of this store, test_comparison.py",
 }
 NEEDS = {"models:/": "a registered model", "--address": "a cluster"}
 

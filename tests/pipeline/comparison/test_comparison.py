@@ -14,13 +14,17 @@ from mlflow import MlflowClient
 from pipeline.comparison.compare import compare
 from pipeline.comparison.output import as_text
 from pipeline.comparison.sources import read_result
+from pipeline.config.load import load_settings
+from pipeline.config.schema import Settings
 from pipeline.evaluation.image_counts import ImageCounts
 from pipeline.runtime.errors import DataError, KilosegError, UsageError
 from tests.command import pipeline_here
 from tests.paths import ROOT
 from tests.pipeline.report.test_build import Page, Place, make_record
 
-STORE = "sqlite:///nowhere.db"
+
+def settings_of(project: Path) -> Settings:
+    return load_settings(project / "params.yaml")
 
 
 def counts(right: list[int], ids: list[int]) -> ImageCounts:
@@ -48,7 +52,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_moved_is_named_with_both_values(project: Path) -> None:
-    first, second = (read_result(name, project, project / "sweeps", STORE) for name in ("exact", "softmax"))
+    first, second = (read_result(name, settings_of(project)) for name in ("exact", "softmax"))
     found = compare(first, second)
     assert [(one.name, one.before, one.after, one.note) for one in found.classes] == [
         ("cat & dog", 0.5, 0.125, "c, 300 pixels")
@@ -65,7 +69,7 @@ def test_what_moved_is_named_with_both_values(project: Path) -> None:
     other = ImageCounts.load(project / "evaluations" / "exact" / "per_image.npz")
     other.image_ids[0] = 1
     other.save(project / "evaluations" / "softmax" / "per_image.npz")
-    unpaired = compare(first, read_result("softmax", project, project / "sweeps", STORE))
+    unpaired = compare(first, read_result("softmax", settings_of(project)))
     assert unpaired.interval is None
     assert unpaired.images == []
 
@@ -98,14 +102,14 @@ def test_a_revision_is_read_from_dvc(project: Path) -> None:
     run("git", *identity, "commit", "--quiet", "-m", "first")
     record = project / "evaluations" / "exact" / "record.json"
     record.write_text(record.read_text().replace("0.43", "0.5"))
-    before, after = (read_result(name, project, project, STORE) for name in ("HEAD:exact", "exact"))
+    before, after = (read_result(name, settings_of(project)) for name in ("HEAD:exact", "exact"))
     assert (before.metrics["miou"], after.metrics["miou"]) == (0.43, 0.5)
     assert before.images is not None
     assert before.classes == after.classes
     with pytest.raises(DataError, match="no such evaluation in this revision"):
-        read_result("HEAD:nobody", project, project, STORE)
+        read_result("HEAD:nobody", settings_of(project))
     with pytest.raises(DataError, match="no such evaluation in this revision"):
-        read_result("v9:exact", project, project, STORE)
+        read_result("v9:exact", settings_of(project))
 
 
 def test_a_run_has_its_metrics_and_classes(project: Path) -> None:
@@ -115,34 +119,42 @@ def test_a_run_has_its_metrics_and_classes(project: Path) -> None:
     run_id = client.create_run(experiment).info.run_id
     client.log_metric(run_id, "val/miou", 0.25)
     client.log_metric(run_id, "train/loss", 3)
-    columns = ["name", "frequency", "true_pixels", "iou"]
-    table = {"columns": columns, "data": [["cat & dog", "c", 300, 0.25], ["sky", "stuff", 0, None]]}
+    columns = ["name", "frequency", "true_pixels", "predicted_pixels", "iou"]
+    table = {"columns": columns, "data": [["cat & dog", "c", 300, 9, 0.25], ["sky", "stuff", 0, 0, None]]}
     client.log_text(run_id, json.dumps(table), "per_class.json")
-    result = read_result(f"runs:/{run_id}", project, project, uri)
+    result = read_result(f"runs:/{run_id}", settings_of(project))
     assert result.metrics == {"miou": 0.25}
-    found = compare(read_result("exact", project, project, uri), result)
+    found = compare(read_result("exact", settings_of(project)), result)
     assert [one.name for one in found.classes] == ["cat & dog"]
     assert "not known" in found.verdict
     with pytest.raises(KilosegError, match="no such run"):
-        read_result("runs:/nothing", project, project, uri)
+        read_result("runs:/nothing", settings_of(project))
 
 
 def test_a_trial_has_its_metrics(project: Path) -> None:
     folder = project / "sweeps" / "grid" / "trials" / "003"
     folder.mkdir(parents=True)
     (project / "sweeps" / "grid" / "sweep.json").write_text("{}")
-    result = {"values": {"model.embedding_dim": 8}, "metrics": {"val/miou": 0.2, "peak_memory_gib": 1.5}}
-    (folder / "result.json").write_text(json.dumps(result))
-    found = read_result("grid/3", project, project / "sweeps", STORE)
+    record = {
+        "number": 3,
+        "values": {"model.embedding_dim": 8},
+        "outcome": "finished",
+        "score": 0.2,
+        "step": 9,
+    }
+    record |= {"metrics": {"val/miou": 0.2, "peak_memory_gib": 1.5}, "error": None}
+    for name in ("trial.json", "result.json"):
+        (folder / name).write_text(json.dumps(record))
+    found = read_result("grid/3", settings_of(project))
     assert found.metrics == {"miou": 0.2, "peak_memory_gib": 1.5}
-    assert "model.embedding_dim" in as_text(compare(read_result("exact", project, project, STORE), found))
+    assert "model.embedding_dim" in as_text(compare(read_result("exact", settings_of(project)), found))
     with pytest.raises(DataError, match="no result of this trial"):
-        read_result("grid/4", project, project / "sweeps", STORE)
+        read_result("grid/4", settings_of(project))
 
 
 def test_what_is_not_there_is_named_with_what_is(project: Path) -> None:
     with pytest.raises(UsageError, match=r"(?s)no such result.*evaluated variants: exact, softmax"):
-        read_result("nobody", project, project, STORE)
+        read_result("nobody", settings_of(project))
     (project / "evaluations" / "exact" / "record.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):
-        read_result("exact", project, project, STORE)
+        read_result("exact", settings_of(project))
