@@ -60,12 +60,15 @@ class ConfusedPairs:
 
     def _forget(self) -> None:
         order = self._pixels.argsort(descending=True, stable=True)
-        kept, gone = order[: self.capacity // 2], order[self.capacity // 2 :]
-        self.missing += int(self._pixels[gone[0]])
+        half = self.capacity // 2
+        self.missing += int(self._pixels[order[half]])
+        kept = order[:half].sort().values  # by their ids, as before
         self._keys, self._pixels = self._keys[kept], self._pixels[kept]
 
     def most_confused(self, number: int) -> list[ConfusedPair]:
         """Return the pairs with the most pixels, the largest first; equal ones by their ids."""
-        keys, pixels = self._keys.tolist(), self._pixels.tolist()
-        best = sorted(zip(pixels, keys, strict=True), key=lambda one: (-one[0], one[1]))[:number]
-        return [ConfusedPair(key // self.num_classes, key % self.num_classes, count) for count, key in best]
+        best = self._pixels.argsort(descending=True, stable=True)[:number]
+        found = zip(self._keys[best].tolist(), self._pixels[best].tolist(), strict=True)
+        return [
+            ConfusedPair(key // self.num_classes, key % self.num_classes, pixels) for key, pixels in found
+        ]

@@ -42,22 +42,24 @@ class Details:
         self.pairs.update(prediction, target)
         self.per_image.update(prediction, target, image_ids)
 
-    def boundary_iou(self, otherwise: Tensor) -> Tensor:
-        """Return (C,) the classes' boundary IoU, or `otherwise` if it is not counted."""
-        return otherwise if self.boundary is None else self.boundary.counts.iou()
+    def boundary_iou(self) -> Tensor | None:
+        """Return (C,) the classes' boundary IoU; None if it is not counted."""
+        return None if self.boundary is None else self.boundary.counts.iou()
 
-    def image_counts(self) -> ImageCounts:
-        """Return the counts of every image."""
-        return self.per_image.counts()
+    def metrics(self, counts: ImageCounts) -> dict[str, float]:
+        """Return boundary IoU over the classes in truth or prediction, the regions' IoU, mIoU's interval.
 
-    def metrics(self) -> dict[str, float]:
-        """Return boundary IoU over the classes in truth or prediction, the regions' IoU, mIoU's interval."""
-        iou = self.boundary_iou(torch.empty(0))
-        known, counts = iou[~iou.isnan()], self.image_counts()
-        boundary = {"boundary_iou": float(known.mean())} if known.numel() else {}
-        ends = counts.miou_interval()
-        interval = {} if ends is None else {"miou_low": ends[0], "miou_high": ends[1]}
-        return {**boundary, **counts.region_metrics(), **interval}
+        Args:
+            counts: of `per_image`.
+        """
+        found = {}
+        boundary = self.boundary_iou()
+        if boundary is not None and (known := boundary[~boundary.isnan()]).numel():
+            found["boundary_iou"] = float(known.mean())
+        found |= counts.region_metrics()
+        if (ends := counts.miou_interval()) is not None:
+            found["miou_low"], found["miou_high"] = ends
+        return found
 
 
 @dataclass(frozen=True)

@@ -159,9 +159,10 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
         settings, checkpoint, segmenter, "val", details=True, pictures=True
     )
     assert result.details is not None
+    image_counts = result.details.per_image.counts()
     metrics: dict[str, Number] = {
         **result.metrics.flat(),
-        **({} if result.metrics.undefined else result.details.metrics()),
+        **({} if result.metrics.undefined else result.details.metrics(image_counts)),
         **official_metrics(settings.data.layout, result.counts),
         **_warped(settings, checkpoint, segmenter),
         "images": result.images,
@@ -195,7 +196,7 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     for folder in (results_folder(settings), evaluation_folder(settings)):
         for name, table in tables.items():
             write_text(folder / name, table)
-    result.details.image_counts().save(evaluation_folder(settings) / "per_image.npz")
+    image_counts.save(evaluation_folder(settings) / "per_image.npz")
     write_json(evaluation_folder(settings) / "record.json", record)
     # scores of the dataset's own protocol and of warped images are asked for, so they are shown too
     shown = [*SUMMARY, *(name for name in metrics if name.startswith(("ade20k", "warped")))]
@@ -216,8 +217,8 @@ def _warped(settings: Settings, checkpoint: Checkpoint, segmenter: Segmenter) ->
 def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:
     """Return CSV with one line a class; IoU and accuracy are empty where they are not defined."""
     counts, nothing = result.counts, torch.full((label_space.num_classes,), math.nan)
-    boundary = nothing if result.details is None else result.details.boundary_iou(nothing)
-    ratios = [counts.iou(), counts.accuracy(), boundary]
+    boundary = None if result.details is None else result.details.boundary_iou()
+    ratios = [counts.iou(), counts.accuracy(), nothing if boundary is None else boundary]
     if result.metrics.undefined:
         ratios = [nothing] * len(ratios)
     columns = (counts.actual, counts.predicted, *ratios)

@@ -142,7 +142,7 @@ def test_a_trial_has_its_metrics(project: Path) -> None:
         "score": 0.2,
         "step": 9,
     }
-    record |= {"metrics": {"val/miou": 0.2, "peak_memory_gib": 1.5}, "error": None}
+    record |= {"metrics": {"val/miou": 0.2, "peak_memory_gib": 1.5}, "score": 0.2, "error": None}
     for name in ("trial.json", "result.json"):
         (folder / name).write_text(json.dumps(record))
     found = read_result("grid/3", settings_of(project))
