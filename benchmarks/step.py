@@ -219,17 +219,17 @@ def table(groups: list[Group]) -> str:
     return "\n".join(lines)
 
 
-def verdicts(groups: list[Group]) -> Iterator[str]:
+def verdicts(groups: list[Group], device: str) -> Iterator[str]:
     """Judge what was measured by `benchmarks.targets`."""
     for group in groups:
         where = f"{group.classes:,} classes"
         for head in ("embedding", "softmax"):
             faster = group.ratio(DENSE, head)
             if faster is not None and group.classes == 1_284:
-                yield verdict(f"step of {head} beside dense", faster, where)
+                yield verdict(f"step of {head} beside dense", faster, where, device)
             found = group.ratio(f"search of {head} (tiled)", f"search of {head}")
             if found is not None and group.classes == 1_284:
-                yield verdict(f"search of {head} beside tiled", found, where)
+                yield verdict(f"search of {head} beside tiled", found, where, device)
         most = group.ratio(DENSE, NETWORK)
         if most is not None:
             yield f"{where}: a loss that took no time would make a step {most:.2f} times faster than dense"
@@ -240,7 +240,8 @@ def verdicts(groups: list[Group]) -> Iterator[str]:
             if few.peak_bytes and many.peak_bytes:
                 grown = (many.peak_bytes - many.table_bytes) / (few.peak_bytes - few.table_bytes)
                 name = f"memory of {head} beside the fewest classes"
-                yield verdict(name, grown, f"{group.classes:,} beside {fewest.classes:,} classes")
+                where = f"{group.classes:,} beside {fewest.classes:,} classes"
+                yield verdict(name, grown, where, device)
 
 
 def main(
@@ -267,7 +268,7 @@ def main(
     for number in classes or CLASSES:
         groups.append(measure(setup, number, repeats, memory))
         print("\n" + table(groups[-1:]), flush=True)
-    sections = [str(setup), table(groups), "\n".join(verdicts(groups))]
+    sections = [str(setup), table(groups), "\n".join(verdicts(groups, used))]
     print("\n" + sections[-1], flush=True)
     if keep:
         command = " ".join(["python -m benchmarks.step", *sys.argv[1:]])
