@@ -40,8 +40,9 @@ def implementation_for(
         fused.require(pixel_embeddings, class_embeddings)
         if not fused_knows:
             raise ValueError(
-                f"{VARIABLE} is 'fused', and the kernels do not know all options of this call: a bias, class "
-                "weights, label smoothing, aligned corners, a sum, or more than 64 nearest classes"
+                f"{VARIABLE} is 'fused', and the kernels do not know all options of this call: a bias of "
+                "distances, class weights, label smoothing, aligned corners, a sum, or more than 64 nearest "
+                "classes"
             )
     elif forced == "compiled":
         reason = compiled.reason_against(pixel_embeddings, class_embeddings)

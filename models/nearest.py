@@ -69,11 +69,11 @@ def nearest_classes(
     num_classes = len(class_embeddings)
     if not 1 <= k <= num_classes:
         raise ValueError(f"k is {k}; allowed are 1 to {num_classes}, the number of classes")
-    fused_knows = k <= MAX_NEAREST and bias is None
+    fused_knows = k <= MAX_NEAREST
     implementation = implementation_for(pixel_embeddings, class_embeddings, fused_knows=fused_knows)
     if implementation == "fused":
         embeddings = to_kernel_dtype(pixel_embeddings), to_kernel_dtype(class_embeddings)
-        return fused_nearest_classes(*embeddings, k, similarity=similarity)
+        return fused_nearest_classes(*embeddings, k, similarity=similarity, bias=bias)
     with full_precision(pixel_embeddings):
         keys = class_keys(pixel_embeddings, class_embeddings, bias, similarity)
         search = compiled_search if implementation == "compiled" else tiled_search
@@ -124,7 +124,7 @@ def predict_classes(
     low_res = embeddings.shape[2:]
     full_res = tuple(size) if size is not None else tuple(low_res)
     factor = None if align_corners else whole_factor(low_res, full_res)
-    implementation = implementation_for(embeddings, class_embeddings, fused_knows=bias is None)
+    implementation = implementation_for(embeddings, class_embeddings)
     search = compiled_search if implementation == "compiled" else tiled_search
     with full_precision(embeddings):
         keys = class_keys(embeddings, class_embeddings, bias, similarity)
@@ -144,7 +144,7 @@ def predict_classes(
                 continue
             for pixels, rows in _bands(image, full_res, align_corners, work_bytes):
                 if implementation == "fused":
-                    nearest = nearest_classes(rows, class_embeddings, 1, similarity=similarity)
+                    nearest = nearest_classes(rows, class_embeddings, 1, bias=bias, similarity=similarity)
                 else:
                     nearest = search.search_nearest(rows, keys, 1, work_bytes // 2)
                 of_image.view(-1)[pixels] = nearest[:, 0]

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..embeddings import LossOptions
+from ..gradients import Needed
 from .launch import on_device_of, require
 from .loss_pass import LossAndGrads, loss_and_grads_of_rows
 from .upsample import loss_and_grads_of_maps
@@ -29,6 +30,7 @@ def fused_exact_cross_entropy(
     class_embeddings: Tensor,
     target: Tensor,
     options: LossOptions | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Compute the mean cross-entropy of the labeled pixels over all classes.
 
@@ -37,17 +39,18 @@ def fused_exact_cross_entropy(
     a time.
 
     Args:
-        pixel_embeddings: (P, D) or (N, D, h, w), D of 4..256, fp32, bf16 or fp16; used as they are, not
+        pixel_embeddings: (P, D) or (N, D, h, w), D of 4..512, fp32, bf16 or fp16; used as they are, not
             normalized here. Channels-last memory of maps saves a copy.
         class_embeddings: (C, D), same choice of dtypes (the two may differ); fp32 sums throughout.
         target: (P,) or (N, H, W) integer class of each pixel, or the options' `ignore_index`. Any other value
             outside 0..C-1 makes the loss NaN (checking it on the host would stall the GPU).
         options: of the loss. `work_bytes` bounds the buffers of maps (at least one full-resolution row is
             taken whatever the bound).
+        bias: (C,), added to logits of inner products.
 
     Returns:
-        fp32 scalar, differentiable in both embeddings; 0 with zero gradients where no pixel is labeled. Two
-        calls with the same input give the same bits. Not twice differentiable.
+        fp32 scalar, differentiable in both embeddings and the bias; 0 with zero gradients where no pixel is
+        labeled. Two calls with the same input give the same bits. Not twice differentiable.
 
     Raises:
         ValueError: a shape, dtype or option outside the above.
@@ -55,8 +58,11 @@ def fused_exact_cross_entropy(
     """
     require(pixel_embeddings, class_embeddings)
     _check_shapes(pixel_embeddings, class_embeddings, target)
+    options = options or LossOptions()
+    if bias is not None and options.similarity == "distance":
+        raise ValueError("bias is given and similarity is 'distance'; the fused kernels add it to products")
     return _FusedCrossEntropy.apply(
-        pixel_embeddings, class_embeddings, target, options or LossOptions(), torch.is_grad_enabled()
+        pixel_embeddings, class_embeddings, bias, target, options, torch.is_grad_enabled()
     )
 
 
@@ -83,13 +89,14 @@ class _FusedCrossEntropy(torch.autograd.Function):
         ctx: Any,
         pixel_embeddings: Tensor,
         class_embeddings: Tensor,
+        bias: Tensor | None,
         target: Tensor,
         options: LossOptions,
         with_gradients: bool,
     ) -> Tensor:
-        needed = tuple(with_gradients and need for need in ctx.needs_input_grad[:2])
-        result = _loss_and_grads(pixel_embeddings, class_embeddings, target, options, needed)
-        ctx.save_for_backward(pixel_embeddings, class_embeddings, target)
+        needed = Needed(*(with_gradients and need for need in ctx.needs_input_grad[:3]))
+        result = _loss_and_grads(pixel_embeddings, class_embeddings, bias, target, options, needed)
+        ctx.save_for_backward(pixel_embeddings, class_embeddings, bias, target)
         ctx.options, ctx.needed = options, needed
         ctx.result = result if with_gradients else None
         return result.loss
@@ -101,32 +108,37 @@ class _FusedCrossEntropy(torch.autograd.Function):
         # Scaled in place: a scaled copy would double the largest tensor of the step. A second backward pass
         # through a retained graph finds no result and computes it again.
         ctx.result = None
-        pixel_embeddings, class_embeddings, target = ctx.saved_tensors
+        pixel_embeddings, class_embeddings, bias, target = ctx.saved_tensors
         if result is None:
-            result = _loss_and_grads(pixel_embeddings, class_embeddings, target, ctx.options, ctx.needed)
+            result = _loss_and_grads(
+                pixel_embeddings, class_embeddings, bias, target, ctx.options, ctx.needed
+            )
         with on_device_of(class_embeddings):
-            pixel_gradient, class_gradient = result.scaled_gradients(grad_output)
+            pixel_gradient, class_gradient, bias_gradient = result.scaled_gradients(grad_output)
         if pixel_gradient is not None:
             pixel_gradient = pixel_gradient.to(pixel_embeddings.dtype)
             if pixel_embeddings.dim() == 4:
                 pixel_gradient = pixel_gradient.permute(0, 3, 1, 2)  # (N, h, w, D) -> (N, D, h, w)
         if class_gradient is not None:
             class_gradient = class_gradient.to(class_embeddings.dtype)
-        return pixel_gradient, class_gradient, None, None, None
+        if bias_gradient is not None:
+            bias_gradient = bias_gradient.to(bias.dtype)
+        return pixel_gradient, class_gradient, bias_gradient, None, None, None
 
 
 def _loss_and_grads(
     pixel_embeddings: Tensor,
     class_embeddings: Tensor,
+    bias: Tensor | None,
     target: Tensor,
     options: LossOptions,
-    needed: tuple[bool, ...],
+    needed: Needed,
 ) -> LossAndGrads:
-    """Run the forward pass of rows or maps; `needed` says which of the two gradients are wanted."""
+    """Run the forward pass of rows or maps."""
     function = loss_and_grads_of_maps if pixel_embeddings.dim() == 4 else loss_and_grads_of_rows
     if target.dtype not in (torch.int64, torch.int32):
         target = target.long()
     with on_device_of(class_embeddings):
         return function(
-            pixel_embeddings, class_embeddings.contiguous(), target.contiguous(), options, *needed
+            pixel_embeddings, class_embeddings.contiguous(), target.contiguous(), options, needed, bias
         )

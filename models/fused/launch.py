@@ -18,7 +18,7 @@ from torch import Tensor
 
 TRITON_INSTALLED = find_spec("triton") is not None
 SMALLEST_DIM = 4
-LARGEST_DIM = 256
+LARGEST_DIM = 512
 LARGEST_TILE = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -40,7 +40,7 @@ class Tile:
 
 
 LARGE_SHARED_MEMORY = 200 * 1024
-SMALL_TILES = {128: Tile(32, 32, 4, 1), 256: Tile(16, 16, 4, 1)}
+SMALL_TILES = {128: Tile(32, 32, 4, 1), 256: Tile(16, 16, 4, 1), 512: Tile(16, 16, 4, 1)}
 """By padded D, for rows that are not all bf16 on a GPU with less shared memory than that: those of an A100
 (163 KiB) and of consumer cards (99 KiB). By ptxas for sm_80 and sm_89: fits, and spills least."""
 
@@ -67,7 +67,7 @@ def small_tile(constants: dict[str, Any], device: torch.device) -> Tile | None:
 def supports(pixel_embeddings: Tensor, class_embeddings: Tensor) -> bool:
     """Tell whether the kernels apply to these two tensors: the one rule for choosing them.
 
-    They apply where Triton is installed, D is 4..256, both are fp32, bf16 or fp16 (the kernels accumulate in
+    They apply where Triton is installed, D is 4..512, both are fp32, bf16 or fp16 (the kernels accumulate in
     fp32, so float64 stays in torch), and both lie on one CUDA device. While TRITON_INTERPRET=1 is set they
     may lie anywhere: for tests only, Triton's interpreter is thousands of times slower.
     """
@@ -142,15 +142,27 @@ def kernel_constants(pixel_dtype: torch.dtype, class_dtype: torch.dtype, dim: in
     }
 
 
-def class_terms(class_embeddings: Tensor, similarity: str, absent: float) -> Tensor:
-    """Compute |w|² ("distance") or 0 ("cosine") per class, fp32, padded by `absent` to whole tiles."""
+def class_terms(
+    class_embeddings: Tensor, similarity: str, absent: float, bias: Tensor | None = None
+) -> Tensor:
+    """Compute |w|² ("distance") or minus the bias (inner products) per class, padded to whole tiles.
+
+    Args:
+        class_embeddings: (C, D).
+        similarity: "distance", "dot" or "cosine".
+        absent: term of the padding, which keeps classes that do not exist away.
+        bias: (C,), what is added to inner products; None for nothing.
+
+    Returns:
+        (C or more,) fp32.
+    """
     num_classes = class_embeddings.shape[0]
     padded = -(-num_classes // LARGEST_TILE) * LARGEST_TILE
     terms = torch.full((padded,), absent, dtype=torch.float32, device=class_embeddings.device)
     if similarity == "distance":
         write_squared_lengths(class_embeddings, terms)
     else:
-        terms[:num_classes] = 0.0
+        terms[:num_classes] = 0.0 if bias is None else -bias.float()
     return terms
 
 

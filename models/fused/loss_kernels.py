@@ -7,8 +7,9 @@ is visited only twice (2·P·C exponentials): for the loss and the pixel gradien
 Shared by all kernels:
 
 * Scores are kept in base 2 (`scale` = log2(e) / temperature), so an exponential is one `exp2`.
-* `class_terms` (one float per class, padded to whole tiles) is |w|² for "distance" and 0 for "cosine". Rows
-  past the last class read the last class again, with a term that makes it infinitely far: no class mask.
+* `class_terms` (one float per class, padded to whole tiles) is |w|² for distances, and minus the bias times
+  the temperature for inner products. Rows past the last class read the last class again, with a term that
+  makes it infinitely far: no class mask.
 * |e - w|² = |e|² + |w|² - 2 e·w, from which one reciprocal root gives both the distance and its inverse. A
   value below `ROUNDING_SHARE` of |w|² is rounding noise, counts as distance 0, and has gradient 0.
 * The squares |e|², |w|² come from memory, not from a reduction in the same program: loads can use the layout
@@ -158,7 +159,8 @@ def loss_forward(
         own_inverse = tl.where(square > 1e-35, tl.rsqrt(tl.maximum(square, 1e-35)), 0.0)
         own_score = -(square * own_inverse) * scale
     else:
-        own_score = tl.sum(pixels.to(tl.float32) * own, 1) * scale
+        own_term = tl.load(class_terms + tl.maximum(own_class, 0))
+        own_score = (tl.sum(pixels.to(tl.float32) * own, 1) - own_term) * scale
 
     largest = own_score
     others = tl.zeros((BLOCK_P,), tl.float32)
@@ -230,6 +232,7 @@ def class_backward(
     log_sums,
     target_weights,
     partial_gradients,
+    partial_bias_gradients,
     num_pixels,
     num_classes,
     pixels_per_slice,
@@ -239,6 +242,7 @@ def class_backward(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     DISTANCE: tl.constexpr,
+    WITH_BIAS_GRADIENT: tl.constexpr,
     WORK: tl.constexpr,
     SPLIT: tl.constexpr,
     FACTOR_PARTS: tl.constexpr,
@@ -247,14 +251,15 @@ def class_backward(
 ):
     """Compare one tile of classes with one slice of pixels, and add to the slice's (C, D) partial gradient.
 
+    The gradient of the bias, (C,) of each slice, is the sum of the weights.
+
     No other program writes those rows, so the sum needs no atomics and its order is always the same.
     """
     class_ids = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     slice_index = tl.program_id(1)
     existing = class_ids < num_classes
     classes = load_rows(class_embeddings, tl.minimum(class_ids, num_classes - 1), DIM, PADDED_DIM).to(WORK)
-    if DISTANCE:
-        terms = tl.load(class_terms + class_ids)
+    terms = tl.load(class_terms + class_ids)
 
     weight_sum = tl.zeros((BLOCK_C,), tl.float32)
     weighted_pixels = tl.zeros((BLOCK_C, PADDED_DIM), tl.float32)
@@ -275,10 +280,11 @@ def class_backward(
             inverse = tl.rsqrt(squares)
             weights = tl.exp2(-(squares * inverse) * scale - log_sum[None, :]) * inverse
         else:
-            weights = tl.exp2(product * scale - log_sum[None, :])
+            weights = tl.exp2((product - terms[:, None]) * scale - log_sum[None, :])
         weights = tl.where(class_ids[:, None] == label[None, :], own_weight[None, :], weights)
         if DISTANCE:
             weights = as_factors(weights, FACTOR_PARTS)
+        if DISTANCE or WITH_BIAS_GRADIENT:
             weight_sum += tl.sum(weights, 1)
         weighted_pixels = add_weighted(weighted_pixels, weights, pixels, FACTOR_PARTS, ROW_PARTS, PART)
 
@@ -291,6 +297,9 @@ def class_backward(
     earlier_rows = slice_index * num_classes + tl.minimum(class_ids, num_classes - 1)
     earlier = load_rows(partial_gradients, earlier_rows, DIM, PADDED_DIM)
     store_rows(partial_gradients, rows, earlier + gradient, existing, DIM, PADDED_DIM)
+    if WITH_BIAS_GRADIENT:
+        earlier_sums = tl.load(partial_bias_gradients + rows, mask=existing, other=0.0)
+        tl.store(partial_bias_gradients + rows, earlier_sums + weight_sum, mask=existing)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..embeddings import LossOptions
+from ..gradients import Needed
 from .launch import Tile, class_terms, kernel_constants, small_tile, write_squared_lengths
 
 LOG2_E = 1.4426950408889634
@@ -31,11 +32,13 @@ FORWARD_TILES = {
     (64, True): Tile(64, 64, 4, 2),
     (128, True): Tile(64, 64, 4, 2),
     (256, True): Tile(64, 32, 8, 2),
+    (512, True): Tile(32, 32, 8, 1),
     (16, False): Tile(64, 64, 4, 2, 168),
     (32, False): Tile(64, 64, 4, 2),
     (64, False): Tile(128, 32, 8, 2),
     (128, False): Tile(128, 32, 8, 2),
     (256, False): Tile(64, 16, 8, 2),
+    (512, False): Tile(32, 16, 8, 1),
 }
 
 
@@ -52,18 +55,20 @@ class LossAndGrads:
     labeled: Tensor  # number of labeled pixels, at least 1
     pixel_gradient: Tensor | None  # (P, D) in the pixels' dtype, or (N, h, w, D) fp32
     class_gradient: Tensor | None  # (C, D) fp32
+    bias_gradient: Tensor | None  # (C,) fp32
 
-    def scaled_gradients(self, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Multiply both gradients by grad_output / labeled, in place and in fp32, and return them."""
+    def scaled_gradients(self, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """Multiply the gradients by grad_output / labeled, in place and in fp32, and return the three."""
         from . import loss_kernels as kernels
 
         factor = (grad_output.double() / self.labeled).float().reshape(1)
         block = 2048
-        for gradient in (self.pixel_gradient, self.class_gradient):
+        gradients = self.pixel_gradient, self.class_gradient, self.bias_gradient
+        for gradient in gradients:
             if gradient is not None and gradient.numel():
                 grid = (-(-gradient.numel() // block),)
                 kernels.scale_in_place[grid](gradient, factor, gradient.numel(), BLOCK=block)
-        return self.pixel_gradient, self.class_gradient
+        return gradients
 
 
 class LossPass:
@@ -74,7 +79,8 @@ class LossPass:
         pixel_dtype: dtype of the chunks to come.
         options: of the loss.
         chunk_pixels: most pixels that one chunk has.
-        with_classes: whether the class gradient is wanted.
+        needed: which gradients are wanted.
+        bias: (C,), added to logits of inner products; None for nothing.
     """
 
     def __init__(
@@ -83,7 +89,8 @@ class LossPass:
         pixel_dtype: torch.dtype,
         options: LossOptions,
         chunk_pixels: int,
-        with_classes: bool,
+        needed: Needed,
+        bias: Tensor | None,
     ) -> None:
         device = class_embeddings.device
         num_classes, dim = class_embeddings.shape
@@ -93,7 +100,8 @@ class LossPass:
         self.forward_tile = small_tile(self.constants, device) or FORWARD_TILES[key]
         self.class_tile = transposed(self.forward_tile)
         self.classes = class_embeddings
-        self.terms = class_terms(class_embeddings, options.similarity, FAR_AWAY)
+        scaled_bias = None if bias is None else bias.float() * options.temperature
+        self.terms = class_terms(class_embeddings, options.similarity, FAR_AWAY, scaled_bias)
         self.ignore_index = options.ignore_index
         self.scale = LOG2_E / options.temperature
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -101,9 +109,13 @@ class LossPass:
         # Of the current chunk: pixel terms, log sums, target weights; each row aligned for wide loads.
         self.sums = torch.empty(3, -(-chunk_pixels // 64) * 64, dtype=torch.float32, device=device)
         self.partial_gradients: Tensor | None = None
-        if with_classes:
+        self.partial_bias_gradients: Tensor | None = None
+        self.needed = needed
+        if needed.classes or needed.bias:
             slices = number_of_slices(num_classes, dim, chunk_pixels, options.work_bytes, self.class_tile)
             self.partial_gradients = torch.zeros(slices, num_classes, dim, dtype=torch.float32, device=device)
+            if needed.bias:
+                self.partial_bias_gradients = torch.zeros_like(self.partial_gradients[:, :, 0])
 
     def add(self, pixels: Tensor, target: Tensor, gradient: Tensor | None) -> None:
         """Add a chunk to the loss and the class gradient, and write its pixel gradient.
@@ -136,18 +148,28 @@ class LossPass:
             tile = self.class_tile
             slices = len(self.partial_gradients)
             pixels_per_slice = -(-num_pixels // (slices * tile.pixels)) * tile.pixels
+            with_bias = self.partial_bias_gradients is not None
+            of_bias = self.partial_bias_gradients if with_bias else self.partial_gradients
             kernels.class_backward[(-(-num_classes // tile.classes), slices)](
                 pixels, pixel_terms, self.classes, self.terms, target, log_sums, target_weights,
-                self.partial_gradients, num_pixels, num_classes, pixels_per_slice, self.scale,
-                BLOCK_P=tile.pixels, BLOCK_C=tile.classes, **self.constants, **tile.options(),
+                self.partial_gradients, of_bias,
+                num_pixels, num_classes, pixels_per_slice, self.scale,
+                BLOCK_P=tile.pixels, BLOCK_C=tile.classes,
+                WITH_BIAS_GRADIENT=with_bias,
+                **self.constants, **tile.options(),
             )  # fmt: skip
 
     def finish(self, pixel_gradient: Tensor | None) -> LossAndGrads:
         """Return the mean over all chunks; a finite zero where no pixel was labeled."""
         labeled = self.labeled.clamp(min=1)
-        partial = self.partial_gradients
-        class_gradient = None if partial is None else partial[0] if len(partial) == 1 else partial.sum(0)
-        return LossAndGrads((self.loss / labeled).float(), labeled, pixel_gradient, class_gradient)
+        class_gradient = _sum_of_slices(self.partial_gradients) if self.needed.classes else None
+        bias_gradient = _sum_of_slices(self.partial_bias_gradients)
+        loss = (self.loss / labeled).float()
+        return LossAndGrads(loss, labeled, pixel_gradient, class_gradient, bias_gradient)
+
+
+def _sum_of_slices(partial: Tensor | None) -> Tensor | None:
+    return None if partial is None else partial[0] if len(partial) == 1 else partial.sum(0)
 
 
 def number_of_slices(num_classes: int, dim: int, chunk_pixels: int, work_bytes: int, tile: Tile) -> int:
@@ -162,14 +184,14 @@ def loss_and_grads_of_rows(
     class_embeddings: Tensor,
     target: Tensor,
     options: LossOptions,
-    with_pixels: bool,
-    with_classes: bool,
+    needed: Needed,
+    bias: Tensor | None,
 ) -> LossAndGrads:
     """Compute the loss of (P, D) embeddings; the pixel gradient has their shape and dtype."""
     rows = pixel_embeddings.contiguous()
     chunk = min(CHUNK_PIXELS, max(1, len(rows)))
-    loss_pass = LossPass(class_embeddings, rows.dtype, options, chunk, with_classes)
-    gradient = torch.empty_like(rows) if with_pixels else None
+    loss_pass = LossPass(class_embeddings, rows.dtype, options, chunk, needed, bias)
+    gradient = torch.empty_like(rows) if needed.pixels else None
     for start in range(0, len(rows), chunk):
         part = slice(start, start + chunk)
         loss_pass.add(rows[part], target[part], None if gradient is None else gradient[part])

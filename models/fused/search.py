@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..embeddings import check_similarity
+from ..embeddings import check_search_bias, check_similarity
 from .launch import Tile, class_terms, kernel_constants, on_device_of, require, small_tile
 
 MAX_NEAREST = 64
@@ -18,20 +18,27 @@ SEARCH_TILES = {
     64: Tile(64, 64, 4, 2),
     128: Tile(64, 32, 8, 2),
     256: Tile(64, 16, 8, 2),
+    512: Tile(32, 16, 8, 1),
 }
 
 
 @torch.no_grad()
 def fused_nearest_classes(
-    pixel_embeddings: Tensor, class_embeddings: Tensor, k: int, *, similarity: str = "distance"
+    pixel_embeddings: Tensor,
+    class_embeddings: Tensor,
+    k: int,
+    *,
+    similarity: str = "distance",
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Find the k classes nearest to each pixel, nearest first, the lower id first among equals.
 
     Args:
-        pixel_embeddings: (P, D), D of 4..256, fp32, bf16 or fp16.
+        pixel_embeddings: (P, D), D of 4..512, fp32, bf16 or fp16.
         class_embeddings: (C, D).
         k: how many, 1..min(C, `MAX_NEAREST`).
-        similarity: "distance" (least |e - w|) or "cosine" (largest e·w).
+        similarity: "distance" (least |e - w|), "dot" or "cosine" (largest e·w).
+        bias: (C,), added to inner products.
 
     Returns:
         (P, k) int64, without gradient.
@@ -41,6 +48,7 @@ def fused_nearest_classes(
         RuntimeError: no Triton, or tensors not on a CUDA device.
     """
     check_similarity(similarity)
+    check_search_bias(similarity, bias)
     require(pixel_embeddings, class_embeddings)
     num_classes, dim = class_embeddings.shape
     if pixel_embeddings.dim() != 2 or pixel_embeddings.shape[1] != dim:
@@ -64,7 +72,7 @@ def fused_nearest_classes(
     constants |= {"BLOCK_P": tile.pixels, "BLOCK_C": tile.classes, **tile.options()}
     factor = 2.0 if similarity == "distance" else 1.0
     with on_device_of(pixels):
-        terms = class_terms(classes, similarity, float("inf"))
+        terms = class_terms(classes, similarity, float("inf"), bias)
         if k == 1:
             kernels.nearest_one[grid](
                 pixels, classes, terms, found, len(pixels), num_classes, factor, **constants

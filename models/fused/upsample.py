@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..embeddings import LossOptions
+from ..gradients import Needed
 from .loss_pass import LossAndGrads, LossPass
 
 MAX_BAND_PIXELS = 2**22
@@ -24,22 +25,22 @@ def loss_and_grads_of_maps(
     class_embeddings: Tensor,
     target: Tensor,
     options: LossOptions,
-    with_pixels: bool,
-    with_classes: bool,
+    needed: Needed,
+    bias: Tensor | None,
 ) -> LossAndGrads:
     """Compute the loss of (N, D, h, w) at the target's (N, H, W); the pixel gradient is (N, h, w, D) fp32."""
     maps = pixel_embeddings.permute(0, 2, 3, 1).contiguous()
     dim = maps.shape[3]
     images, full_height, full_width = target.shape
-    gradient = torch.zeros(maps.shape, dtype=torch.float32, device=maps.device) if with_pixels else None
+    gradient = torch.zeros(maps.shape, dtype=torch.float32, device=maps.device) if needed.pixels else None
     rows = images * full_height if maps.numel() else 0
-    band_rows = rows_per_band(full_width, rows, dim, maps.element_size(), options.work_bytes, with_pixels)
+    band_rows = rows_per_band(full_width, rows, dim, maps.element_size(), options.work_bytes, needed.pixels)
     band_pixels = band_rows * full_width
     band = torch.empty(band_pixels, dim, dtype=maps.dtype, device=maps.device)
     band_gradient = (
-        torch.empty(band_pixels, dim, dtype=torch.float32, device=maps.device) if with_pixels else None
+        torch.empty(band_pixels, dim, dtype=torch.float32, device=maps.device) if needed.pixels else None
     )
-    loss_pass = LossPass(class_embeddings, maps.dtype, options, band_pixels, with_classes)
+    loss_pass = LossPass(class_embeddings, maps.dtype, options, band_pixels, needed, bias)
     flat_target = target.reshape(rows, full_width)
     for first in range(0, rows, band_rows):
         end = min(first + band_rows, rows)

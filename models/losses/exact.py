@@ -103,13 +103,16 @@ def exact_cross_entropy(
         )
     if not is_map and align_corners:
         raise ValueError("align_corners is for maps (N, D, h, w); rows (P, D) are not upsampled")
-    plain = class_weights is None and bias is None and _is_plain(options)
+    with_bias = bias is not None and similarity == "distance"  # only inner products have it in a kernel
+    plain = class_weights is None and not with_bias and _is_plain(options)
     implementation = implementation_for(embeddings, table, fused_knows=plain)
     if implementation == "fused":
         if pixels is not None:
             embeddings = rows_of_pixels(embeddings, target.shape[1:], pixels)
             target = target.flatten()[pixels]
-        return fused_exact_cross_entropy(to_kernel_dtype(embeddings), to_kernel_dtype(table), target, options)
+        return fused_exact_cross_entropy(
+            to_kernel_dtype(embeddings), to_kernel_dtype(table), target, options, bias
+        )
     check_target(target, len(table), ignore_index)
     compute: Compute
     if is_map:

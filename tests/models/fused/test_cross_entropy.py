@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from models import fused
-from models.embeddings import WORK_BYTES
+from models.embeddings import WORK_BYTES, LossOptions
 from models.fused import launch as fused_launch
 from models.fused import loss_pass
 from tests.models.fused.comparison import (
@@ -41,6 +42,35 @@ class TestTheLoss:
         target = labels(num_pixels + 1, num_classes)[1:]
         found = with_gradients(fused_loss, pixels, classes, target, similarity=similarity)
         assert_same(found, with_gradients(plain_loss, pixels, classes, target, similarity=similarity))
+
+    @pytest.mark.parametrize("needed", ["all", "bias alone"])
+    @pytest.mark.parametrize("dim", [17, 512])
+    @pytest.mark.parametrize("of_maps", [False, True])
+    def test_a_bias_is_that_of_a_classifier_with_its_gradient(
+        self, of_maps: bool, dim: int, needed: str
+    ) -> None:
+        """Against float64 cross-entropy of all logits, upsampled for maps, at a temperature that is not 1."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (1, dim, 4, 5) if of_maps else (70, dim)
+        leaves = [torch.randn(size, generator=generator).to(DEVICE) for size in (shape, (37, dim), (37,))]
+        for leaf, wanted in zip(leaves, (needed == "all", needed == "all", True), strict=True):
+            leaf.requires_grad_(wanted)
+        embeddings, classes, bias = leaves
+        target = labels(8 * 10, 37)[:80].view(1, 8, 10) if of_maps else labels(70, 37)
+        options = LossOptions(temperature=0.5, similarity="dot")
+        loss = fused.fused_exact_cross_entropy(embeddings, classes, target, options, bias)
+        rows = embeddings.double()
+        if of_maps:
+            rows = F.interpolate(rows, size=(8, 10), mode="bilinear").permute(0, 2, 3, 1).flatten(0, 2)
+        exact = F.cross_entropy(rows @ classes.double().T / 0.5 + bias.double(), target.flatten())
+        inputs = [leaf for leaf in leaves if leaf.requires_grad]
+        found = loss, *torch.autograd.grad(loss, inputs)
+        assert_same(found, (exact, *torch.autograd.grad(exact, inputs)), tolerance=1e-4)
+
+    def test_a_bias_of_distances_is_refused(self) -> None:
+        inputs = unit_rows(5, 8), unit_rows(4, 8), labels(5, 4), None, torch.zeros(4, device=DEVICE)
+        with pytest.raises(ValueError, match="bias is given and similarity is 'distance'"):
+            fused.fused_exact_cross_entropy(*inputs)
 
     @pytest.mark.parametrize("dim", [100, 256])
     def test_equals_it_too_where_a_gpu_has_little_shared_memory(

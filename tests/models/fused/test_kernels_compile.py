@@ -62,7 +62,7 @@ def bundled(name: str) -> Path | None:
 @pytest.mark.skipif(bundled("ptxas") is None, reason="Triton or its ptxas is not installed here")
 @pytest.mark.parametrize(
     ("architecture", "case"),
-    [(90, "float32:16:distance"), (90, "bfloat16:64:cosine"), (89, "float32:256:distance")],
+    [(90, "float32:16:distance"), (90, "bfloat16:64:cosine"), (89, "float32:512:dot")],
 )
 def test_every_kernel_becomes_code_within_the_limits_of_the_machine(architecture: int, case: str) -> None:
     kernels = compiled_kernels(architecture, case)
@@ -135,8 +135,9 @@ def main() -> None:
         maps = torch.zeros(1, int(dim), 4, 4, dtype=dtype, requires_grad=True)
         classes = torch.zeros(100, int(dim), dtype=dtype, requires_grad=True)
         chosen = LossOptions(similarity=similarity)
-        fused.fused_exact_cross_entropy(pixels, classes, torch.zeros(200).long(), chosen).backward()
-        fused.fused_exact_cross_entropy(maps, classes, torch.zeros(1, 16, 16).long(), chosen).backward()
+        bias = torch.zeros(100, requires_grad=True) if similarity == "dot" else None
+        fused.fused_exact_cross_entropy(pixels, classes, torch.zeros(200).long(), chosen, bias).backward()
+        fused.fused_exact_cross_entropy(maps, classes, torch.zeros(1, 16, 16).long(), chosen, bias).backward()
         for k in (1, 8, fused.MAX_NEAREST):
             fused.fused_nearest_classes(pixels, classes, k, similarity=similarity)
 

@@ -22,7 +22,7 @@ class TestTheSearch:
     @pytest.mark.parametrize("similarity", ["distance", "cosine"])
     @pytest.mark.parametrize(
         ("dim", "num_classes", "k"),
-        [(4, 2, 1), (6, 37, 1), (16, 130, 7), (33, 70, 1), (64, 37, 3), (17, 9, 9), (256, 20, 2)],
+        [(4, 2, 1), (6, 37, 1), (16, 130, 7), (33, 70, 1), (64, 37, 3), (17, 9, 9), (512, 20, 2)],
     )
     def test_equals_sorting_all_classes(self, dim: int, num_classes: int, k: int, similarity: str) -> None:
         pixels, classes = unit_rows(67, dim, 1), 1.5 * unit_rows(num_classes, dim, 2)
@@ -30,6 +30,16 @@ class TestTheSearch:
         logits = plain_logits(pixels.double(), classes.double(), similarity, 1.0)
         assert found.dtype == torch.int64
         assert torch.equal(found, logits.sort(1, descending=True).indices[:, :k])
+
+    @pytest.mark.parametrize("k", [1, 3])
+    def test_a_bias_is_added_to_inner_products(self, k: int) -> None:
+        pixels, classes = unit_rows(67, 17, 1), unit_rows(70, 17, 2)
+        bias = torch.linspace(-1, 1, 70, device=DEVICE)
+        found = fused.fused_nearest_classes(pixels, classes, k, similarity="dot", bias=bias)
+        scores = pixels.double() @ classes.double().T + bias.double()
+        assert torch.equal(found, scores.sort(1, descending=True).indices[:, :k])
+        with pytest.raises(ValueError, match="a search takes a bias with 'dot' only"):
+            fused.fused_nearest_classes(pixels, classes, k, bias=bias)
 
     @pytest.mark.parametrize("k", [1, 5])
     def test_among_equals_the_lower_id_comes_first(self, k: int) -> None:
