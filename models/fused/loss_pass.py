@@ -38,7 +38,7 @@ FORWARD_TILES = {
     (64, False): Tile(128, 32, 8, 2),
     (128, False): Tile(128, 32, 8, 2),
     (256, False): Tile(64, 16, 8, 2),
-    (512, False): Tile(32, 16, 8, 1),
+    (512, False): Tile(16, 16, 4, 1),
 }
 
 

@@ -67,11 +67,12 @@ def upsample_rows(maps: Tensor, band: Tensor, first_row: int, full_size: tuple[i
     from . import upsample_kernels as kernels
 
     _, height, width, dim = maps.shape
-    block = 64
+    padded = 1 << (dim - 1).bit_length()
+    block = min(64, max(8, 4096 // padded))  # pixels of a program, whose rows stay in registers
     kernels.upsample_band[(-(-len(band) // block),)](
         maps, band, first_row, len(band), height, width, *full_size,
         height / full_size[0], width / full_size[1],
-        DIM=dim, PADDED_DIM=1 << (dim - 1).bit_length(), BLOCK=block, enable_fp_fusion=True,
+        DIM=dim, PADDED_DIM=padded, BLOCK=block, enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -95,9 +96,10 @@ def add_rows_gradient(
     # One more on either side: fp32 in the kernel may round across an integer where float64 here does not.
     first_cell = max(0, cell_row(first_row) - 1)
     end_cell = min(images * height, cell_row(end_row - 1) + 3)
-    block = 32
+    padded = 1 << (dim - 1).bit_length()
+    block = min(32, max(8, 4096 // padded))
     kernels.add_band_gradient[(end_cell - first_cell, -(-width // block))](
         band_gradient, map_gradient, first_row, end_row, first_cell, height, width, *full_size,
         row_ratio, column_ratio, int(2 / column_ratio) + 4,
-        DIM=dim, PADDED_DIM=1 << (dim - 1).bit_length(), BLOCK=block, enable_fp_fusion=True,
+        DIM=dim, PADDED_DIM=padded, BLOCK=block, enable_fp_fusion=True,
     )  # fmt: skip
