@@ -21,7 +21,6 @@ TOGETHER = {
 ONE_BY_ONE = (
     "tests/pipeline/tuning/test_survival.py",
     "tests/pipeline/training/test_interruption.py",
-    "tests/pipeline/memory/test_predict.py",
     "tests/models/fused/test_kernels_compile.py",
 )
 EARLY = (

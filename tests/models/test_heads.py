@@ -83,7 +83,7 @@ def test_the_embedding_head_predicts_the_nearest_class_of_the_upsampled_embeddin
     work_bytes=st.integers(1, 40_000),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_the_softmax_head_predicts_the_argmax_of_the_upsampled_logits_ties_included(
     num_classes, work_bytes, seed
 ):
