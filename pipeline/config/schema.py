@@ -190,7 +190,7 @@ class EvaluateSettings(Section):
     boundary_width: Annotated[float, Field(gt=0, le=0.5)] | None = Field(
         0.02, description="width of the bands of boundary IoU, as a share of the image's diagonal (null: off)"
     )
-    examples: CountOrNone = Field(6, description="images shown as image, truth and prediction in the report")
+    examples: CountOrNone = Field(6, description="images of each kind in the report: random, best, worst")
 
 
 class TuneSettings(Section):

@@ -51,6 +51,16 @@ class ImageCounts:
                 np.bincount(self.images, self.hits, number) / np.bincount(self.images, self.actual, number)
             )
 
+    def accuracies(self) -> dict[int, float]:
+        """Return the share of right pixels by image id, of the images that have a labeled pixel."""
+        found = zip(self.image_ids.tolist(), self.image_accuracy().tolist(), strict=True)
+        return {image_id: accuracy for image_id, accuracy in found if accuracy == accuracy}
+
+    def labeled_pixels(self) -> dict[int, int]:
+        """Return the number of labeled pixels by image id."""
+        pixels = np.bincount(self.images, self.actual, len(self.image_ids)).astype(np.int64)
+        return dict(zip(self.image_ids.tolist(), pixels.tolist(), strict=True))
+
     def region_metrics(self) -> dict[str, float]:
         """Return the mean IoU of small, medium and large regions, those that there are.
 
