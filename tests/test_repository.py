@@ -72,7 +72,8 @@ WINGS = {
     "pipeline.train_step pipeline.checkpoint pipeline.evaluation pipeline.memory",
     "pipeline.tuning": "pipeline.runtime pipeline.config pipeline.tracking pipeline.data.labels "
     "pipeline.checkpoint pipeline.evaluation pipeline.memory pipeline.training",
-    "pipeline.report": "pipeline.runtime pipeline.config pipeline.data.store",
+    "pipeline.report": "pipeline.runtime pipeline.config pipeline.data.store pipeline.data.loading.palette "
+    "pipeline.evaluation.image_counts pipeline.evaluation.picture_file",
     "pipeline.registry": "pipeline.runtime pipeline.config pipeline.tracking pipeline.checkpoint "
     "pipeline.inference",
     "pipeline.comparison": "pipeline.runtime pipeline.config pipeline.tracking "

@@ -71,18 +71,10 @@ def read_result(name: str, settings: Settings) -> Result:
 
 
 def _from_folder(name: str, folder: Path) -> Result:
-    variant, path = read_variant(folder, folder.name), folder / "per_image.npz"
+    variant = read_variant(folder, folder.name)
     metrics = {key: value for key, value in variant.record.metrics.items() if value is not None}
-    try:
-        images = ImageCounts.load(path) if path.is_file() else None
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            "the counts of the images are damaged",
-            where=path,
-            found=error,
-            hint="evaluate it again: dvc repro --force evaluate@VARIANT",
-        ) from error
-    return Result(name, metrics, {one.name: one for one in variant.classes}, images, variant.record.settings)
+    classes = {one.name: one for one in variant.classes}
+    return Result(name, metrics, classes, variant.images, variant.record.settings)
 
 
 def _from_revision(name: str, project: Path, revision: str, variant: str) -> Result:

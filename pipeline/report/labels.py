@@ -64,7 +64,7 @@ SETTINGS = {
     "train.seed": "training seed",
     "evaluate.max_images": "largest number of val images",
     "evaluate.boundary_width": "width of the bands of boundary IoU, image diagonals",
-    "evaluate.examples": "example images",
+    "evaluate.examples": "example images of each kind",
 }
 ENVIRONMENT = {
     "python": "Python",
@@ -72,8 +72,13 @@ ENVIRONMENT = {
     "timm": "timm",
     "numpy": "NumPy",
     "device": "device",
+    "processor": "processor",
+    "cores": "cores of the machine",
     "threads": "threads",
+    "kernels": "losses and search computed by",
     "git_commit": "git commit",
+    "dvc_lock": "dvc.lock, MD5",
+    "data_digest": "manifest of the data, MD5",
 }
 
 

@@ -157,6 +157,16 @@ def best_variant(variants: Sequence[Variant]) -> Variant | None:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Hold the mIoU of a variant's trainings that differ in their seed alone."""
+
+    mean: float
+    deviation: float
+    """of one training, with n - 1"""
+    seeds: int
+
+
+@dataclass(frozen=True)
 class Row:
     """Hold a fact and its values by variant; `key` is the setting's key."""
 
@@ -181,6 +191,20 @@ def training_table(variants: Sequence[Variant]) -> list[Row]:
             [percent(record.training.best_holdout_miou) for record in records],
         ),
         Row("trained on", [record.training.device for record in records]),
+    ]
+
+
+def seeds_table(spreads: Sequence[Spread | None]) -> list[Row]:
+    """Return mean and spread of mIoU over seeds; nothing if every variant was trained once."""
+    if not any(spreads):
+        return []
+    return [
+        Row("trainings that differ in their seed", [str(one.seeds) if one else "1" for one in spreads]),
+        Row("mIoU, mean over seeds", [percent(one.mean if one else None) for one in spreads]),
+        Row(
+            "standard deviation of one training",
+            [percent(one.deviation if one else None) for one in spreads],
+        ),
     ]
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import hashlib
 import json
 import os
 import sys
@@ -24,10 +23,11 @@ from pipeline.config.schema import Settings
 from pipeline.runtime.errors import KilosegError
 from pipeline.runtime.files import file_digest
 from pipeline.tracking.delivery import Delivery, create_run, existing_run, mirror_of, send_unsent
-from pipeline.tracking.environment import git_commit
+from pipeline.tracking.environment import git_commit, md5_of
 from pipeline.tracking.mirror import SLOW_SECONDS, Mirror
 from pipeline.tracking.mlflow_model import DIGEST
 from pipeline.tracking.mlflow_store import STORE_ERRORS, StoreUnavailable, explain, open_client
+from pipeline.tracking.saved_view import NOTE_TAG, variant_note
 from pipeline.tracking.unsent import RunPlace, UnsentRun, store_name, unsent_run
 
 PATIENCE_SECONDS = 30.0
@@ -80,7 +80,7 @@ class MlflowTracker:
         places = {"root": settings.data.root, "bootstrapped": bootstrapped_folder(settings)}
         dataset = {
             "name": f"{settings.data.root.name} {split}",
-            "digest": _digest(manifest),
+            "digest": md5_of(manifest),
             "source": json.dumps({key: _in_project(path, settings) for key, path in places.items()}),
             "context": context,
         }
@@ -108,7 +108,7 @@ class MlflowTracker:
             DIGEST: file_digest(path),
             "path": _in_project(path, settings),
             "git_commit": git_commit(settings.project),
-            "data_digest": _digest(bootstrapped_folder(settings) / "manifest.json"),
+            "data_digest": md5_of(bootstrapped_folder(settings) / "manifest.json"),
         }
         model = {
             "name": settings.variant or "default",
@@ -208,14 +208,20 @@ def _close(
 
 
 def log_to_finished_run(
-    settings: Settings, run_id: str | None, path: Path, *, patience: float = PATIENCE_SECONDS
+    settings: Settings,
+    run_id: str | None,
+    path: Path,
+    metrics: Mapping[str, float | None] | None = None,
+    *,
+    patience: float = PATIENCE_SECONDS,
 ) -> bool:
-    """Add a file, such as the report, to a run that has ended; skip an unknown run.
+    """Add a file, such as the report, and numbers to a run that has ended; skip an unknown run.
 
     Args:
         settings: name the store.
         run_id: of the run, or None for none.
         path: the file.
+        metrics: results by name, of which a changed one is logged again.
         patience: seconds to wait for a store that is away; then the file waits in `mlflow-unsent`.
 
     Returns:
@@ -225,7 +231,10 @@ def log_to_finished_run(
         return True
     place = RunPlace(store_name(settings), settings.tracking.experiment, run_id)
     with unsent_run(settings, place) as run:
-        MlflowTracker(run).log_artifact(path)
+        tracker = MlflowTracker(run, results=True)
+        tracker.log_artifact(path)
+        if metrics:
+            tracker.log_metrics(metrics, step=0)
         delivery = Delivery(settings, run)
         mirror = mirror_of(delivery, "the work")
         if mirror.close(patience=patience):
@@ -235,7 +244,7 @@ def log_to_finished_run(
 
 def _place(settings: Settings, run_id: str) -> RunPlace:
     variant = settings.variant or "default"
-    tags = {**run_tags(settings), "variant": variant}
+    tags = {**run_tags(settings), "variant": variant, NOTE_TAG: variant_note(variant, settings.flat())}
     return RunPlace(store_name(settings), settings.tracking.experiment, run_id, variant, tags)
 
 
@@ -246,7 +255,7 @@ def run_tags(settings: Settings) -> dict[str, str]:
         "mlflow.source.name": "kiloseg",
         "mlflow.source.type": "PROJECT",
         "git_commit": git_commit(settings.project),
-        "dvc_lock": _digest(settings.project / "dvc.lock"),
+        "dvc_lock": md5_of(settings.project / "dvc.lock"),
     }
     if os.environ.get("DVC_EXP_NAME"):
         tags["dvc_experiment"] = os.environ["DVC_EXP_NAME"]
@@ -265,7 +274,3 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a container whose user has no name
         return "unknown"
-
-
-def _digest(path: Path) -> str:
-    return hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else "absent"
