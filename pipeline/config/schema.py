@@ -190,6 +190,9 @@ class EvaluateSettings(Section):
     boundary_width: Annotated[float, Field(gt=0, le=0.5)] | None = Field(
         0.02, description="width of the bands of boundary IoU, as a share of the image's diagonal (null: off)"
     )
+    calibration_pixels: Count | None = Field(
+        4096, description="labeled pixels an image that calibration and top-5 accuracy take (null: all)"
+    )
     examples: CountOrNone = Field(6, description="images shown as image, truth and prediction in the report")
 
 

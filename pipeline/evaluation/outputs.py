@@ -7,7 +7,6 @@ the report needs (record, table, pictures), in one place that DVC can depend on 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
 from collections.abc import Mapping
@@ -31,15 +30,16 @@ from pipeline.data.loading.loaders import evaluation_loader
 from pipeline.data.loading.palette import Color, colorize, picture_colors
 from pipeline.data.loading.transforms import Warp
 from pipeline.data.store.manifest import read_manifest
+from pipeline.evaluation.calibration import Calibration, ClassScores
 from pipeline.evaluation.evaluate import Details, Evaluation, evaluate
 from pipeline.evaluation.protocols import official_metrics
+from pipeline.evaluation.tables import calibration_table, confused_table, groups_table, per_class_table
 from pipeline.runtime.device import PeakMemory, choose_device, set_threads
 from pipeline.runtime.errors import DataError
-from pipeline.runtime.files import csv_text, read_csv, write_json, write_text
+from pipeline.runtime.files import read_csv, write_json, write_text
 from pipeline.tracking.environment import collect_environment
 
 LEGEND_CLASSES = 8
-CONFUSED_PAIRS = 50
 SUMMARY = (
     "miou",
     "miou_rare",
@@ -48,10 +48,11 @@ SUMMARY = (
     "miou_stuff",
     "boundary_iou",
     "pixel_accuracy",
+    "top5_accuracy",
+    "calibration_error",
     "train_peak_memory_gib",
     "train_seconds",
     "images_per_second",
-    "images",
 )
 """What metrics.json holds of all metrics, as many columns as a terminal has room for."""
 Number = float | int | None
@@ -107,7 +108,6 @@ def evaluate_checkpoint(
         wanted = settings.evaluate.examples
         saved = _Pictures(evaluation_folder(settings), checkpoint.label_space, wanted, total)
     device = choose_device(settings.runtime.device)
-    num_classes = checkpoint.label_space.num_classes
     result = evaluate(
         segmenter,
         evaluation_loader(data, num_workers=settings.runtime.num_workers, limit=limit),
@@ -117,11 +117,25 @@ def evaluate_checkpoint(
         total=total,
         measurable=learned > 1,
         on_prediction=saved.add if saved else None,
-        details=Details(num_classes, settings.evaluate.boundary_width, device) if details else None,
+        details=_details(settings, checkpoint, segmenter, device) if details else None,
     )
     if result.metrics.undefined:
         _warn_undefined(split, result, learned)
     return result, saved.examples if saved else []
+
+
+def _details(
+    settings: Settings, checkpoint: Checkpoint, segmenter: Segmenter, device: torch.device
+) -> Details:
+    """Count everything; confidences are at the temperature of the training."""
+    trained, chosen = checkpoint.settings, settings.evaluate
+    scores = ClassScores.of(
+        segmenter.head,
+        str(trained.get("loss.similarity", "distance")),
+        float(str(trained.get("loss.temperature", 1.0))),
+    )
+    calibration = Calibration(scores, chosen.calibration_pixels)
+    return Details(checkpoint.label_space.num_classes, chosen.boundary_width, device, calibration)
 
 
 def _warn_undefined(split: str, result: Evaluation, learned: int) -> None:
@@ -191,6 +205,8 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     }
     tables = {
         "per_class.csv": per_class_table(result, checkpoint.label_space),
+        "groups.csv": groups_table(result, checkpoint.label_space),
+        "calibration.csv": calibration_table(result),
         "confused.csv": confused_table(result, checkpoint.label_space),
     }
     for folder in (results_folder(settings), evaluation_folder(settings)):
@@ -212,33 +228,6 @@ def _warped(settings: Settings, checkpoint: Checkpoint, segmenter: Segmenter) ->
         return {}
     result, _ = evaluate_checkpoint(settings, checkpoint, segmenter, "val", warp=settings.evaluate.warp)
     return {f"warped_{name}": getattr(result.metrics, name) for name in ("miou", "pixel_accuracy")}
-
-
-def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:
-    """Return CSV with one line a class; IoU and accuracy are empty where they are not defined."""
-    counts, nothing = result.counts, torch.full((label_space.num_classes,), math.nan)
-    boundary = None if result.details is None else result.details.boundary_iou()
-    ratios = [counts.iou(), counts.accuracy(), nothing if boundary is None else boundary]
-    if result.metrics.undefined:
-        ratios = [nothing] * len(ratios)
-    columns = (counts.actual, counts.predicted, *ratios)
-    rows = []
-    for entry, *values in zip(label_space.classes, *(column.tolist() for column in columns), strict=True):
-        cells = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
-        rows.append([entry.class_id, entry.name, entry.source, entry.frequency, *cells])
-    header = ["class_id", "name", "source", "frequency", "true_pixels", "predicted_pixels"]
-    return csv_text([*header, "iou", "accuracy", "boundary_iou"], rows)
-
-
-def confused_table(result: Evaluation, label_space: LabelSpace) -> str:
-    """Return CSV with the most confused pairs of classes, and their share of the true class's pixels."""
-    assert result.details is not None
-    rows = []
-    for pair in result.details.pairs.most_confused(CONFUSED_PAIRS):
-        share = pair.pixels / int(result.counts.actual[pair.actual])
-        names = [label_space.classes[train_id].name for train_id in (pair.actual, pair.predicted)]
-        rows.append([pair.actual + 1, names[0], pair.predicted + 1, names[1], pair.pixels, share])
-    return csv_text(["class_id", "name", "predicted_id", "predicted_name", "pixels", "share"], rows)
 
 
 class _Pictures:
