@@ -23,6 +23,7 @@ from pipeline.checkpoint.identity import Identity
 from pipeline.config.paths import best_checkpoint_file, bootstrapped_folder, evaluation_folder, results_folder
 from pipeline.config.renamed import current_names
 from pipeline.config.schema import Settings
+from pipeline.config.seeds import repeat_of
 from pipeline.data.labels.label_space import LabelSpace
 from pipeline.data.loading.batch import IGNORE_INDEX, Batch
 from pipeline.data.loading.dataset import SegmentationDataset
@@ -33,6 +34,7 @@ from pipeline.data.store.manifest import read_manifest
 from pipeline.evaluation.calibration import Calibration, ClassScores
 from pipeline.evaluation.evaluate import Details, Evaluation, evaluate
 from pipeline.evaluation.protocols import official_metrics
+from pipeline.evaluation.summary import Number, shown
 from pipeline.evaluation.tables import calibration_table, confused_table, groups_table, per_class_table
 from pipeline.runtime.device import PeakMemory, choose_device, set_threads
 from pipeline.runtime.errors import DataError
@@ -40,22 +42,6 @@ from pipeline.runtime.files import read_csv, write_json, write_text
 from pipeline.tracking.environment import collect_environment
 
 LEGEND_CLASSES = 8
-SUMMARY = (
-    "miou",
-    "miou_rare",
-    "miou_common",
-    "miou_frequent",
-    "miou_stuff",
-    "boundary_iou",
-    "pixel_accuracy",
-    "top5_accuracy",
-    "calibration_error",
-    "train_peak_memory_gib",
-    "train_seconds",
-    "images_per_second",
-)
-"""What metrics.json holds of all metrics, as many columns as a terminal has room for."""
-Number = float | int | None
 
 
 def best_checkpoint(settings: Settings) -> Checkpoint:
@@ -194,6 +180,8 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     record = {
         "format": 1,
         "variant": settings.variant or "default",
+        "seed": settings.train.seed,
+        "seed_of": _repeated_variant(settings),
         "metrics": metrics,
         "settings": settings.flat(),
         "training": {**training, **curves},
@@ -214,12 +202,16 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
             write_text(folder / name, table)
     image_counts.save(evaluation_folder(settings) / "per_image.npz")
     write_json(evaluation_folder(settings) / "record.json", record)
-    # scores of the dataset's own protocol and of warped images are asked for, so they are shown too
-    shown = [*SUMMARY, *(name for name in metrics if name.startswith(("ade20k", "warped")))]
-    write_json(
-        results_folder(settings) / "metrics.json", {name: metrics[name] for name in shown if name in metrics}
-    )
+    write_json(results_folder(settings) / "metrics.json", shown(metrics))
     return metrics, checkpoint
+
+
+def _repeated_variant(settings: Settings) -> str | None:
+    """Return the variant of which this is the training with another seed; None for a variant itself."""
+    if settings.variant is None or settings.variant in settings.variants:
+        return None
+    repeat = repeat_of(settings.variant)
+    return None if repeat is None else repeat[0]
 
 
 def _warped(settings: Settings, checkpoint: Checkpoint, segmenter: Segmenter) -> dict[str, Number]:

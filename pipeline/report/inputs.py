@@ -37,6 +37,9 @@ class Training(_Part):
     best_holdout_miou: float | None = None
     peak_memory_kind: str
     device: str
+    threads: int | None = None
+    """of torch on the CPU, and its processor; None in records of before"""
+    processor: str | None = None
     loss_curve: list[tuple[float, float]]
     validation_curve: list[tuple[float, float | None, float | None]]
 
@@ -69,6 +72,8 @@ class Record(_Part):
     environment: dict[str, Any]
     num_classes: int
     parameters: int
+    seed_of: str | None = None
+    """the variant of which this is the training with another seed"""
     run_id: str | None = None
     examples: list[Example] = []
 

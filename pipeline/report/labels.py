@@ -73,6 +73,7 @@ ENVIRONMENT = {
     "timm": "timm",
     "numpy": "NumPy",
     "device": "device",
+    "processor": "processor",
     "threads": "threads",
     "git_commit": "git commit",
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.schema import Settings
+from pipeline.runtime.device import processor_name
 from pipeline.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def collect_environment(
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else platform.machine() + " CPU",
+        "processor": processor_name(),
         "threads": threads,
         "kernels": kernels,
         "git_commit": git_commit(settings.project),

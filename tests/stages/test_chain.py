@@ -85,6 +85,23 @@ def test_changing_one_variant_reruns_that_variant_only(chain: Path) -> None:
 
 
 @pytest.mark.process
+def test_more_seeds_add_stages_and_train_no_variant_again(chain: Path) -> None:
+    text = (chain / "params.yaml").read_text()
+    try:
+        params = yaml.safe_load(text)
+        params["seeds"] = {"variants": ["softmax"], "values": [1, 2]}
+        (chain / "params.yaml").write_text(yaml.safe_dump(params))
+        planned = dvc(chain, "repro", "--dry", "average@softmax").stdout
+    finally:
+        (chain / "params.yaml").write_text(text)
+    for seed in (1, 2):
+        assert f"> python -m stages.train softmax-seed-{seed}\n" in planned
+        assert f"> python -m stages.evaluate softmax-seed-{seed}\n" in planned
+    assert planned.rstrip().endswith("> python -m stages.average softmax")
+    assert "Running stage 'train@" not in planned
+
+
+@pytest.mark.process
 def test_a_stage_fails_with_the_code_and_message_of_the_mistake(
     chain: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
