@@ -30,9 +30,11 @@ from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import evaluation_loader
 from pipeline.data.loading.palette import Color, colorize, picture_colors
 from pipeline.data.loading.transforms import Warp
+from pipeline.data.store.looked_for import LookedFor
 from pipeline.data.store.manifest import read_manifest
 from pipeline.evaluation.calibration import Calibration, ClassScores
 from pipeline.evaluation.evaluate import Details, Evaluation, evaluate
+from pipeline.evaluation.federated import federated_iou, federated_metrics, val2017_metrics
 from pipeline.evaluation.protocols import official_metrics
 from pipeline.evaluation.summary import Number, shown
 from pipeline.evaluation.tables import calibration_table, confused_table, groups_table, per_class_table
@@ -160,9 +162,15 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     )
     assert result.details is not None
     image_counts = result.details.per_image.counts()
+    space, looked_for = checkpoint.label_space, LookedFor.load(bootstrapped_folder(settings))
+    files = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, "val").files()
+    incomplete = {
+        **federated_metrics(image_counts, looked_for, space),
+        **(val2017_metrics(image_counts, files, space.num_classes) if looked_for is not None else {}),
+    }
     metrics: dict[str, Number] = {
         **result.metrics.flat(),
-        **({} if result.metrics.undefined else result.details.metrics(image_counts)),
+        **({} if result.metrics.undefined else {**result.details.metrics(image_counts), **incomplete}),
         **official_metrics(settings.data.layout, result.counts),
         **_warped(settings, checkpoint, segmenter),
         "images": result.images,
@@ -192,10 +200,12 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
         "examples": examples,
     }
     tables = {
-        "per_class.csv": per_class_table(result, checkpoint.label_space),
-        "groups.csv": groups_table(result, checkpoint.label_space),
+        "per_class.csv": per_class_table(
+            result, space, None if looked_for is None else federated_iou(image_counts, looked_for, space)
+        ),
+        "groups.csv": groups_table(result, space),
         "calibration.csv": calibration_table(result),
-        "confused.csv": confused_table(result, checkpoint.label_space),
+        "confused.csv": confused_table(result, space),
     }
     for folder in (results_folder(settings), evaluation_folder(settings)):
         for name, table in tables.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from pipeline.data.labels.label_space import LabelSpace
@@ -14,11 +15,18 @@ CONFUSED_PAIRS = 50
 GROUPS = {"r": "rare", "c": "common", "f": "frequent", "stuff": "stuff"}
 
 
-def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:
-    """Return CSV with one line a class; IoU and accuracy are empty where they are not defined."""
+def per_class_table(result: Evaluation, label_space: LabelSpace, federated: np.ndarray | None = None) -> str:
+    """Return CSV with one line a class; ratios are empty where they are not defined.
+
+    Args:
+        result: of the evaluation.
+        label_space: the classes.
+        federated: (C,) IoU where each class was looked for; None leaves it empty.
+    """
     counts, nothing = result.counts, torch.full((label_space.num_classes,), math.nan)
     boundary = None if result.details is None else result.details.boundary_iou()
     ratios = [counts.iou(), counts.accuracy(), nothing if boundary is None else boundary]
+    ratios.append(nothing if federated is None else torch.from_numpy(federated))
     if result.metrics.undefined:
         ratios = [nothing] * len(ratios)
     unlabeled = torch.zeros_like(counts.actual) if result.details is None else result.details.unlabeled
@@ -28,7 +36,7 @@ def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:
         cells = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
         rows.append([entry.class_id, entry.name, entry.source, entry.frequency, *cells])
     header = ["class_id", "name", "source", "frequency", "true_pixels", "predicted_pixels"]
-    return csv_text([*header, "unlabeled_pixels", "iou", "accuracy", "boundary_iou"], rows)
+    return csv_text([*header, "unlabeled_pixels", "iou", "accuracy", "boundary_iou", "federated_iou"], rows)
 
 
 def groups_table(result: Evaluation, label_space: LabelSpace) -> str:

@@ -38,6 +38,9 @@ MEASURES = (
     Measure("miou_common", "mIoU, common", "quality", 1, "in 11 to 100"),
     Measure("miou_rare", "mIoU, rare", "quality", 1, "in 10 or fewer"),
     Measure("miou_stuff", "mIoU, stuff", "quality", 1, "classes of stuff alone"),
+    Measure("miou_federated", "mIoU, federated", "quality", 1, "false positives only where looked for"),
+    Measure("miou_val2017", "mIoU, val2017", "quality", 1, "of COCO's val2017 images alone"),
+    Measure("images_val2017", "images of val2017", "extent"),
     Measure("boundary_iou", "boundary IoU", "quality", 1, "of the pixels near outlines, mean over classes"),
     Measure(
         "region_iou_small", "IoU of small regions", "quality", 1, "a class in an image, below 32 x 32 pixels"

@@ -150,5 +150,5 @@ def test_groups_and_bins_are_written_as_tables() -> None:
     assert header == "confidence_from,confidence_to,pixels,confidence,accuracy"
     assert [row.split(",")[2::2] for row in rows] == [["3.0", str(2 / 3)]]
     by_class = per_class_table(result, space).splitlines()
-    assert by_class[3] == "3,class 3,lvis,c,0,0,1,,,"  # predicted where nothing is labeled
+    assert by_class[3] == "3,class 3,lvis,c,0,0,1,,,,"  # predicted where nothing is labeled
     assert details.metrics(details.per_image.counts())["labeled_share"] == 0.75
