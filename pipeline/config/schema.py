@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.data_section import DataSettings
+from pipeline.config.evaluate_section import EvaluateSettings
 from pipeline.config.paths import SWEEPS
 from pipeline.config.section import Count, CountOrNone, FilePath, Positive, PositiveOrZero, Section, Seed
+from pipeline.config.seeds import SeedSettings
 
 Batch = Annotated[int, Field(ge=1, le=65_536)]
 Scale = Annotated[float, Field(ge=0.01, le=100)]
@@ -180,19 +182,6 @@ class TrainSettings(Section):
         return -(-self.images_per_step // self.accumulation_steps)
 
 
-class EvaluateSettings(Section):
-    """How a checkpoint is evaluated on the val split."""
-
-    max_images: Count | None = Field(None, description="evaluate only the first images (null: all)")
-    warp: Annotated[int, Field(ge=1, le=16_384)] | None = Field(
-        None, description="evaluate a second time on images warped to this square, in pixels (null: no)"
-    )
-    boundary_width: Annotated[float, Field(gt=0, le=0.5)] | None = Field(
-        0.02, description="width of the bands of boundary IoU, as a share of the image's diagonal (null: off)"
-    )
-    examples: CountOrNone = Field(6, description="images of each kind in the report: random, best, worst")
-
-
 class TuneSettings(Section):
     """What `pipeline tune` sweeps, and how. No DVC stage depends on it."""
 
@@ -272,6 +261,15 @@ class Settings(Section):
     tracking: TrackingSettings = TrackingSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     variants: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
+    seeds: SeedSettings = SeedSettings()
+
+    @model_validator(mode="after")
+    def _seeds_of_known_variants(self) -> Settings:
+        unknown = [name for name in self.seeds.variants if name not in self.variants]
+        if unknown:
+            known = ", ".join(self.variants) or "none is defined"
+            raise ValueError(f"seeds.variants: {unknown[0]!r} is no variant; allowed: {known}")
+        return self
 
     @model_validator(mode="after")
     def _dense_only_of_a_classifier(self) -> Settings:

@@ -43,6 +43,11 @@ class ImageCounts:
         """Return (rows,) the IoU of the class in the image."""
         return np.asarray(self.hits / (self.predicted + self.actual - self.hits))
 
+    def of_images(self, wanted: np.ndarray) -> ImageCounts:
+        """Return the rows of the images marked in (images,) bool; `image_ids` stay as they are."""
+        rows = wanted[self.images]
+        return ImageCounts(self.image_ids, *(getattr(self, name)[rows] for name in _FIELDS))
+
     def image_accuracy(self) -> np.ndarray:
         """Return (images,) the share of right pixels; NaN for an image without a labeled one."""
         number = len(self.image_ids)

@@ -7,7 +7,6 @@ the report needs (record, table, pictures), in one place that DVC can depend on 
 from __future__ import annotations
 
 import json
-import math
 import sys
 
 import torch
@@ -19,39 +18,28 @@ from pipeline.checkpoint.identity import Identity
 from pipeline.config.paths import best_checkpoint_file, bootstrapped_folder, evaluation_folder, results_folder
 from pipeline.config.renamed import current_names
 from pipeline.config.schema import Settings
-from pipeline.data.labels.label_space import LabelSpace
+from pipeline.config.seeds import repeat_of
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import evaluation_loader
 from pipeline.data.loading.transforms import Warp
+from pipeline.data.store.looked_for import LookedFor
 from pipeline.data.store.manifest import read_manifest
+from pipeline.evaluation.calibration import Calibration, ClassScores
 from pipeline.evaluation.class_map import class_map_table
 from pipeline.evaluation.evaluate import Details, Evaluation, evaluate
+from pipeline.evaluation.federated import federated_iou, federated_metrics, val2017_metrics
 from pipeline.evaluation.image_counts import ImageCounts
 from pipeline.evaluation.picture_file import PictureWriter, chosen_pictures, read_picture, writing_pictures
 from pipeline.evaluation.pictures import PictureKeeper, drawn_positions, sheet
 from pipeline.evaluation.protocols import official_metrics
+from pipeline.evaluation.summary import Number, shown
+from pipeline.evaluation.tables import calibration_table, confused_table, groups_table, per_class_table
 from pipeline.runtime.device import PeakMemory, choose_device, set_threads
 from pipeline.runtime.errors import DataError
-from pipeline.runtime.files import atomic_path, csv_text, read_csv, write_json, write_text
+from pipeline.runtime.files import atomic_path, read_csv, write_json, write_text
 from pipeline.tracking.environment import collect_environment
 
-CONFUSED_PAIRS = 50
 PICTURES = "pictures.zip"
-SUMMARY = (
-    "miou",
-    "miou_rare",
-    "miou_common",
-    "miou_frequent",
-    "miou_stuff",
-    "boundary_iou",
-    "pixel_accuracy",
-    "train_peak_memory_gib",
-    "train_seconds",
-    "images_per_second",
-    "images",
-)
-"""What metrics.json holds of all metrics, as many columns as a terminal has room for."""
-Number = float | int | None
 
 
 def best_checkpoint(settings: Settings) -> Checkpoint:
@@ -103,7 +91,6 @@ def evaluate_checkpoint(
     if pictures is not None:
         saved = PictureKeeper(pictures, drawn_positions(total, settings.evaluate.examples))
     device = choose_device(settings.runtime.device)
-    num_classes = checkpoint.label_space.num_classes
     result = evaluate(
         segmenter,
         evaluation_loader(data, num_workers=settings.runtime.num_workers, limit=limit),
@@ -113,11 +100,25 @@ def evaluate_checkpoint(
         total=total,
         measurable=learned > 1,
         on_prediction=saved.add if saved else None,
-        details=Details(num_classes, settings.evaluate.boundary_width, device) if details else None,
+        details=_details(settings, checkpoint, segmenter, device) if details else None,
     )
     if result.metrics.undefined:
         _warn_undefined(split, result, learned)
     return result, saved.image_ids() if saved else []
+
+
+def _details(
+    settings: Settings, checkpoint: Checkpoint, segmenter: Segmenter, device: torch.device
+) -> Details:
+    """Count everything; confidences are at the temperature of the training."""
+    trained, chosen = checkpoint.settings, settings.evaluate
+    scores = ClassScores.of(
+        segmenter.head,
+        str(trained.get("loss.similarity", "distance")),
+        float(str(trained.get("loss.temperature", 1.0))),
+    )
+    calibration = Calibration(scores, chosen.calibration_pixels)
+    return Details(checkpoint.label_space.num_classes, chosen.boundary_width, device, calibration)
 
 
 def _warn_undefined(split: str, result: Evaluation, learned: int) -> None:
@@ -158,9 +159,15 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
         )
     assert result.details is not None
     image_counts = result.details.per_image.counts()
+    space, looked_for = checkpoint.label_space, LookedFor.load(bootstrapped_folder(settings))
+    files = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, "val").files()
+    incomplete = {
+        **federated_metrics(image_counts, looked_for, space),
+        **(val2017_metrics(image_counts, files, space.num_classes) if looked_for is not None else {}),
+    }
     metrics: dict[str, Number] = {
         **result.metrics.flat(),
-        **({} if result.metrics.undefined else result.details.metrics(image_counts)),
+        **({} if result.metrics.undefined else {**result.details.metrics(image_counts), **incomplete}),
         **official_metrics(settings.data.layout, result.counts),
         **_warped(settings, checkpoint, segmenter),
         "images": result.images,
@@ -178,6 +185,8 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     record = {
         "format": 1,
         "variant": settings.variant or "default",
+        "seed": settings.train.seed,
+        "seed_of": _repeated_variant(settings),
         "metrics": metrics,
         "settings": settings.flat(),
         "training": {**training, **curves},
@@ -188,8 +197,12 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
         "pictures": drawn,
     }
     tables = {
-        "per_class.csv": per_class_table(result, checkpoint.label_space),
-        "confused.csv": confused_table(result, checkpoint.label_space),
+        "per_class.csv": per_class_table(
+            result, space, None if looked_for is None else federated_iou(image_counts, looked_for, space)
+        ),
+        "groups.csv": groups_table(result, space),
+        "calibration.csv": calibration_table(result),
+        "confused.csv": confused_table(result, space),
     }
     for folder in (results_folder(settings), evaluation_folder(settings)):
         for name, table in tables.items():
@@ -199,11 +212,7 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     write_text(evaluation_folder(settings) / "class_map.csv", table)
     _draw_examples(settings, drawn, image_counts)
     write_json(evaluation_folder(settings) / "record.json", record)
-    # scores of the dataset's own protocol and of warped images are asked for, so they are shown too
-    shown = [*SUMMARY, *(name for name in metrics if name.startswith(("ade20k", "warped")))]
-    write_json(
-        results_folder(settings) / "metrics.json", {name: metrics[name] for name in shown if name in metrics}
-    )
+    write_json(results_folder(settings) / "metrics.json", shown(metrics))
     return metrics, checkpoint
 
 
@@ -220,36 +229,17 @@ def _draw_examples(settings: Settings, drawn: list[int], counts: ImageCounts) ->
                 whole.save(temporary, format="PNG")
 
 
+def _repeated_variant(settings: Settings) -> str | None:
+    """Return the variant of which this is the training with another seed; None for a variant itself."""
+    if settings.variant is None or settings.variant in settings.variants:
+        return None
+    repeat = repeat_of(settings.variant)
+    return None if repeat is None else repeat[0]
+
+
 def _warped(settings: Settings, checkpoint: Checkpoint, segmenter: Segmenter) -> dict[str, Number]:
     """Return the metrics on warped images, where `evaluate.warp` asks for them."""
     if settings.evaluate.warp is None:
         return {}
     result, _ = evaluate_checkpoint(settings, checkpoint, segmenter, "val", warp=settings.evaluate.warp)
     return {f"warped_{name}": getattr(result.metrics, name) for name in ("miou", "pixel_accuracy")}
-
-
-def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:
-    """Return CSV with one line a class; IoU and accuracy are empty where they are not defined."""
-    counts, nothing = result.counts, torch.full((label_space.num_classes,), math.nan)
-    boundary = None if result.details is None else result.details.boundary_iou()
-    ratios = [counts.iou(), counts.accuracy(), nothing if boundary is None else boundary]
-    if result.metrics.undefined:
-        ratios = [nothing] * len(ratios)
-    columns = (counts.actual, counts.predicted, *ratios)
-    rows = []
-    for entry, *values in zip(label_space.classes, *(column.tolist() for column in columns), strict=True):
-        cells = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
-        rows.append([entry.class_id, entry.name, entry.source, entry.frequency, *cells])
-    header = ["class_id", "name", "source", "frequency", "true_pixels", "predicted_pixels"]
-    return csv_text([*header, "iou", "accuracy", "boundary_iou"], rows)
-
-
-def confused_table(result: Evaluation, label_space: LabelSpace) -> str:
-    """Return CSV with the most confused pairs of classes, and their share of the true class's pixels."""
-    assert result.details is not None
-    rows = []
-    for pair in result.details.pairs.most_confused(CONFUSED_PAIRS):
-        share = pair.pixels / int(result.counts.actual[pair.actual])
-        names = [label_space.classes[train_id].name for train_id in (pair.actual, pair.predicted)]
-        rows.append([pair.actual + 1, names[0], pair.predicted + 1, names[1], pair.pixels, share])
-    return csv_text(["class_id", "name", "predicted_id", "predicted_name", "pixels", "share"], rows)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.evaluation.seeds import records_of_seeds, spreads
 from pipeline.report import labels
 from pipeline.report.charts import (
     SERIES,
@@ -23,9 +24,9 @@ from pipeline.report.charts import (
 )
 from pipeline.report.class_table import class_rows, confused_pairs
 from pipeline.report.data_summary import DataSummary, read_data
-from pipeline.report.findings import findings, spread_of
+from pipeline.report.findings import findings
 from pipeline.report.gallery import drawn_images, gallery, images_of_classes
-from pipeline.report.inputs import Variant, read_seeds, read_variants
+from pipeline.report.inputs import Variant, read_variants
 from pipeline.report.memory_file import MemoryCurve, VariantPoint, read_memory
 from pipeline.report.page import render
 from pipeline.report.provenance import commands, is_dirty
@@ -84,8 +85,7 @@ def write_report(
     evaluated = read_variants(evaluations, variants)
     data, memory = read_data(bootstrapped), read_memory(results)
     step_memory = _step_memory(evaluated, memory)
-    seeds = [read_seeds(evaluations, variant) for variant in evaluated]
-    spreads = [spread_of(records) for records in seeds]
+    miou_spreads = [spreads(records_of_seeds(evaluations, one.name)).get("miou") for one in evaluated]
     drawn, shown = drawn_images(evaluated), gallery(evaluated)
     page = render(
         Path(__file__).with_name("report.html"),
@@ -94,11 +94,11 @@ def write_report(
         dash_of=dash_of,
         embedded=embedded,
         vega=vega_script(),
-        findings=findings(evaluated, spreads, step_memory),
+        findings=findings(evaluated, miou_spreads, step_memory),
         metrics=metrics_table(evaluated),
         notes=reading_notes(evaluated),
         training=training_table(evaluated),
-        seeds=seeds_table(spreads),
+        seeds=seeds_table(miou_spreads),
         settings=side_by_side([variant.record.settings for variant in evaluated], labels.SETTINGS),
         environments=side_by_side([variant.record.environment for variant in evaluated], labels.ENVIRONMENT),
         commands=commands(evaluated),

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Sequence
 
-from pipeline.report.inputs import Record, Variant
+from pipeline.evaluation.seeds import Spread, difference
+from pipeline.report.inputs import Variant
 from pipeline.report.memory_file import VariantPoint
-from pipeline.report.tables import Spread, best_variant, number, percent, value_of
-
-
-def spread_of(records: Sequence[Record]) -> Spread | None:
-    """Return the spread over seeds; None with fewer than two trainings that have an mIoU."""
-    values = [
-        value for one in records if (value := one.metrics.get("miou")) is not None and math.isfinite(value)
-    ]
-    if len(values) < 2:
-        return None
-    return Spread(statistics.fmean(values), statistics.stdev(values), len(values))
+from pipeline.report.tables import best_variant, number, percent, value_of
 
 
 def findings(
@@ -53,32 +42,28 @@ def _lead(variants: Sequence[Variant], spreads: Sequence[Spread | None]) -> str:
     known = [one for one in variants if value_of(one, "miou") is not None]
     once = "Every variant was trained with one seed, and what another one would have given is not known."
     if len(known) < 2 or best_variant(variants) is None:
-        return once if len(known) == 1 and spreads[variants.index(known[0])] is None else ""
+        return once if len(known) == 1 and not _several(spreads[variants.index(known[0])]) else ""
     first, second = sorted(known, key=lambda one: -(value_of(one, "miou") or 0.0))[:2]
     gap = (value_of(first, "miou") or 0.0) - (value_of(second, "miou") or 0.0)
     said = f"{second.name} follows {100 * gap:.2f} points behind"
-    of_seeds = [spreads[variants.index(one)] for one in (first, second)]
-    spread = [one for one in of_seeds if one is not None]
-    if spread:
-        widest = max(one.deviation for one in spread)
-        mean = (
-            ""
-            if len(spread) < 2
-            else f"; the means over seeds are {100 * (spread[0].mean - spread[1].mean):+.2f} apart"
-        )
-        within = "within" if gap <= 2 * widest else "beyond"
-        return f"{said}{mean}, {within} what seeds change (a standard deviation of {100 * widest:.2f})."
-    ends = None
+    seeds = [(spreads[variants.index(one)] or Spread(())).values for one in (second, first)]
+    found = difference(*seeds)
+    if found is not None:
+        within = "within" if found.within_spread else "beyond"
+        ends = f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
+        means = f"the means over seeds are {100 * found.gain:+.2f} apart ({ends})"
+        return f"{said}; {means}, {within} what seeds alone change."
+    interval = None
     if first.images is not None and second.images is not None:
-        ends = first.images.miou_gain_interval(second.images)
-    if ends is None:
+        interval = first.images.miou_gain_interval(second.images)
+    if interval is None:
         return f"{said}. {once}"
     settled = (
         "these images do not settle which is better"
-        if ends[0] <= 0 <= ends[1]
+        if interval[0] <= 0 <= interval[1]
         else "these images settle the order"
     )
-    range_of = f"{100 * ends[0]:+.2f} to {100 * ends[1]:+.2f} over other images"
+    range_of = f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f} over other images"
     return f"{said} ({range_of}), so that {settled}; each was trained once, and another seed may change it."
 
 
@@ -98,3 +83,7 @@ def _memory(variants: Sequence[Variant], memory: Sequence[VariantPoint | None]) 
     if most.gib <= own.gib:
         return f"{said}, the most of all; {least.variant} takes {number(least.gib)}."
     return f"{said}; {most.variant} takes {number(most.gib)}, {most.gib / own.gib:.1f} times as much."
+
+
+def _several(spread: Spread | None) -> bool:
+    return spread is not None and len(spread.values) > 1

@@ -27,6 +27,9 @@ class Training(Part):
     best_holdout_miou: float | None = None
     peak_memory_kind: str
     device: str
+    threads: int | None = None
+    """of torch on the CPU, and its processor; None in records of before"""
+    processor: str | None = None
     loss_curve: list[tuple[float, float]]
     validation_curve: list[tuple[float, float | None, float | None]]
 
@@ -42,12 +45,11 @@ class Record(Part):
     environment: dict[str, Any]
     num_classes: int
     parameters: int
+    seed_of: str | None = None
+    """the variant of which this is the training with another seed"""
     run_id: str | None = None
     pictures: list[int] = Field(default=[])
     """ids of the images in pictures.zip, in the order in which they were drawn"""
-    seed: int | None = None
-    seed_of: str | None = None
-    """the variant whose training this one repeats with another seed; None for a variant itself"""
 
     _present_names = field_validator("settings")(current_keys)
 
@@ -121,17 +123,6 @@ def read_variants(evaluations: Path, names: Sequence[str]) -> list[Variant]:
             found = f"the record of variant {one.record.variant!r}"
             raise _damaged(one.folder / "record.json", one.name, found)
     return variants
-
-
-def read_seeds(evaluations: Path, variant: Variant) -> list[Record]:
-    """Return the records of a variant's trainings, its own first; the others repeat it with other seeds.
-
-    Raises:
-        DataError: a record is damaged.
-    """
-    folders = sorted(evaluations.glob(f"{variant.name}-seed-*"))
-    found = [read_record(folder, folder.name) for folder in folders if (folder / "record.json").is_file()]
-    return [variant.record, *(record for record in found if record.seed_of == variant.name)]
 
 
 def read_record(folder: Path, name: str) -> Record:

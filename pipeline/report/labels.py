@@ -64,6 +64,7 @@ SETTINGS = {
     "train.seed": "training seed",
     "evaluate.max_images": "largest number of val images",
     "evaluate.boundary_width": "width of the bands of boundary IoU, image diagonals",
+    "evaluate.calibration_pixels": "pixels an image for calibration and top-5 accuracy",
     "evaluate.examples": "example images of each kind",
 }
 ENVIRONMENT = {

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.runtime.errors import KilosegError, MemoryLimitError
@@ -51,6 +53,15 @@ def resolve_num_workers(num_workers: int | Literal["auto"]) -> int:
         return num_workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(0, min(cores - 1, _MOST_WORKERS))
+
+
+def processor_name() -> str:
+    """Return the processor's model, or the machine's kind where the system does not tell."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def keep_freed_memory() -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.paths import bootstrapped_folder
 from pipeline.config.schema import Settings
+from pipeline.runtime.device import processor_name
 from pipeline.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,16 +57,6 @@ def collect_environment(
         "dvc_lock": md5_of(settings.project / "dvc.lock"),
         "data_digest": md5_of(bootstrapped_folder(settings) / "manifest.json"),
     }
-
-
-def processor_name() -> str:
-    """Return the model of the processor, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
 
 
 def md5_of(path: Path) -> str:

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.config.paths import bootstrapped_folder
@@ -30,6 +30,8 @@ from pipeline.tracking.mlflow_store import STORE_ERRORS, StoreUnavailable, expla
 from pipeline.tracking.saved_view import NOTE_TAG, variant_note
 from pipeline.tracking.unsent import RunPlace, UnsentRun, store_name, unsent_run
 
+PARENT = "mlflow.parentRunId"
+"""MLflow's tag of a run that its pages show below another."""
 PATIENCE_SECONDS = 30.0
 """How long the end of a process waits for a store that is away."""
 _KILLED_PATIENCE_SECONDS = 5.0  # a scheduler's SIGKILL follows its SIGTERM
@@ -46,6 +48,8 @@ class MlflowTracker:
     def __init__(self, run: UnsentRun, *, results: bool = False) -> None:
         self._run, self._results = run, results
         self._said_disk = False
+        self.arrived = False
+        """whether the store has everything, of a run that was added to after its end"""
 
     @property
     def run_id(self) -> str:
@@ -118,6 +122,10 @@ class MlflowTracker:
             "metrics": {key: float(value) for key, value in metrics.items() if value is not None},
         }
         self._append({"model": model})
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        self._append({"tags": dict(tags)})
 
     def log_status(self, status: str) -> None:
         """Log that the run goes on (RUNNING) or how it ended."""
@@ -229,17 +237,49 @@ def log_to_finished_run(
     """
     if run_id is None:
         return True
-    place = RunPlace(store_name(settings), settings.tracking.experiment, run_id)
-    with unsent_run(settings, place) as run:
-        tracker = MlflowTracker(run, results=True)
+    with _finished_run(settings, run_id, patience) as tracker:
         tracker.log_artifact(path)
         if metrics:
             tracker.log_metrics(metrics, step=0)
-        delivery = Delivery(settings, run)
-        mirror = mirror_of(delivery, "the work")
+    return tracker.arrived
+
+
+def log_seeds(settings: Settings, run_ids: Sequence[str | None], summary: Mapping[str, object]) -> None:
+    """Make the runs of a variant's other seeds children of its own, which gets the mean and spread of mIoU.
+
+    Args:
+        settings: name the store.
+        run_ids: of all seeds, the variant's own first; None for a run that is not known.
+        summary: "miou" and "miou_std", where they are defined, and "seeds".
+    """
+    own, *others = run_ids
+    if own is None:
+        return
+    patience = PATIENCE_SECONDS
+    means = {"val/miou_mean": summary.get("miou"), "val/miou_std": summary.get("miou_std")}
+    for run_id in (own, *others):
+        if run_id is None:
+            continue
+        with _finished_run(settings, run_id, patience) as tracker:
+            if run_id != own:
+                tracker.log_tags({PARENT: own})
+                continue
+            known = {name: float(str(value)) for name, value in means.items() if value is not None}
+            tracker.log_metrics({**known, "seeds": float(str(summary["seeds"]))}, step=0)
+        patience = patience if tracker.arrived else 0.0  # wait once for a store that is away
+
+
+@contextlib.contextmanager
+def _finished_run(settings: Settings, run_id: str, patience: float) -> Iterator[MlflowTracker]:
+    """Open a run that has ended, to add to it; afterwards the tracker knows whether that `arrived`."""
+    place = RunPlace(store_name(settings), settings.tracking.experiment, run_id)
+    with unsent_run(settings, place) as run:
+        tracker = MlflowTracker(run, results=True)
+        yield tracker
+        mirror = mirror_of(Delivery(settings, run), "the work")
         if mirror.close(patience=patience):
             run.remove()
-    return mirror.complete
+        tracker.arrived = mirror.complete
 
 
 def _place(settings: Settings, run_id: str) -> RunPlace:

@@ -29,7 +29,7 @@ from pipeline.checkpoint.unfinished import find_unfinished, start
 from pipeline.config.schema import Settings
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.memory.batch_size import find_accumulation
-from pipeline.runtime.device import PeakMemory, choose_device, set_threads
+from pipeline.runtime.device import PeakMemory, choose_device, processor_name, set_threads
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.signals import GracefulStop
 from pipeline.tracking.environment import collect_environment
@@ -126,12 +126,14 @@ class Trainer:
 
     def _go_on(self, threads: int) -> None:
         """Take up what an earlier process left; bring back a `best` that DVC has removed."""
-        state, before = self.state, self.state.threads
-        state.run_id, state.threads = self.tracker.run_id, threads
+        state, before, processor = self.state, self.state.threads, self.state.processor
+        state.run_id, state.threads, state.processor = self.tracker.run_id, threads, processor_name()
         if self.step:
             self._say(f"going on from step {self.step} of {self.last_step}")
         if before not in (None, threads) and self.device.type == "cpu":
             self._say(f"on {threads} threads, {before} before: from here on numbers differ by rounding")
+        if processor not in (None, state.processor) and self.device.type == "cpu":
+            self._say(f"on {state.processor}, {processor} before: from here on numbers differ by rounding")
         if state.best_step and not self.folder.recover_chosen(state.best_step, self.identity):
             self._say(
                 f"the best checkpoint, of step {state.best_step}, is gone; the next one validated is it"

@@ -46,7 +46,7 @@ def test_each_variant_is_one_finished_run_with_metrics_table_and_report(chain: P
         metrics = json.loads((chain / "results" / variant / "metrics.json").read_text())
         assert run.info.status == "FINISHED"
         assert run.data.metrics["val/miou"] == metrics["miou"]
-        assert 10 <= len(run.data.metrics) <= 30
+        assert 10 <= len(run.data.metrics) <= 35
         files = {entry.path for entry in client.list_artifacts(run.info.run_id)}
         assert {"per_class.json", "report.html"} <= files
         assert len(run.inputs.dataset_inputs) == 2
@@ -82,6 +82,21 @@ def test_changing_one_variant_reruns_that_variant_only(chain: Path) -> None:
     assert "Running stage 'train@exact'" in planned
     assert "Running stage 'train@softmax'" not in planned
     assert "Running stage 'bootstrap'" not in planned
+
+
+@pytest.mark.process
+def test_more_seeds_add_stages_and_train_no_variant_again(chain: Path) -> None:
+    text = (chain / "params.yaml").read_text()
+    try:
+        params = yaml.safe_load(text)
+        params["seeds"] = {"variants": ["softmax"], "values": [1, 2]}
+        (chain / "params.yaml").write_text(yaml.safe_dump(params))
+        planned = dvc(chain, "repro", "--dry", "average@softmax").stdout
+    finally:
+        (chain / "params.yaml").write_text(text)
+    for seed in (1, 2):
+        assert f"> python -m stages.train softmax-seed-{seed}\n" in planned
+    assert "Running stage 'train@" not in planned
 
 
 @pytest.mark.process
