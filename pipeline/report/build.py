@@ -12,18 +12,17 @@ from typing import Any
 from pipeline.evaluation.seeds import records_of_seeds, spreads
 from pipeline.report import labels
 from pipeline.report.charts import (
-    SERIES,
     accuracy_chart,
     calibration_chart,
     class_map_chart,
     curves_chart,
-    dash_of,
     long_tail_chart,
     memory_chart,
     source_chart,
 )
 from pipeline.report.class_table import class_rows, confused_pairs
 from pipeline.report.data_summary import DataSummary, read_data
+from pipeline.report.encodings import SERIES, dash_of
 from pipeline.report.findings import findings
 from pipeline.report.gallery import drawn_images, gallery, images_of_classes
 from pipeline.report.inputs import Variant, read_variants

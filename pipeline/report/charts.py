@@ -6,20 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.report.encodings import axis, color, dashes, scale, told
 from pipeline.report.memory_file import MemoryPoint
 from pipeline.report.vega import Spec
 
-SERIES = 6
-"""Number of colors on the page; further variants share them, with other dashes."""
-DASHES = ("", "7 3", "2 2.5", "9 3 2 3")
 COMMON_GPUS = (8, 24, 80)  # GiB
 _BINS = 120
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
-
-
-def dash_of(position: int) -> str:
-    """Return the SVG dash pattern of the variant at `position`, empty for a solid line."""
-    return DASHES[position % len(DASHES)]
 
 
 def curves_chart(
@@ -51,20 +44,20 @@ def curves_chart(
     lines = {
         "mark": {"type": "line", "point": None if many else {"size": 28}, "strokeWidth": 1.7},
         "encoding": {
-            "x": _axis("step", "training step", format=",d"),
-            "y": _axis("value", title, format="%" if percent else "~g", zero=percent),
-            "color": _color("variant", names),
-            "strokeDash": _dashes("variant", names),
-            "tooltip": [_told("variant"), _told("step", format=",.0f"), _told("value", title, format=number)],
+            "x": axis("step", "training step", format=",d"),
+            "y": axis("value", title, format="%" if percent else "~g", zero=percent),
+            "color": color("variant", names),
+            "strokeDash": dashes("variant", names),
+            "tooltip": [told("variant"), told("step", format=",.0f"), told("value", title, format=number)],
         },
     }
     band = {
         "mark": {"type": "area", "opacity": 0.13},
         "encoding": {
-            "x": _axis("step", "training step", format=",d"),
+            "x": axis("step", "training step", format=",d"),
             "y": {"field": "low", "type": "quantitative"},
             "y2": {"field": "high"},
-            "color": _color("variant", names),
+            "color": color("variant", names),
         },
     }
     return {
@@ -81,31 +74,31 @@ def accuracy_chart(points: Sequence[Mapping[str, Any]], names: Sequence[str]) ->
         points: variant, gib, miou, and where they are known low and high, the interval of mIoU.
         names: of all variants, in the order of the page's colors.
     """
-    x = _axis("gib", "peak memory of a training step, GiB (logarithmic)", scale="log", format="~g")
-    told = [
-        _told("variant"),
-        _told("miou", "mIoU", format=".2%"),
-        _told("gib", "GiB", format=".3~g"),
-        _told("kind", "memory"),
+    x = axis("gib", "peak memory of a training step, GiB (logarithmic)", scale="log", format="~g")
+    words = [
+        told("variant"),
+        told("miou", "mIoU", format=".2%"),
+        told("gib", "GiB", format=".3~g"),
+        told("kind", "memory"),
     ]
     interval = {
         "transform": [{"filter": "isValid(datum.low)"}],
         "mark": {"type": "rule", "strokeWidth": 1.4, "opacity": 0.7},
         "encoding": {
             "x": x,
-            "y": _axis("low", "mIoU on val", format="%", zero=True),
+            "y": axis("low", "mIoU on val", format="%", zero=True),
             "y2": {"field": "high"},
-            "color": _color("variant", names),
+            "color": color("variant", names),
         },
     }
     dots = {
         "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
         "encoding": {
             "x": x,
-            "y": _axis("miou", "mIoU on val", format="%", zero=True),
-            "color": _color("variant", names),
-            "shape": _scale("variant", names, _SHAPES),
-            "tooltip": told,
+            "y": axis("miou", "mIoU on val", format="%", zero=True),
+            "color": color("variant", names),
+            "shape": scale("variant", names, _SHAPES),
+            "tooltip": words,
         },
     }
     labels = {
@@ -116,14 +109,14 @@ def accuracy_chart(points: Sequence[Mapping[str, Any]], names: Sequence[str]) ->
         "description": "Points of mIoU on val over the peak memory of a training step, one a variant.",
         "height": 290,
         "data": {"values": list(points)},
-        "layer": [interval, dots, labels],
+        "layer": [*([interval] if any(one.get("low") is not None for one in points) else []), dots, labels],
     }
 
 
 def memory_chart(rows: Sequence[MemoryPoint], heads: Sequence[str]) -> Spec:
     """Draw peak memory over the number of classes, both logarithmic: lines predicted, rings measured."""
     values = [row.model_dump() for row in rows]
-    x = _axis("num_classes", "classes", scale="log", format=",d")
+    x = axis("num_classes", "classes", scale="log", format=",d")
     title = "peak memory of a training step, GiB"
 
     def layer(field: str, mark: Spec) -> Spec:
@@ -132,18 +125,18 @@ def memory_chart(rows: Sequence[MemoryPoint], heads: Sequence[str]) -> Spec:
             "mark": mark,
             "encoding": {
                 "x": x,
-                "y": _axis(field, title, scale="log", format="~g"),
-                "color": _color("head", heads),
+                "y": axis(field, title, scale="log", format="~g"),
+                "color": color("head", heads),
                 "tooltip": [
-                    _told("head"),
-                    _told("num_classes", "classes", format=","),
-                    _told(field, f"{field.removesuffix('_gib')}, GiB", format=".3~g"),
+                    told("head"),
+                    told("num_classes", "classes", format=","),
+                    told(field, f"{field.removesuffix('_gib')}, GiB", format=".3~g"),
                 ],
             },
         }
 
     predicted = layer("predicted_gib", {"type": "line", "point": {"size": 28}, "strokeWidth": 1.8})
-    predicted["encoding"]["strokeDash"] = _dashes("head", heads)
+    predicted["encoding"]["strokeDash"] = dashes("head", heads)
     rings = layer("measured_gib", {"type": "point", "size": 70, "filled": False})
     known = [one for row in rows for one in (row.predicted_gib, row.measured_gib) if one]
     low, high = min(known, default=1), max(known, default=1)
@@ -176,8 +169,8 @@ def calibration_chart(bins: Mapping[str, Sequence[Mapping[str, float]]], names: 
     """
     values = [{"variant": name, **one} for name, of_one in bins.items() for one in of_one]
     ends = [{"confidence": 0, "accuracy": 0}, {"confidence": 1, "accuracy": 1}]
-    x = _axis("confidence", "confidence of the predicted class", format="%", domain=[0, 1])
-    y = _axis("accuracy", "pixels that are right", format="%", domain=[0, 1])
+    x = axis("confidence", "confidence of the predicted class", format="%", domain=[0, 1])
+    y = axis("accuracy", "pixels that are right", format="%", domain=[0, 1])
     diagonal = {
         "data": {"values": ends},
         "mark": {"type": "line", "color": "var(--soft)", "strokeWidth": 1, "strokeDash": [3, 3]},
@@ -188,13 +181,13 @@ def calibration_chart(bins: Mapping[str, Sequence[Mapping[str, float]]], names: 
         "encoding": {
             "x": x,
             "y": y,
-            "color": _color("variant", names),
-            "strokeDash": _dashes("variant", names),
+            "color": color("variant", names),
+            "strokeDash": dashes("variant", names),
             "tooltip": [
-                _told("variant"),
-                _told("confidence", format=".1%"),
-                _told("accuracy", "right", format=".1%"),
-                _told("pixels", format=",d"),
+                told("variant"),
+                told("confidence", format=".1%"),
+                told("accuracy", "right", format=".1%"),
+                told("pixels", format=",d"),
             ],
         },
     }
@@ -223,23 +216,23 @@ def class_map_chart(places: Sequence[Mapping[str, Any]], names: Sequence[str], g
         "x": {"field": "x", "type": "quantitative", "axis": None, "scale": {"zero": False}},
         "y": {"field": "y", "type": "quantitative", "axis": None, "scale": {"zero": False}},
     }
-    color = {
-        **_color("group", groups),
+    by_group = {
+        **color("group", groups),
         "legend": {"title": None, "orient": "top", "labelColor": "var(--soft)"},
     }
-    told = [
-        _told("name", "class"),
-        _told("group"),
-        _told("iou", "IoU"),
-        _told("pixels", "true pixels", format=","),
+    words = [
+        told("name", "class"),
+        told("group"),
+        told("iou", "IoU"),
+        told("pixels", "true pixels", format=","),
     ]
     dots = {
         "mark": {"type": "point", "filled": True, "size": 34},
         "encoding": {
             **place,
-            "color": color,
+            "color": by_group,
             "opacity": {"condition": {"test": "datum.met", "value": 0.9}, "value": 0.22},
-            "tooltip": told,
+            "tooltip": words,
         },
     }
     labels = {
@@ -274,9 +267,9 @@ def long_tail_chart(classes: Sequence[tuple[str, int]]) -> Spec:
             "interpolate": "step",
         },
         "encoding": {
-            "x": _axis("rank", "classes, the most frequent first", format=",d"),
-            "y": _axis("images", "train images that show the class", scale="log", format=",d"),
-            "tooltip": [_told("name", "class"), _told("images", "train images", format=","), _told("rank")],
+            "x": axis("rank", "classes, the most frequent first", format=",d"),
+            "y": axis("images", "train images that show the class", scale="log", format=",d"),
+            "tooltip": [told("name", "class"), told("images", "train images", format=","), told("rank")],
         },
     }
 
@@ -296,54 +289,13 @@ def source_chart(splits: Sequence[tuple[str, Mapping[str, float]]]) -> Spec:
         "data": {"values": values},
         "mark": "bar",
         "encoding": {
-            "x": _axis("share", "share of the pixels", format="%", domain=[0, 1]),
+            "x": axis("share", "share of the pixels", format="%", domain=[0, 1]),
             "y": {"field": "split", "type": "nominal", "sort": [split for split, _ in splits], "title": None},
             "order": {"field": "order", "type": "quantitative"},
-            "color": _scale("source", kinds, colors),
-            "tooltip": [_told("split"), _told("source"), _told("share", format=".1%")],
+            "color": scale("source", kinds, colors),
+            "tooltip": [told("split"), told("source"), told("share", format=".1%")],
         },
     }
-
-
-def _axis(
-    field: str,
-    title: str,
-    *,
-    format: str = "",
-    scale: str = "linear",
-    zero: bool = False,
-    domain: Sequence[float] | None = None,
-) -> Spec:
-    kind: Spec = {"type": scale, **({"zero": zero} if scale == "linear" else {})}
-    if domain is not None:
-        kind["domain"] = list(domain)
-    if scale == "log":
-        kind |= {"nice": False, "padding": 14}
-    axis = {"format": format, "tickCount": 5, "labelOverlap": True}
-    return {"field": field, "type": "quantitative", "title": title, "scale": kind, "axis": axis}
-
-
-def _told(field: str, title: str | None = None, *, format: str | None = None) -> Spec:
-    kind = "nominal" if format is None else "quantitative"
-    return {"field": field, "type": kind, "title": title or field, **({"format": format} if format else {})}
-
-
-def _scale(field: str, names: Sequence[str], values: Sequence[Any]) -> Spec:
-    repeated = [values[position % len(values)] for position in range(len(names))]
-    return {
-        "field": field,
-        "type": "nominal",
-        "scale": {"domain": list(names), "range": repeated},
-        "legend": None,
-    }
-
-
-def _color(field: str, names: Sequence[str]) -> Spec:
-    return _scale(field, names, [f"var(--series-{position})" for position in range(SERIES)])
-
-
-def _dashes(field: str, names: Sequence[str]) -> Spec:
-    return _scale(field, names, [[float(part) for part in dash.split()] or [1, 0] for dash in DASHES])
 
 
 def _binned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
