@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from pipeline.report.plots_page import install
 from tests.command import pipeline_here
 from tests.stages.conftest import VARIANTS, dvc
 
@@ -64,9 +67,34 @@ def test_metrics_plots_and_params_can_be_shown(chain: Path) -> None:
     shown = json.loads(dvc(chain, "metrics", "show", "--json").stdout)
     files = shown[""]["data"]
     assert {f"results/{variant}/metrics.json" for variant in VARIANTS} == set(files)
+    install(chain)
     plots = dvc(chain, "plots", "show", "--out", "plots")
     assert plots.returncode == 0, plots.stderr
-    assert "loss.csv" in (chain / "plots" / "index.html").read_text()
+    page = (chain / "plots" / "index.html").read_text()
+    assert all(f"{name}.csv" in page for name in ("loss", "holdout", "groups", "calibration"))
+    assert '"variant": "softmax"' in page
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page)
+    if shutil.which("chromium"):
+        drawn, said = drawn_offline(chain / "plots" / "index.html")
+        assert (drawn, said) == (4, [])
+
+
+def drawn_offline(path: Path) -> tuple[int, list[str]]:
+    """How many plots a browser without a network draws, and what it complains of."""
+    from playwright.sync_api import sync_playwright
+
+    said: list[str] = []
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        page = browser.new_context(offline=True).new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(path.as_uri())
+        page.locator(".vega-embed canvas").nth(3).wait_for(timeout=30_000)
+        drawn = page.locator(".vega-embed canvas").count()
+        browser.close()
+    return drawn, said
 
 
 @pytest.mark.process
