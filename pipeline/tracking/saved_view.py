@@ -21,14 +21,15 @@ COLUMNS = (
     ("tags", "variant"),
     ("tags", "outcome"),
     ("metrics", QUALITY),
+    ("metrics", MEMORY),
+    ("params", "model.embedding_dim"),
+    ("params", "loss.num_negatives"),
     ("metrics", "val/miou_frequent"),
     ("metrics", "val/miou_common"),
     ("metrics", "val/miou_rare"),
     ("metrics", "val/miou_stuff"),
-    ("metrics", MEMORY),
-    ("params", "model.embedding_dim"),
-    ("params", "loss.num_negatives"),
 )
+_WIDTH = 110  # of a column, pixels
 _EXPERIMENT_NOTE = """Trainings of kiloseg: semantic segmentation with many classes on one GPU.
 
 A run is a variant of `params.yaml`, or a sweep whose trials are its children. `outcome` says what became of a
@@ -90,16 +91,19 @@ def _view() -> dict[str, object]:
         "orderByKey": f"metrics.`{QUALITY}`",
         "orderByAsc": False,
         "selectedColumns": columns,
+        "columnOrder": ["attributes.`Run Name`", "runDateAndNestInfo", *columns],
+        "columnWidths": dict.fromkeys(columns, _WIDTH),
         "compareRunCharts": charts,
         "compareRunSections": [
             {
                 "uuid": section,
                 "name": "mIoU against memory",
                 "display": True,
-                "isReordered": False,
+                "isReordered": True,
                 "deleted": False,
                 "isGenerated": False,
             }
         ],
+        "isAccordionReordered": True,  # else sections are in the order of their names
         "runsHiddenMode": "SHOW_ALL",
     }
