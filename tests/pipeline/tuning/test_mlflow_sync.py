@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.tracking.saved_view import runs_address
 from pipeline.tracking.tracker import sqlite_uri
 from tests.command import pipeline_here
 from tests.pipeline.tracking.stores import free_port
@@ -80,7 +81,7 @@ def test_sync_sends_a_sweep_whose_store_was_away_until_its_end(
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium on PATH")
 def test_a_person_can_compare_the_trials_in_the_ui(swept: Path, tmp_path: Path) -> None:
-    """Open the experiment, find the sweep's children, select them, compare; the page names what was swept.
+    """Open the shipped view, select a sweep's trials, compare; the pages name what was swept.
 
     `KILOSEG_SCREENSHOTS=docs pytest -k compare tests/pipeline/tuning` makes docs/compare.png.
     """
@@ -95,17 +96,19 @@ def test_a_person_can_compare_the_trials_in_the_ui(swept: Path, tmp_path: Path) 
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.set_default_timeout(60_000)
-        page.goto(f"{uri}/#/experiments/{experiment}/runs")
-        sweep = page.get_by_role("row").filter(has_text="grid").first
-        sweep.wait_for()
-        sweep.locator("button").first.click()  # unfolds its children
+        page.goto(f"{uri}{runs_address(experiment)}&compareRunsMode=CHART")
+        page.get_by_text("mIoU against memory").first.wait_for()
+        page.goto(f"{uri}{runs_address(experiment)}")
+        page.get_by_text("Trainings of kiloseg").first.wait_for()
+        for column in ("variant", "outcome", "val/miou", "peak_memory_gib"):
+            page.get_by_role("columnheader", name=column, exact=True).first.wait_for()
         for number in range(4):
-            row = page.get_by_role("row").filter(has_text=f"trial {number:03d}").first
+            row = page.get_by_role("row").filter(has_text=f"{number:03d}: ").first
             row.get_by_role("checkbox").first.check()
         page.get_by_role("button", name="Compare", exact=True).first.click()
         page.get_by_text("Comparing 4 Runs from 1 Experiment").first.wait_for()
         chosen = page.get_by_role("combobox")
-        for metric in ("best/miou", "peak_memory_gib"):
+        for metric in ("val/miou", "peak_memory_gib"):
             chosen.nth(1).click()
             page.keyboard.type(metric)
             page.get_by_role("option", name=metric, exact=True).first.wait_for(state="attached")
@@ -114,7 +117,7 @@ def test_a_person_can_compare_the_trials_in_the_ui(swept: Path, tmp_path: Path) 
         plot = page.locator(".js-plotly-plot").first
         plot.get_by_text("peak_memory_gib").first.wait_for()
         axes = plot.inner_text()
-        assert all(name in axes for name in ("loss.num_negatives", "model.embedding_dim", "best/miou"))
+        assert all(name in axes for name in ("loss.num_negatives", "model.embedding_dim", "val/miou"))
         page.screenshot(path=str(picture))
         browser.close()
     assert picture.stat().st_size > 20_000
