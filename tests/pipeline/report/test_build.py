@@ -219,14 +219,18 @@ def no_vega(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "vega_script", lambda: "")
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
+def two_variants(root: Path) -> Place:
     """Two evaluated variants: exact is better in quality, softmax is faster."""
-    place = Place(tmp_path)
+    place = Place(root)
     place.write(make_record("exact"))
     place.write(make_record("softmax", miou=0.31, images_per_second=20.0))
     place.write_data()
     return place
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return two_variants(tmp_path)
 
 
 def test_every_variant_and_section_is_on_the_page(place: Place) -> None:
