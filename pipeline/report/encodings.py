@@ -32,7 +32,11 @@ def axis(
         kind["domain"] = list(domain)
     if scale == "log":
         kind |= {"nice": False, "padding": 14}
-    axis = {"format": format, "tickCount": 5, "labelOverlap": True}
+    axis: Spec = {"format": format, "tickCount": 5, "labelOverlap": True}
+    if scale == "log":  # the lines between the powers of ten are faint
+        power = "log(datum.value) / LN10"
+        test = f"abs({power} - round({power})) < 1e-6"
+        axis["gridOpacity"] = {"condition": {"test": test, "value": 1}, "value": 0.25}
     return {"field": field, "type": "quantitative", "title": title, "scale": kind, "axis": axis}
 
 
