@@ -211,7 +211,7 @@ def candidates(scene: Scene) -> tuple[list[Row], str]:
         "    confused pairs": lambda: ConfusedPairs(num_classes, device).update(*both),
         "    images alone": lambda: PerImage(num_classes).update(*both, (1,)),
         "    calibration, top-5": partial(calibrate, scene),
-        "    the same of all pixels": partial(calibrate, scene, None),
+        "    the same of all pixels": partial(calibrate, scene, None) if num_classes <= 10_000 else None,
         "confusion matrix, IoU": partial(matrix_iou, scene) if matrix_fits else None,
         "torchmetrics, IoU": partial(torchmetrics_iou, scene) if matrix_fits else None,
         "torchmetrics, calibration, top-5": None

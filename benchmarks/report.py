@@ -3,8 +3,8 @@
     python -m benchmarks.report --save
 
 Takes the evaluations of this project (after `make repro`) and gives every class pixels and an IoU, so that
-the table has all rows. Opened in headless Chromium, without a network, a fresh browser each time; the fastest of
-several counts. `ready` is when the page can be read and its tables used, `first chart` when mIoU against
+the table has all rows. Opened in headless Chromium, without a network, a fresh browser each time; the fastest
+of several counts. `ready` is when the page can be read and its tables used, `first chart` when mIoU against
 memory is drawn, `all drawn` when every chart and the gallery's first pictures are.
 """
 

@@ -167,10 +167,12 @@ def _over_images(interval: tuple[float, float] | None, *, of_first: bool) -> str
 
 def _machines(before: Result, after: Result) -> list[str]:
     """Say what differs in the machines: it rounds sums otherwise, which may be worth as much as a seed."""
+    deterministic = all(one.settings.get("train.deterministic") for one in (before, after))
     differing = [
         f"{key} {before.machine[key]} and {after.machine[key]}"
         for key in before.machine
         if key in after.machine and before.machine[key] != after.machine[key]
+        if not (deterministic and key == "threads")
     ]
     if not differing:
         return []

@@ -138,7 +138,9 @@ class TrainSettings(Section):
         None,
         description="decay of the moving average of the weights, which is then validated (null: off)",
     )
-    deterministic: bool = Field(False, description="only kernels that give the same bits every time")
+    deterministic: bool = Field(
+        False, description="the same bits every time, on a CPU with any number of threads; slower"
+    )
     debug: Literal["one_batch", "few_batches", "profile"] | None = Field(
         None, description="train on one batch for ever; or end after a few; or write a trace of those"
     )

@@ -147,9 +147,10 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
         The flat metrics and the checkpoint that earned them.
     """
     device = choose_device(settings.runtime.device)
-    threads = set_threads(settings.runtime.threads)
     memory = PeakMemory(device)
     checkpoint = best_checkpoint(settings)
+    deterministic = bool(checkpoint.settings.get("train.deterministic", False))
+    threads = set_threads(settings.runtime.threads, deterministic=deterministic)
     _warn_other_training(settings, checkpoint)
     segmenter = checkpoint.segmenter().to(device)
     pictures = evaluation_folder(settings) / PICTURES

@@ -12,6 +12,7 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,19 +26,35 @@ GIB = 2**30
 _MOST_WORKERS = 8
 
 
-def set_threads(threads: int | str) -> int:
-    """Set torch's CPU threads and return their number.
+def set_threads(threads: int | str, *, deterministic: bool = False) -> int:
+    """Set torch's CPU threads and return the number that may be used.
 
     Args:
         threads: a positive number, or "auto" for the cores this process may use. Processes that share a
             machine must share its cores: two with all threads each can be ten times slower than one.
+        deterministic: give torch one thread whatever the number, since it divides its sums among threads.
+            What does not, such as the compiled loss, may be given all of them (`threads_for`).
     """
     import torch
 
     number = resolve_threads(threads)
-    torch.set_num_threads(number)
+    torch.set_num_threads(1 if deterministic else number)
     keep_freed_memory()
     return number
+
+
+@contextlib.contextmanager
+def threads_for(number: int | None) -> Iterator[None]:
+    """Give torch another number of threads in the block; None leaves it alone."""
+    import torch
+
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def resolve_threads(threads: int | str) -> int:
