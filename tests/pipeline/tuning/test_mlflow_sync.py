@@ -80,19 +80,24 @@ def test_sync_sends_a_sweep_whose_store_was_away_until_its_end(
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium on PATH")
-def test_a_person_can_compare_the_trials_in_the_ui(swept: Path, tmp_path: Path) -> None:
+def test_a_person_can_compare_the_trials_in_the_ui(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Open the shipped view, select a sweep's trials, compare; the pages name what was swept.
 
-    `KILOSEG_SCREENSHOTS=docs pytest -k compare tests/pipeline/tuning` makes docs/compare.png.
+    `KILOSEG_SCREENSHOTS=docs KILOSEG_SWEPT=PROJECT KILOSEG_SWEEP=NAME pytest -k compare tests/pipeline`
+    makes docs/compare.png of the finished trials of a project's own sweep.
     """
     from playwright.sync_api import sync_playwright
 
     picture = tmp_path / "compare.png"
-    parents, _ = runs(f"sqlite:///{swept / 'mlflow.db'}", "grid")
-    experiment = parents[0].info.experiment_id
+    own = os.environ.get("KILOSEG_SWEPT")
+    project = Path(own).resolve() if own else request.getfixturevalue("swept")
+    _, trials = runs(f"sqlite:///{project / 'mlflow.db'}", os.environ.get("KILOSEG_SWEEP", "grid"))
+    experiment = trials[0].info.experiment_id
+    names = [str(run.info.run_name) for run in trials if "val/miou" in run.data.metrics]
+    assert len(names) >= 2
     flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
     flags += ["--disable-background-networking", "--disable-component-update"]
-    with mlflow_server(swept, free_port()) as uri, sync_playwright() as playwright:
+    with mlflow_server(project, free_port()) as uri, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.set_default_timeout(60_000)
@@ -102,11 +107,11 @@ def test_a_person_can_compare_the_trials_in_the_ui(swept: Path, tmp_path: Path) 
         page.get_by_text("Trainings of kiloseg").first.wait_for()
         for column in ("variant", "outcome", "val/miou", "peak_memory_gib"):
             page.get_by_role("columnheader", name=column, exact=True).first.wait_for()
-        for number in range(4):
-            row = page.get_by_role("row").filter(has_text=f"{number:03d}: ").first
+        for name in names:
+            row = page.get_by_role("row").filter(has_text=name).first
             row.get_by_role("checkbox").first.check()
         page.get_by_role("button", name="Compare", exact=True).first.click()
-        page.get_by_text("Comparing 4 Runs from 1 Experiment").first.wait_for()
+        page.get_by_text(f"Comparing {len(names)} Runs from 1 Experiment").first.wait_for()
         chosen = page.get_by_role("combobox")
         for metric in ("val/miou", "peak_memory_gib"):
             chosen.nth(1).click()
