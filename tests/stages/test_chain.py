@@ -90,8 +90,8 @@ def drawn_offline(path: Path) -> tuple[int, list[str]]:
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(path.as_uri())
-        page.locator(".vega-embed canvas").nth(3).wait_for(timeout=30_000)
-        drawn = page.locator(".vega-embed canvas").count()
+        page.locator(".vega-embed svg.marks").nth(3).wait_for(timeout=30_000)
+        drawn = page.locator(".vega-embed svg.marks").count()
         browser.close()
     return drawn, said
 
