@@ -34,6 +34,12 @@ def test_every_stage_leaves_what_it_promises(chain: Path) -> None:
         ious = [float(row["iou"]) for row in rows if row["iou"]]
         assert metrics["miou"] == pytest.approx(sum(ious) / len(ious))
         assert (chain / "checkpoints" / variant / "best.safetensors").is_file()
+        record = json.loads((chain / "evaluations" / variant / "record.json").read_text())
+        assert {"miou_federated", "miou_val2017", "labeled_share"} <= set(record["metrics"])
+        assert record["metrics"]["miou_federated"] >= 0
+        assert record["metrics"]["images_val2017"] == 2
+        assert record["training"]["threads"] == record["environment"]["threads"] == 1
+        assert record["training"]["processor"] == record["environment"]["processor"]
     page = (chain / "results" / "report.html").read_text()
     assert all(variant in page for variant in VARIANTS)
 
