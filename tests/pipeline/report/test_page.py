@@ -73,7 +73,9 @@ class TestThePage:
     def test_the_table_sorts_and_filters(self, page_file: Path, browser: Any, width: int) -> None:
         opened = Opened(browser, page_file, width)
         page = opened.page
+        page.locator("#class-filter").evaluate("field => field.scrollIntoView()")  # else it is not laid out
         rows = page.locator("#all-classes tbody tr:visible th")
+        rows.first.wait_for()
         assert rows.all_inner_texts()[:2] == ["grass", "<b>"]
         by_iou = page.get_by_role("button", name="softmax")
         by_iou.click()
