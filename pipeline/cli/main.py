@@ -18,6 +18,7 @@ from pipeline.cli.init import init
 from pipeline.cli.memory import memory
 from pipeline.cli.predict import predict
 from pipeline.cli.registry import lineage, register
+from pipeline.cli.show import show
 from pipeline.cli.tracking import sync, ui
 from pipeline.cli.tune import app as tune_app
 from pipeline.runtime.signals import run_command
@@ -37,6 +38,7 @@ app.command()(init)
 app.command()(predict)
 app.command()(export)
 app.command()(compare)
+app.command()(show)
 app.command()(register)
 app.command()(lineage)
 app.command()(ui)

@@ -100,6 +100,9 @@ def test_trials_that_are_behind_are_pruned_and_say_so(
     _, children = runs(f"sqlite:///{interrupted_store / 'mlflow.db'}", "behind")
     by_outcome = Counter((run.info.status, run.data.tags["outcome"]) for run in children)
     assert by_outcome[("FINISHED", "pruned")] == ended.count("pruned")
+    pruned = [run for run in children if run.data.tags["outcome"] == "pruned"]
+    assert all(": pruned, learning_rate=" in str(run.info.run_name) for run in pruned)
+    assert all("It was pruned" in run.data.tags["mlflow.note.content"] for run in pruned)
     monkeypatch.chdir(interrupted_store)
     assert tune_here("best") == 0
     assert "held-out part" in capfd.readouterr().out
