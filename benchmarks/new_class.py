@@ -257,9 +257,9 @@ def choose_classes(train_set: SegmentationDataset, val: SegmentationDataset) -> 
 def table(bench: Bench, draws: int) -> str:
     """Measure, and write a line for each number of pictures, with and without tuning."""
     lines = [
-        f"{bench.variant}: {len(bench.kept):,} classes, mIoU {100 * bench.old_before:.1f} % on their pixels",
+        f"{bench.variant}: {len(bench.kept):,} classes, mIoU {100 * bench.old_before:.1f} % on theirs",
         "left out: " + ", ".join(bench.space.classes[i - 1].name for i in bench.left_out),
-        f"{'from':18}{'new, IoU %':>12}{'old, points':>13}{'seconds':>9}{'ten, IoU %':>12}{'all, mIoU %':>13}",
+        f"{'from':18}{'new, IoU':>12}{'old, points':>13}{'seconds':>9}{'ten, IoU':>12}{'all, mIoU':>12}",
     ]
     for tune in (False, True):
         for pictures in PICTURES:
@@ -276,7 +276,7 @@ def table(bench: Bench, draws: int) -> str:
 
 def line(label: str, columns: list[float], seconds: str) -> str:
     new, old, ten, every = columns
-    return f"{label:18}{new:>12.1f}{old:>+13.2f}{seconds:>9}{ten:>12.1f}{every:>13.1f}"
+    return f"{label:18}{new:>12.1f}{old:>+13.2f}{seconds:>9}{ten:>12.1f}{every:>12.1f}"
 
 
 def mean(values: Iterable[float]) -> float:

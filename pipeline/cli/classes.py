@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.store import use_project_store
+
 if TYPE_CHECKING:
     from pipeline.checkpoint.format import Checkpoint
 
@@ -98,6 +100,7 @@ def _read(source: str | None, *, header_only: bool = False) -> Checkpoint:
     from pipeline.checkpoint.format import load_checkpoint
     from pipeline.inference.locate import best_variant, located
 
+    use_project_store(Path.cwd())
     with located(source or best_variant(Path.cwd())) as path:
         return load_checkpoint(path, header_only=header_only)
 

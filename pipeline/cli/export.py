@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from pipeline.cli.store import use_project_store
+
 Format = Literal["onnx", "torch", "openvino", "hub"]
 
 
@@ -31,6 +33,7 @@ def export(
 ) -> None:
     """Write a model that takes bytes of RGB and gives class ids, and verify it against pipeline predict."""
     sides = _size(size)
+    use_project_store(params.resolve().parent)
     source = _source(model, params.resolve().parent)
 
     from pipeline.checkpoint.format import load_checkpoint
