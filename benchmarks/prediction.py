@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -30,7 +29,7 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from benchmarks.record import describe_machine, save
+from benchmarks.record import describe_machine, free_bytes, save
 from models.embeddings import Similarity
 from models.nearest import predict_classes
 from models.segmenter import Segmenter, SegmenterConfig, build_segmenter
@@ -105,16 +104,6 @@ def candidates(pixels: np.ndarray, num_classes: int, backbone: str, device: torc
         call = partial(smp_argmax, peer.to(device).eval(), image) if fitting > 1 else None
         found.append(Row("smp", num_classes, call))
     return found
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the memory that is free, beside other programs too."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("Linux says how much memory is available")
 
 
 @torch.no_grad()
