@@ -62,7 +62,7 @@ def add(
     changed.save(out)
     typer.echo(
         f"{out}: {name} is class {changed.label_space.num_classes}, from {about['pixels']:,} pixels of "
-        f"{examples.pictures} pictures, on which its IoU is {row.iou:.2f}"
+        f"{examples.pictures} picture{'s' * (examples.pictures != 1)}, on which its IoU is {row.iou:.2f}"
     )
 
 

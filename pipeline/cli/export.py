@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline.cli.store import use_project_store
+from pipeline.cli.store import names_a_checkpoint, use_project_store
 
 Format = Literal["onnx", "torch", "openvino", "hub"]
 
@@ -67,7 +67,7 @@ def _source(model: str, project: Path) -> str:
     best = project / "checkpoints" / model / "best.safetensors"
     if best.is_file():
         return str(best)
-    if ":/" in model or Path(model).exists():
+    if names_a_checkpoint(model):
         return model
     trained = sorted(path.parent.name for path in (project / "checkpoints").glob("*/best.safetensors"))
     raise DataError(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.store import use_project_store
+from pipeline.cli.store import names_a_checkpoint, use_project_store
 
 Params = Annotated[Path, typer.Option("--params", help="The settings file of the project.")]
 PARAMS = Path("params.yaml")
@@ -28,7 +28,7 @@ def register(
 
     settings = load_settings(params)
     place: Path | str = source
-    if source in settings.variants or not (":/" in source or Path(source).exists()):
+    if source in settings.variants or not names_a_checkpoint(source):
         settings = load_settings(params, variant=source)
         place = best_checkpoint_file(settings)
 

@@ -1,9 +1,14 @@
-"""Let MLflow's addresses of models mean those of the project's own store."""
+"""What commands about checkpoints share: which one is meant, and whose MLflow store."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def names_a_checkpoint(source: str) -> bool:
+    """Tell whether a source names a file, a folder or a model in MLflow, rather than a variant."""
+    return ":/" in source or "/" in source or source.endswith(".safetensors") or Path(source).exists()
 
 
 def use_project_store(project: Path) -> None:
