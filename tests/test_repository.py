@@ -63,6 +63,7 @@ WINGS = {
     "pipeline.data.store pipeline.data.loading pipeline.checkpoint",
     "pipeline.inference": "models pipeline.runtime pipeline.data.labels pipeline.data.store "
     "pipeline.data.loading pipeline.checkpoint",
+    "pipeline.demo": "pipeline.runtime pipeline.data.loading pipeline.inference",
     "pipeline.classes": "models pipeline.runtime pipeline.data.labels pipeline.data.store "
     "pipeline.checkpoint pipeline.inference",
     "pipeline.export": "models pipeline.runtime pipeline.data.labels pipeline.checkpoint pipeline.inference",

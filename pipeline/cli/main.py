@@ -13,6 +13,7 @@ import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.cli.classes import app as classes_app
 from pipeline.cli.compare import compare
 from pipeline.cli.data import app as data_app
+from pipeline.cli.demo import demo
 from pipeline.cli.export import export
 from pipeline.cli.init import init
 from pipeline.cli.memory import memory
@@ -36,6 +37,7 @@ app.add_typer(tune_app, name="tune")
 app.command()(memory)
 app.command()(init)
 app.command()(predict)
+app.command()(demo)
 app.command()(export)
 app.command()(compare)
 app.command()(show)

@@ -24,6 +24,7 @@ from tests.test_documents import DOCUMENTS, text_of
 
 ELSEWHERE = {  # the beginning of a command: why it is not run here
     "pipeline ui": "a server",
+    "pipeline demo": "a server, test_page.py",
     "pipeline data fetch": "a network",
     "pipeline tune --address": "a cluster",
     "pipeline tune": "test_tune.py runs sweeps, best and apply",
