@@ -204,7 +204,7 @@ def test_a_complete_dataset_is_left_untouched_and_an_incomplete_one_drawn_again(
 
 
 def test_an_interrupted_generation_leaves_nothing_behind(tmp_path, monkeypatch):
-    def interrupt(*arguments):
+    def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tiny, "_annotate", interrupt)
