@@ -57,7 +57,7 @@ VARIANTS = ("dense", "softmax", "embedding", "essnet")
 REFERENCE = "softmax"
 """Whose time the others get."""
 BUDGETS = ("12MiB", "48MiB", "224MiB")
-IMAGES = 3_000
+IMAGES = 3_600
 WORLD: dict[str, Any] = {"num_train": 3_000, "num_val": 300, "image_size": (48, 48), "every_class": True}
 RECIPE: dict[str, object] = {
     "data.holdout_fraction": 0.03,

@@ -62,7 +62,7 @@ class Drawing:
 
     Args:
         image: (H, W, 3) uint8.
-        owner: (H, W) int32, the index in `regions` of what is visible at a pixel.
+        owner: (H, W) int32, the index in `regions` of what is visible at a pixel, or -1.
         ground: (H, W) int32, likewise for the stuff alone, going on underneath the things.
         regions: in the order painted, back to front.
     """

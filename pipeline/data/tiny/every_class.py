@@ -10,7 +10,6 @@ from __future__ import annotations
 import colorsys
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -18,17 +17,17 @@ import numpy as np
 from pipeline.data.labels.label_space import LVIS, ClassEntry
 from pipeline.data.labels.merge import merge_categories
 from pipeline.data.labels.official import official_categories
-from pipeline.data.tiny.drawing import Canvas, Drawing, Figure, polygon, wavy_line
+from pipeline.data.tiny.drawing import Canvas, Drawing, Figure, polygon
 from pipeline.data.tiny.textures import Surface, dots, level_stripes, upright_stripes
 
-COMMONNESS = {"f": 1.0, "c": 0.5, "r": 0.25, "stuff": 1.0}
+COMMONNESS = {"f": 1.0, "c": 0.6, "r": 0.3, "stuff": 1.0}
 """Relative number of pictures of a class, by its frequency."""
 
-_ROWS, _COLUMNS = 3, 3  # of cells with a thing each
-_BANDS = 2  # of stuff behind them
+_ROWS, _COLUMNS = 3, 3  # of cells with a class each
 _HUES, _TONES = 10, ((0.85, 0.95), (0.75, 0.5), (0.25, 0.75))  # tones: saturation and value
 _PATTERNS = (level_stripes, upright_stripes, dots)
 _PERIOD = 6.0  # pixels, in a picture 64 high
+_PATCH = "box -1 -1 1 1"  # stuff
 _OUTLINES = (
     "box -0.8 -0.95 0.8 0.95",
     "box -1 -0.7 1 0.7",
@@ -44,19 +43,6 @@ _OUTLINES = (
 )
 
 
-@dataclass(frozen=True)
-class Cast:
-    """The classes that a picture shows, by class id.
-
-    Args:
-        things: one for each cell.
-        stuff: one for each band, from top to bottom.
-    """
-
-    things: tuple[int, ...]
-    stuff: tuple[int, ...]
-
-
 @cache
 def _classes() -> tuple[ClassEntry, ...]:
     official = official_categories()
@@ -65,38 +51,26 @@ def _classes() -> tuple[ClassEntry, ...]:
 
 def fewest_pictures() -> int:
     """Return the pictures that a split needs to have room for every class."""
-    things = sum(1 for entry in _classes() if entry.source == LVIS)
-    stuff = len(_classes()) - things
-    return max(-(-things // (_ROWS * _COLUMNS)), -(-stuff // _BANDS))
+    return -(-len(_classes()) // (_ROWS * _COLUMNS))
 
 
-def deal(num_pictures: int, rng: np.random.Generator) -> list[Cast]:
+def deal(num_pictures: int, rng: np.random.Generator) -> list[list[int]]:
     """Decide which picture shows which classes: each at least once, the frequent ones more often.
 
     Args:
         num_pictures: at least `fewest_pictures()`.
         rng: shuffles.
+
+    Returns:
+        The class ids in the cells of each picture, row by row.
     """
-    kinds = [[entry for entry in _classes() if (entry.source == LVIS) is thing] for thing in (True, False)]
-    things, stuff = (
-        rng.permutation(_copies(entries, num_pictures * places)).reshape(num_pictures, places)
-        for entries, places in zip(kinds, (_ROWS * _COLUMNS, _BANDS), strict=True)
-    )
-    return [
-        Cast(tuple(int(one) for one in of_cells), tuple(int(one) for one in of_bands))
-        for of_cells, of_bands in zip(things, stuff, strict=True)
-    ]
-
-
-def _copies(entries: Sequence[ClassEntry], places: int) -> list[int]:
-    """Return `places` class ids: each once, and the rest in proportion to their commonness."""
-    weights = np.array([COMMONNESS[entry.frequency] for entry in entries])
-    wanted = weights / weights.sum() * (places - len(entries))
-    counts = np.floor(wanted).astype(int)
-    counts[np.argsort(counts - wanted, kind="stable")[: places - len(entries) - counts.sum()]] += 1
-    return [
-        entry.class_id for entry, count in zip(entries, counts, strict=True) for _ in range(int(count) + 1)
-    ]
+    places = num_pictures * _ROWS * _COLUMNS
+    weights = np.array([COMMONNESS[entry.frequency] for entry in _classes()])
+    wanted = weights / weights.sum() * (places - len(weights))
+    counts = 1 + np.floor(wanted).astype(int)
+    counts[np.argsort(counts - wanted, kind="stable")[: places - counts.sum()]] += 1
+    dealt = rng.permutation(np.repeat(np.arange(1, len(weights) + 1), counts))
+    return [[int(one) for one in cells] for cells in dealt.reshape(num_pictures, -1)]
 
 
 def surface_of(class_id: int) -> Surface:
@@ -113,29 +87,28 @@ def _color(number: int) -> str:
     return "#" + "".join(f"{round(255 * share):02x}" for share in shares)
 
 
-def _figure(class_id: int) -> Figure:
-    outline = polygon(_OUTLINES[class_id % len(_OUTLINES)])
-    return Figure(_classes()[class_id - 1].name, (outline,), surface_of(class_id), (), (9.0, 9.0), 12.0)
+def _figure(entry: ClassEntry) -> Figure:
+    outline = polygon(_OUTLINES[entry.class_id % len(_OUTLINES)] if entry.source == LVIS else _PATCH)
+    return Figure(entry.name, (outline,), surface_of(entry.class_id), (), (8.0, 8.0), 12.0)
 
 
-def draw_cast(cast: Cast, rng: np.random.Generator, width: int, height: int) -> Drawing:
-    """Draw a picture with a thing in each cell of a grid, in front of bands of stuff.
+def draw_cells(class_ids: Sequence[int], rng: np.random.Generator, width: int, height: int) -> Drawing:
+    """Draw a picture with a class in each cell of a grid, on nothing that has a name.
 
     Args:
-        cast: the classes to show.
+        class_ids: the classes to show, row by row.
         rng: decides everything else.
         width: in pixels.
         height: in pixels.
     """
     canvas = Canvas(width, height, rng)
-    for band, class_id in enumerate(cast.stuff):
-        top = band * height / len(cast.stuff)
-        line = top + wavy_line(rng, width, height / 16) if band else np.zeros(width)
-        canvas.fill(_classes()[class_id - 1].name, surface_of(class_id), line)
+    canvas.image[:] = rng.uniform(90, 160)
     across, down = width / _COLUMNS, height / _ROWS
-    for cell, class_id in enumerate(cast.things):
+    for cell, class_id in enumerate(class_ids):
         row, column = divmod(cell, _COLUMNS)
         half = min(across, down) / 2 * float(rng.uniform(0.9, 1.1))
         x, y = ((place + 0.5 + float(rng.uniform(-0.08, 0.08))) for place in (column, row))
-        canvas.place(_figure(class_id), x * across, y * down, half, is_thing=True, has_body=False)
+        entry = _classes()[class_id - 1]
+        is_thing = entry.source == LVIS
+        canvas.place(_figure(entry), x * across, y * down, half, is_thing=is_thing, has_body=False)
     return canvas.finish(weather=False)

@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 
 from pipeline.data.labels.official import official_categories
 from pipeline.data.tiny.drawing import Drawing, Region, draw_scene
-from pipeline.data.tiny.every_class import deal, draw_cast, fewest_pictures
+from pipeline.data.tiny.every_class import deal, draw_cells, fewest_pictures
 from pipeline.runtime.errors import DataError
 
 COMMONNESS = {"f": 1.0, "c": 0.4, "r": 0.12}
@@ -149,13 +149,13 @@ def _write(
     commonness = {row["name"]: COMMONNESS[row["frequency"]] for row in official.lvis}
     tables: dict[str, _Table] = defaultdict(_Table)
     for split, first, count in (("train", _FIRST_TRAIN_ID, num_train), ("val", _FIRST_VAL_ID, num_val)):
-        casts = deal(count, np.random.default_rng([seed, first])) if every_class else []
+        dealt = deal(count, np.random.default_rng([seed, first])) if every_class else []
         for index in range(count):
             image_id = first + index
             rng = np.random.default_rng([seed, image_id])
             width, height = image_size if rng.random() < 0.75 else image_size[::-1]
             if every_class:
-                drawing = draw_cast(casts[index], rng, width, height)
+                drawing = draw_cells(dealt[index], rng, width, height)
             else:
                 drawing = draw_scene(rng, width, height, commonness)
             folder = "val2017" if split == "val" and index % 2 == 0 else "train2017"
@@ -222,9 +222,9 @@ def _annotate(
     others it stops at them and `other` covers them. Things come front to back: the first keeps a pixel.
     """
     truth = _Truth()
-    visible = np.bincount(drawing.owner.ravel(), minlength=len(drawing.regions))
+    visible = np.bincount(drawing.owner.ravel() + 1, minlength=len(drawing.regions) + 1)[1:]
     beneath = rng.random() < 0.5
-    is_thing = np.array([region.is_thing for region in drawing.regions])[drawing.owner]
+    is_thing = np.array([region.is_thing for region in drawing.regions] + [False])[drawing.owner]
     for index in reversed(range(len(drawing.regions))):
         region = drawing.regions[index]
         if not region.is_thing or visible[index] < _SMALLEST:

@@ -13,7 +13,8 @@ from pipeline.data.labels.official import official_categories
 from pipeline.data.tiny import every_class
 from pipeline.data.tiny.generate import generate_tiny
 
-LEAST = 134  # 1,203 things, nine a picture
+OTHER = 183  # COCO-Stuff's, which stands for every thing
+LEAST = 143  # 1,284 classes, nine a picture
 
 
 def _space():
@@ -42,24 +43,24 @@ def test_every_class_is_annotated_in_train_and_in_val(tmp_path):
             if row["image_id"] in images and row["category_id"] not in UNLABELLED_STUFF
         }
         assert found - {0} == set(range(1, 1285))
-    areas = [row["area"] for row in tables["lvis_v1_train"]["annotations"]]
-    assert len(areas) == 9 * LEAST  # none overlooked, none hidden
-    assert min(areas) >= 40
+    rows = [row for table in tables.values() for row in table["annotations"]]
+    named = [row for row in rows if row["category_id"] != OTHER or "iscrowd" not in row]
+    assert len(named) == 9 * 2 * LEAST  # none overlooked, none hidden
+    assert min(row["area"] for row in named) >= 20
 
 
 def test_the_frequent_classes_are_dealt_more_often():
-    casts = every_class.deal(1000, np.random.default_rng(0))
-    counts = Counter(class_id for cast in casts for class_id in cast.things)
+    dealt = every_class.deal(1000, np.random.default_rng(0))
+    counts = Counter(class_id for cells in dealt for class_id in cells)
     assert sum(counts.values()) == 9000
     means = {
-        group: np.mean(
-            [counts[c.class_id] for c in _space().classes if c.source == LVIS and c.frequency == group]
-        )
-        for group in "fcr"
+        group: np.mean([counts[c.class_id] for c in _space().classes if c.frequency == group])
+        for group in ("f", "c", "r", "stuff")
     }
-    # by hand: each once, and 7,797 places shared in the ratio 4 : 2 : 1 among 405, 461 and 337 classes
-    share = 7797 / (405 * 4 + 461 * 2 + 337)
-    assert means == pytest.approx({"f": 1 + 4 * share, "c": 1 + 2 * share, "r": 1 + share}, abs=0.6)
+    # by hand: each once, the other 7,716 places in the ratio 10 : 6 : 3 : 10 among 405, 461, 337, 81 classes
+    share = 7716 / (405 * 10 + 461 * 6 + 337 * 3 + 81 * 10)
+    expected = {"f": 1 + 10 * share, "c": 1 + 6 * share, "r": 1 + 3 * share, "stuff": 1 + 10 * share}
+    assert means == pytest.approx(expected, abs=0.5)
 
 
 def test_no_two_classes_are_made_of_the_same():
@@ -70,7 +71,7 @@ def test_no_two_classes_are_made_of_the_same():
 def test_the_same_seed_draws_the_same_and_another_seed_another_picture():
     def picture(seed):
         rng = np.random.default_rng(seed)
-        return every_class.draw_cast(every_class.deal(LEAST, rng)[0], rng, 48, 48)
+        return every_class.draw_cells(every_class.deal(LEAST, rng)[0], rng, 48, 48)
 
     one, again, other = picture(1), picture(1), picture(2)
     assert one.image.tobytes() == again.image.tobytes()
@@ -79,5 +80,5 @@ def test_the_same_seed_draws_the_same_and_another_seed_another_picture():
 
 
 def test_too_few_pictures_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="134 images"):
+    with pytest.raises(ValueError, match="143 images"):
         generate_tiny(tmp_path / "drawn", num_train=LEAST, num_val=20, every_class=True)
