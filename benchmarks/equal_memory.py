@@ -13,7 +13,8 @@ Without --root the data are pictures drawn so that every class occurs (`pipeline
 the recipe is `RECIPE` on top of params.yaml. It imports `pipeline`, whose training it runs.
 
 A finished training is a line of FOLDER/runs.jsonl; the same command goes on where it was stopped. Trainings
-come in the order of what they tell: all variants at one seed first. `--table` shows what is there.
+come in the order of what they tell: all variants at one seed first. `--table` shows what is there,
+`--dry-run` what fits each budget.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ VARIANTS = ("dense", "softmax", "embedding", "essnet")
 REFERENCE = "softmax"
 """Whose time the others get."""
 BUDGETS = ("12MiB", "48MiB", "224MiB")
-IMAGES = 3_600
+IMAGES = 2_400
 WORLD: dict[str, Any] = {"num_train": 3_000, "num_val": 300, "image_size": (48, 48), "every_class": True}
 RECIPE: dict[str, object] = {
     "data.holdout_fraction": 0.03,
@@ -249,6 +250,7 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     params: Annotated[Path, typer.Option(help="The settings file.")] = Path("params.yaml"),
     folder: Annotated[Path, typer.Option(help="Where data and runs are kept.")] = Path("data/equal_memory"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what fits, and train nothing.")] = False,
     table_only: Annotated[bool, typer.Option("--table", help="Show what has been trained so far.")] = False,
     keep: Annotated[
         bool, typer.Option("--save", help="Write table and picture to benchmarks/results/.")
@@ -266,6 +268,8 @@ def main(
     else:
         num_classes = bench.prepare()
         plans = bench.plans([parse_budget(text) for text in budget or BUDGETS], num_classes)
+        if dry_run:
+            return
         runs = list(all_runs(bench, plans, images, seeds, equal_time=equal_time))
     text = [describe_machine(device), _recipe(bench, data.name, images), *tables(runs)]
     print("\n\n".join(text))
