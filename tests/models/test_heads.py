@@ -77,6 +77,7 @@ def test_the_embedding_head_predicts_the_nearest_class_of_the_upsampled_embeddin
     assert torch.equal(predicted, expected.view(3, *FULL))
 
 
+@pytest.mark.slow
 @given(
     num_classes=st.integers(1, 40),
     work_bytes=st.integers(1, 40_000),

@@ -42,6 +42,7 @@ def test_any_size_gives_stride_4_maps_and_full_size_predictions(name, head, size
     assert segmenter.predict(images, size=(31, 17)).shape == (2, 31, 17)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", OTHER_DECODERS)
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("size", [(97, 131), (33, 50)])
@@ -54,6 +55,7 @@ def test_every_decoder_keeps_the_contract_on_every_kind_of_backbone(name, decode
     assert segmenter.decoder.channels == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_every_decoder_takes_swin_whose_features_are_channels_last(decoder):
     segmenter = build("swin_tiny_patch4_window7_224", decoder=decoder, output_stride=32).train()
