@@ -34,7 +34,7 @@ import typer
 
 import pipeline.runtime.before_torch  # noqa: F401
 from benchmarks.equal_memory_page import Run, draw, tables
-from benchmarks.equal_memory_plan import Plan, largest_plan, planned_settings
+from benchmarks.equal_memory_plan import Plan, largest_plan, planned_settings, prediction
 from benchmarks.record import describe_machine, save
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.cli.memory import parse_budget, parse_changes
@@ -134,9 +134,11 @@ class Bench:
     def plans(self, budgets: Sequence[int], num_classes: int) -> dict[tuple[str, int], Plan]:
         """Find what fits, by variant and budget, and print it; what does not fit at all is left out."""
         found = {}
+        recipes = {variant: self.settings(variant, 0) for variant in VARIANTS}
+        predictions = {variant: prediction(recipe, num_classes) for variant, recipe in recipes.items()}
         for budget in budgets:
-            for variant in VARIANTS:
-                plan = largest_plan(self.settings(variant, 0), num_classes, budget)
+            for variant, recipe in recipes.items():
+                plan = largest_plan(recipe, predictions[variant], budget)
                 fits = "nothing fits"
                 if plan is not None:
                     found[variant, budget] = plan

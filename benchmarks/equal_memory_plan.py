@@ -7,8 +7,10 @@ gradients and the optimizer's state count, as they do on a GPU.
 
 from __future__ import annotations
 
+import functools
 import math
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.config.load import with_overrides
@@ -40,22 +42,32 @@ def crop_sizes(wanted: int, output_stride: int) -> list[int]:
     return [wanted, *(side for side in range(wanted // unit * unit, 15, -unit) if side < wanted)]
 
 
-def largest_plan(settings: Settings, num_classes: int, budget_bytes: int) -> Plan | None:
+Prediction = Callable[[int, int], int]
+"""Of the bytes of a step, from its images and their crop."""
+
+
+def prediction(settings: Settings, num_classes: int) -> Prediction:
+    """Return the prediction of a variant's steps; each is made once."""
+
+    @functools.cache
+    def predicted(images: int, crop: int) -> int:
+        changed = with_changes(settings, train=_UNDIVIDED | {"batch_size": images, "crop_size": crop})
+        return predict_bytes(changed, num_classes)
+
+    return predicted
+
+
+def largest_plan(settings: Settings, predicted: Prediction, budget_bytes: int) -> Plan | None:
     """Find the largest crop of which `FEWEST_IMAGES` fit, then the most images up to the recipe's.
 
     Args:
         settings: one variant's; `train.batch_size` and `train.crop_size` are the most that is wanted.
-        num_classes: C.
+        predicted: of its steps; grows with the images.
         budget_bytes: of a step.
 
     Returns:
         None where the smallest crop does not fit either.
     """
-
-    def predicted(images: int, crop: int) -> int:
-        changed = with_changes(settings, train=_UNDIVIDED | {"batch_size": images, "crop_size": crop})
-        return predict_bytes(changed, num_classes)
-
     wanted = settings.train.images_per_step
     for crop in crop_sizes(settings.train.crop_size, settings.model.output_stride):
         if predicted(FEWEST_IMAGES, crop) > budget_bytes:

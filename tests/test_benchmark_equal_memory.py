@@ -10,7 +10,7 @@ import pytest
 from benchmarks import equal_memory, equal_memory_plan
 from benchmarks.equal_memory import Bench, all_runs, same_time_steps
 from benchmarks.equal_memory_page import Run, draw, tables
-from benchmarks.equal_memory_plan import Plan, crop_sizes, largest_plan, planned_settings
+from benchmarks.equal_memory_plan import Plan, crop_sizes, largest_plan, planned_settings, prediction
 from pipeline.config.load import load_settings
 from pipeline.config.schema import Settings
 from pipeline.runtime.device import MIB
@@ -23,20 +23,31 @@ def _settings(variant: str = "dense", **overrides: object) -> Settings:
 
 
 @pytest.mark.parametrize("budget", [0, 511, 512, 3_000, 4_608, 6_000, 9_216, 13_823, 13_824, 10**6])
-def test_the_plan_has_the_largest_crop_and_then_the_largest_batch(
-    budget: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def pixels(settings: Settings, num_classes: int) -> int:
-        return settings.train.images_per_step * settings.train.crop_size**2
+def test_the_plan_has_the_largest_crop_and_then_the_largest_batch(budget: int) -> None:
+    def pixels(images: int, crop: int) -> int:
+        return images * crop**2
 
-    monkeypatch.setattr(equal_memory_plan, "predict_bytes", pixels)
-    plan = largest_plan(_settings(batch_size=6, crop_size=48), 7, budget)
+    plan = largest_plan(_settings(batch_size=6, crop_size=48), pixels, budget)
     fitting = [
         (crop, images) for crop in (16, 32, 48) for images in range(2, 7) if images * crop**2 <= budget
     ]
     best = max(fitting, default=None)  # brute force
     assert (plan and (plan.crop_size, plan.batch_size)) == best
     assert plan is None or plan.predicted_bytes == plan.batch_size * plan.crop_size**2
+
+
+def test_a_prediction_is_that_of_the_step_and_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def predict(settings: Settings, num_classes: int) -> int:
+        train = settings.train
+        asked.append((train.images_per_step, train.micro_batch_size, train.crop_size, num_classes))
+        return 5
+
+    monkeypatch.setattr(equal_memory_plan, "predict_bytes", predict)
+    predicted = prediction(_settings(batch_size=6, accumulation_steps=3), 7)
+    assert [predicted(4, 32), predicted(4, 32)] == [5, 5]
+    assert asked == [(4, 4, 32, 7)]
 
 
 def test_crops_are_tried_from_the_wanted_one_down() -> None:
