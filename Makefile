@@ -11,7 +11,7 @@ PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: help setup repro test test-fast lint types unit clean
+.PHONY: help setup repro test test-fast lint types unit gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -48,6 +48,10 @@ types: setup  ## mypy
 
 unit: setup  ## pytest
 	$(PYTEST)
+
+GPU_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON))
+gpu:  ## on one GPU, 9 minutes: kernels' tests and benchmarks; needs torch, triton, timm, typer, numpy, pytest only
+	$(GPU_PYTHON) -m benchmarks.gpu
 
 clean:  ## remove what runs have made; the environment stays
 	rm -rf data checkpoints evaluations results mlflow.db mlartifacts mlflow-unsent dvc_plots

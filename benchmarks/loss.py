@@ -14,15 +14,18 @@ Torch and triton, or numba on the CPU, are all it needs.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 import torch
 
 from benchmarks.loss_candidates import BOUND, Candidate, Inputs, make_candidates, make_inputs
 from benchmarks.loss_measure import available_bytes, gpu_speed, lower_bound, measure
 from benchmarks.record import describe_machine, save
+from benchmarks.targets import verdict
 from models.embeddings import SIMILARITIES
 
 CLASS_COUNTS = (150, 1_284, 10_000, 100_000, 1_000_000)
+PEERS = ("F.linear_cross_entropy", "cut_cross_entropy", "liger_kernel")
 
 
 def table(inputs: Inputs, candidates: list[Candidate], bound: float | None) -> str:
@@ -49,6 +52,33 @@ def table(inputs: Inputs, candidates: list[Candidate], bound: float | None) -> s
             f"{extra / 2**20:>12,.1f}{lighter:>10}{over:>9}"
         )
     return "\n".join(lines)
+
+
+def verdicts(inputs: Inputs, candidates: list[Candidate], bound: float | None) -> Iterator[str]:
+    """Judge by `benchmarks.targets` what they say something about."""
+    classes = len(inputs.classes)
+    where, device = f"{classes:,} classes, {inputs.similarity}", inputs.pixels.device.type
+    fastest = {one.name: min(one.seconds) for one in candidates if one.seconds and not one.left_out}
+    maps, tiled = fastest.get("exact of maps (compiled)"), fastest.get("exact of maps (tiled)")
+    peer = fastest.get("F.linear_cross_entropy, chunked")
+    if maps is not None and tiled is not None and classes == 1_284:
+        yield verdict("compiled maps beside tiled", tiled / maps, where, device)
+    if maps is not None and tiled is not None and classes >= 10_000:
+        yield verdict("compiled maps beside tiled at 10,000 classes and more", tiled / maps, where, device)
+    if maps is not None and bound is not None and classes == 1_284:
+        yield verdict("compiled maps beside the exponentials", maps / bound, where, device)
+    if maps is not None and peer is not None and classes == 150:
+        yield verdict("compiled maps beside torch's chunks at 150 classes", peer / maps, where, device)
+    fused = fastest.get("exact (fused)")
+    if fused is None or classes != 1_284:
+        return
+    if bound is not None:
+        yield verdict("fused beside the bound", fused / bound, where, device)
+    extra = next(one.extra_bytes for one in candidates if one.name == "exact (fused)") or 0
+    yield verdict("fused: extra memory beside the inputs", extra / inputs.bytes, where, device)
+    peers = [seconds for name, seconds in fastest.items() if name.startswith(PEERS)]
+    if peers:
+        yield verdict("fused beside the fastest peer", min(peers) / fused, where, device)
 
 
 def cpu_bound(candidates: list[Candidate]) -> float | None:
@@ -86,6 +116,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--repeats", type=positive, default=4, help="turns of each; the fastest counts")
     add("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
     add("--most-logits", type=float, default=1e13, help="leave out losses that form more logits than this")
+    add("--side", type=positive, default=512, help="most rows and columns of the images of maps")
     add("--save", action="store_true", help="write to benchmarks/results")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not has_gpu:
@@ -101,17 +132,21 @@ def main() -> None:
     num_pixels = options.pixels or (65_536 if device == "cpu" else 16 * 512 * 512)
     speed = gpu_speed() if device == "cuda" else None
     sections = [describe_machine(device) + ("" if speed is None else f"\n{speed}")]
+    judged: list[str] = []
     print(sections[0], flush=True)
     for num_classes in options.classes or CLASS_COUNTS:
         for name in options.similarity or SIMILARITIES:
             inputs = make_inputs(
                 num_pixels, num_classes, options.dim, name, getattr(torch, options.dtype), device
             )
-            candidates = make_candidates(inputs, options.num_negatives)
+            candidates = make_candidates(inputs, options.num_negatives, options.side)
             measure(candidates, options.repeats, available_bytes(device), options.most_logits)
             bound = cpu_bound(candidates) if speed is None else lower_bound(inputs, speed)
             sections.append(table(inputs, candidates, bound))
             print("\n" + sections[-1], flush=True)
+            judged.extend(verdicts(inputs, candidates, bound))
+    sections.append("\n".join(judged))
+    print("\n" + sections[-1], flush=True)
     if options.save:
         print(f"\nwritten to {save('loss', device, sections)}")
 

@@ -30,7 +30,6 @@ from models.tiled import cross_entropy_of_maps as tiled_maps
 TEMPERATURE = 0.05
 BOUND = "exponentials alone"
 MOST_PRESENT = 256  # classes present among the targets
-UPSAMPLED_SIDE = 512  # pixels of the square images that losses of maps are given; less where they do not fit
 
 
 @dataclass
@@ -125,7 +124,8 @@ def exact_of_maps(
     return keep_gradients(compute, maps, classes, None)
 
 
-def make_candidates(inputs: Inputs, num_negatives: int) -> list[Candidate]:
+def make_candidates(inputs: Inputs, num_negatives: int, most_side: int = 512) -> list[Candidate]:
+    """Make all of them; maps are of square images of at most this side, smaller where these do not fit."""
     both = (inputs.pixels, inputs.classes)
     logits = len(inputs.pixels) * len(inputs.classes)
     copies = 4 if inputs.similarity == "distance" else 3  # of all logits, held at once by autograd
@@ -143,19 +143,18 @@ def make_candidates(inputs: Inputs, num_negatives: int) -> list[Candidate]:
             3 * len(inputs.pixels) * min(MOST_PRESENT + num_negatives, len(inputs.classes)),
         ),
     ]
-    candidates[3:3] = [map_candidate(name, inputs) for name in ("tiled", "compiled")]
-    candidates += [*fused_candidates(inputs), bound_candidate(inputs)]
+    candidates[3:3] = [map_candidate(name, inputs, most_side) for name in ("tiled", "compiled")]
+    candidates += [*fused_candidates(inputs, most_side), bound_candidate(inputs)]
     if inputs.similarity == "cosine":
         candidates += peer_candidates(inputs)
     return candidates
 
 
-def low_resolution(inputs: Inputs) -> tuple[Tensor, Tensor] | None:
+def low_resolution(inputs: Inputs, side: int) -> tuple[Tensor, Tensor] | None:
     """Make maps (N, D, h, w) and a target (N, 4h, 4w); None where the pixels make no square image.
 
     They are every fourth row and column of the very pixels, so that both see like similarities.
     """
-    side = UPSAMPLED_SIDE
     while side >= 8 and (len(inputs.pixels) < side**2 or len(inputs.pixels) % side**2):
         side //= 2
     if side < 8:
@@ -194,10 +193,10 @@ def bound_candidate(inputs: Inputs) -> Candidate:
     return Candidate(BOUND, alone, (leaf,), left_out=reason)
 
 
-def map_candidate(implementation: str, inputs: Inputs) -> Candidate:
+def map_candidate(implementation: str, inputs: Inputs, most_side: int) -> Candidate:
     """Make the candidate for the exact loss of maps at a quarter of the target's resolution."""
     name, both = f"exact of maps ({implementation})", (inputs.pixels, inputs.classes)
-    found = low_resolution(inputs)
+    found = low_resolution(inputs, most_side)
     if found is None:
         return Candidate(name, lambda: torch.zeros(()), both, left_out="needs a multiple of 8x8 pixels")
     maps, target = found
@@ -211,7 +210,7 @@ def map_candidate(implementation: str, inputs: Inputs) -> Candidate:
     )
 
 
-def fused_candidates(inputs: Inputs) -> list[Candidate]:
+def fused_candidates(inputs: Inputs, most_side: int) -> list[Candidate]:
     names = ("exact (fused)", "exact (fused + upsample)")
     both = (inputs.pixels, inputs.classes)
     try:
@@ -225,7 +224,7 @@ def fused_candidates(inputs: Inputs) -> list[Candidate]:
         lambda: fused.fused_exact_cross_entropy(inputs.pixels, inputs.classes, inputs.target, options),
         both,
     )
-    found = low_resolution(inputs)
+    found = low_resolution(inputs, most_side)
     if found is None:
         reason = "needs a multiple of 8x8 pixels"
         return [flat, Candidate(names[1], lambda: torch.zeros(()), both, left_out=reason)]

@@ -43,7 +43,7 @@ class Candidate:
 def make_candidates(
     settings: Settings, budget: int | None, classes: int, device: torch.device
 ) -> list[Candidate]:
-    """Ours of `HEADS`, at all pixels and with a budget; `distances`, and `smp` where it is installed."""
+    """Ours of `HEADS`, at all pixels and with a budget; `distances`, the network, `smp` where installed."""
     found = []
     for pixels in (None, budget) if budget else (None,):
         for head in HEADS:
@@ -55,6 +55,8 @@ def make_candidates(
     logits = options.images_per_step * options.crop_size**2 * classes
     dense = partial(dense_step, settings, classes, device)
     found.append(Candidate("distances", dense, None, 4 * _DENSE_COPIES * logits))
+    alone = partial(network_step, settings, classes, device)
+    found.append(Candidate("network alone", alone, None, predict_bytes(settings, classes)))
     if smp is None:
         print("smp is left out: segmentation-models-pytorch is not installed", file=sys.stderr)
     else:
@@ -105,6 +107,16 @@ def dense_step(settings: Settings, classes: int, device: torch.device) -> Step:
         embeddings = segmenter.head.class_embeddings
         logits = dense_logits(pixels, embeddings, loss_settings.similarity, loss_settings.temperature)
         return F.cross_entropy(logits, target.flatten())
+
+    return _plain_step(segmenter, loss, settings, classes, device)
+
+
+def network_step(settings: Settings, classes: int, device: torch.device) -> Step:
+    """Make a step of the embedding network that differentiates its mean square: what no loss can undercut."""
+    segmenter = build_model(settings.model, classes).to(device).train()
+
+    def loss(output: Tensor, _: Tensor) -> Tensor:
+        return output.square().mean()
 
     return _plain_step(segmenter, loss, settings, classes, device)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -199,14 +200,16 @@ def full_precision(tensor: Tensor) -> Iterator[None]:
 def never_compiled(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
     """Keep a function out of compiled graphs, as `torch.compiler.disable` does.
 
-    That one imports Dynamo and Triton as soon as it decorates. Here this waits for the first call, so that
-    importing a loss needs torch alone.
+    That one imports Dynamo and Triton as soon as it decorates, which takes a second. Here this waits for the
+    first call in a process that has imported Dynamo: another one compiles no graphs.
     """
     disabled: Callable[_Parameters, _Result] | None = None
 
     @functools.wraps(function)
     def call(*arguments: _Parameters.args, **options: _Parameters.kwargs) -> _Result:
         nonlocal disabled
+        if "torch._dynamo" not in sys.modules:
+            return function(*arguments, **options)
         if disabled is None:
             disabled = torch.compiler.disable(function)
         return disabled(*arguments, **options)

@@ -154,7 +154,8 @@ def test_importing_a_module_does_not_pull_in(module: str, forbidden: set[str]) -
 def test_models_and_benchmarks_need_only_what_a_bare_gpu_machine_has() -> None:
     available = {"torch", "timm", "triton", "typer", "numpy", "safetensors", "models", "benchmarks"}
     optional = {"numba", "cut_cross_entropy", "liger_kernel"}  # used or measured where installed
-    for path in (*(ROOT / "models").rglob("*.py"), ROOT / "benchmarks" / "loss.py"):
+    benchmarks = [ROOT / "benchmarks" / f"{name}.py" for name in ("gpu", "loss", "step")]
+    for path in (*(ROOT / "models").rglob("*.py"), *benchmarks):
         outside = {name.partition(".")[0] for name in imported_names(path)} - set(sys.stdlib_module_names)
         assert outside <= available | optional | {"huggingface_hub"}, path
 

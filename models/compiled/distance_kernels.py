@@ -1,4 +1,4 @@
-"""Compute losses of distances and the weights of their gradients. Importing this needs numba.
+"""Compute losses of distances and the weights of their gradients.
 
 A weight is p / |e - w|, the softmax over all classes over the distance, and zero for the target, whose part
 comes from its difference e - w: a product would lose the direction of the nearest class. The target is kept
@@ -82,9 +82,9 @@ def rows_of_distances(
 
 
 @kernel(
-    "float64(float32[:,::1], float32[:,::1], float32[:,::1], float32[::1], boolean, "
+    "float64(float32[:,::1], float32[:,::1], float32[:,::1], float32[::1], int64, "
     "int64[:,:,::1], int64, int64[::1], int64[::1], int64[::1], float32[::1], float32[::1], float32[::1], "
-    "float32, float32[:,::1], float32[:,::1], float32[:,::1], float32[:,::1], float32[:,::1])"
+    "float32, float32[:,::1], float32[:,::1], float32[:,::1], float32[:,::1], float32[:,::1], float32[:,::1])"
 )
 def cells_of_distances(
     low: np.ndarray,
@@ -106,6 +106,7 @@ def cells_of_distances(
     sums: np.ndarray,
     work: np.ndarray,
     vectors: np.ndarray,
+    of_group: np.ndarray,
 ) -> float:
     """Add the weights of a block of cells to those at low resolution.
 
@@ -129,6 +130,7 @@ def cells_of_distances(
         sums: as for rows.
         work: (7, C).
         vectors: (2, D), for work.
+        of_group: (2, GROUP), for work.
 
     Returns:
         The sum of the losses.
@@ -138,7 +140,6 @@ def cells_of_distances(
     left, right = ends[0], ends[1]
     pixel, direction = vectors[0], vectors[1]
     nothing = pixel[:0]
-    of_group = np.zeros((2, GROUP), np.float32)
     loss = 0.0
     for cell in range(rows * columns):
         row, column = cell // columns, cell % columns
@@ -150,7 +151,8 @@ def cells_of_distances(
             for first in range(start, stop, GROUP):
                 labeled = False
                 of_group[:] = ZERO
-                for x in range(first, min(first + GROUP, stop)):
+                last = first + GROUP if first + GROUP < stop else stop
+                for x in range(first, last):
                     own, place = target[image, y, x], x - first
                     if own == ignore_index:
                         continue

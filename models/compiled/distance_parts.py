@@ -1,4 +1,4 @@
-"""Share what the kernels of distances are made of. Importing this needs numba."""
+"""Share what the kernels of distances are made of."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .parts import CHUNK, FAR, LOG2E, MOST_BITS, ONE, ZERO, compiled, exp2, f32, largest, log_sum
+from .machine_code import compiled
+from .parts import CHUNK, FAR, LOG2E, MOST_BITS, ONE, ZERO, exp2, f32, largest, log_sum
 
 NEAR = f32(2.0**-12)
 """Fraction of the squared norms below which a squared distance is from differences."""
@@ -34,7 +35,8 @@ def exp_interpolated(
         least = MOST_BITS
         for c in range(of_out.shape[0]):
             square = of_left[c] + (of_right[c] - of_left[c]) * across + norm
-            least = min(least, np.float32(square).view(np.int32))
+            bits = np.float32(square).view(np.int32)
+            least = bits if bits < least else least
             inverse = ONE / np.sqrt(square)
             value = exp2(-square * inverse - shift)
             of_part += value
@@ -43,7 +45,7 @@ def exp_interpolated(
             of_out[c] = value
         total += of_part
         weights += weights_of_part
-        smallest = min(smallest, least)
+        smallest = least if least < smallest else smallest
     return total, weights, smallest
 
 
@@ -100,12 +102,14 @@ def exp_of_squares(
             if inverses[c] > near:
                 square = ZERO
                 for d in range(pixel.shape[0]):
-                    square += (pixel[d] - classes[c, d]) ** 2
+                    difference = pixel[d] - classes[c, d]
+                    square += difference * difference
                 distance = np.sqrt(square)
                 values[c] = bias[c] - distance
-                inverses[c] = min(most, ONE / distance) if distance > ZERO else ZERO
+                inverses[c] = (ONE / distance if distance > ONE / most else most) if distance > ZERO else ZERO
     values[target] = -FAR
-    shift = max(largest(values), logit)
+    shift = largest(values)
+    shift = logit if logit > shift else shift
     total, weights = _exp_and_divide(values, inverses, shift)
     return total, weights, shift
 

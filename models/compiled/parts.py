@@ -1,4 +1,4 @@
-"""Share what the kernels of losses and of the search are made of. Importing this needs numba.
+"""Share what the kernels of losses and of the search are made of.
 
 Logits are to base 2, so that the exponential needs no reduction of its argument; the coordinates carry the
 factor. A cell is the part of the picture between four low-resolution pixels, its corners. All pixels of a
@@ -7,12 +7,12 @@ cell are interpolated from them, first down, to a row between the corners, then 
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
-import numba
 import numpy as np
+
+from .machine_code import compiled, compiled_in_order
 
 f32 = np.float32
 ZERO: Any = f32(0)
@@ -31,15 +31,8 @@ _C4, _C5, _C6 = f32(0.00961843878030777), f32(0.0013399001909419894), f32(0.0001
 _EXPONENT_BIAS, _MANTISSA_BITS, _SIGN_BIT = np.int32(127), np.int32(23), np.int32(31)
 MOST_BITS: Any = np.int32(2**31 - 1)
 
-# Parts are called by kernels only: without wrappers for other callers they compile faster.
-_njit: Any = functools.partial(
-    numba.njit, error_model="numpy", nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
-compiled = _njit(fastmath={"contract", "reassoc", "nsz", "arcp"})
-"""Compile a part: sums may be reordered, so that they are vectorized; NaN and infinity keep their meaning."""
 
-
-@_njit(fastmath={"contract", "nsz"})
+@compiled_in_order
 def exp2(x: Any) -> Any:
     """Compute 2**x for x below 128, to one unit in the last place of float32; zero for x below -100."""
     whole = np.floor(x + HALF)
@@ -70,7 +63,8 @@ def largest(values: np.ndarray) -> Any:
     """Return the largest value; NaN if one of them is."""
     found = np.int32(~MOST_BITS)
     for place in range(values.shape[0]):
-        found = max(found, in_order(values[place]))
+        number = in_order(values[place])
+        found = number if number > found else found
     return from_order(found)
 
 
@@ -79,7 +73,8 @@ def smallest(values: np.ndarray) -> Any:
     """Return the smallest value that is not NaN."""
     found = MOST_BITS
     for place in range(values.shape[0]):
-        found = min(found, in_order(values[place]))
+        number = in_order(values[place])
+        found = number if number < found else found
     return from_order(found)
 
 

@@ -1,4 +1,4 @@
-"""Compute losses of inner products and the weights of their gradients. Importing this needs numba.
+"""Compute losses of inner products and the weights of their gradients.
 
 A weight is p, the softmax over all classes, and p - 1 for the target. The target is kept out of the sum of
 the exponentials and added apart: then 1 - p of the target is no difference of two numbers close to one.
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .launch import kernel
+from .machine_code import compiled
 from .parts import (
     ABOVE,
     CHUNK,
@@ -23,7 +24,6 @@ from .parts import (
     MOST_ABOVE,
     ONE,
     ZERO,
-    compiled,
     exp2,
     interpolate,
     interpolate_down,
@@ -102,7 +102,8 @@ def rows_of_products(
         values, own = logits[row], target[row]
         logit = values[own]
         values[own] = -FAR
-        shift = max(largest(values), logit)
+        shift = largest(values)
+        shift = logit if logit > shift else shift
         others = _exp_in_place(values, shift)
         of_pixel, multipliers[row] = _finish(values, own, others, logit, shift, factors[own], smooth)
         loss += of_pixel
@@ -111,7 +112,8 @@ def rows_of_products(
 
 @kernel(
     "float64(float32[:,::1], float32[::1], int64[:,:,::1], int64, int64[::1], int64[::1], int64[::1], "
-    "float32[::1], float32[::1], float32[::1], float32, float32[:,::1], float32[::1], float32[:,::1])"
+    "float32[::1], float32[::1], float32[::1], float32, float32[:,::1], float32[::1], float32[:,::1], "
+    "float32[:,::1])"
 )
 def cells_of_products(
     low: np.ndarray,
@@ -128,6 +130,7 @@ def cells_of_products(
     weights: np.ndarray,
     coverage: np.ndarray,
     work: np.ndarray,
+    of_group: np.ndarray,
 ) -> float:
     """Add the weights of a block of cells to those at low resolution.
 
@@ -146,6 +149,7 @@ def cells_of_products(
         weights: (q, C), added to; (0, 0) where none are wanted.
         coverage: (q,) the sums of the labeled pixels' bilinear weights, added to where S is not zero.
         work: (6, C).
+        of_group: (2, GROUP), for work.
 
     Returns:
         The sum of the losses.
@@ -153,7 +157,6 @@ def cells_of_products(
     image, first_row, first_column, rows, columns = block[0], block[1], block[2], block[3], block[4]
     ends, values = work[:2], work[2:]
     left, right = ends[0], ends[1]
-    of_group = np.zeros((2, GROUP), np.float32)
     loss = 0.0
     for cell in range(rows * columns):
         row, column = cell // columns, cell % columns
@@ -165,7 +168,8 @@ def cells_of_products(
             for first in range(start, stop, GROUP):
                 labeled = False
                 of_group[:] = ZERO
-                for x in range(first, min(first + GROUP, stop)):
+                last = first + GROUP if first + GROUP < stop else stop
+                for x in range(first, last):
                     own, place = target[image, y, x], x - first
                     if own == ignore_index:
                         continue
@@ -185,7 +189,8 @@ def cells_of_products(
                     else:
                         for c in range(left.shape[0]):
                             values[place, c] = left[c] + (right[c] - left[c]) * weight
-                        shift = max(largest(values[place]), logit)
+                        shift = largest(values[place])
+                        shift = logit if logit > shift else shift
                         others = _exp_in_place(values[place], shift)
                     left[own], right[own] = own_left, own_right
                     # 3. The loss, and what brings the values to the corners.

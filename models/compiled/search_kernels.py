@@ -1,4 +1,4 @@
-"""Find the smallest scores of pixels. Importing this needs numba.
+"""Find the smallest scores of pixels.
 
 The place of a minimum is found in vector code: minima of blocks of classes first, then the place within the
 one block that has the smallest. Of equal scores the first class is found.
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from .launch import kernel
+from .machine_code import compiled
 from .parts import (
     CHUNK,
     MOST_BITS,
     ZERO,
-    compiled,
     exp2,
     f32,
     from_order,
@@ -57,7 +57,8 @@ def _interpolate_across(left: np.ndarray, right: np.ndarray, across: Any, out: n
     for c in range(out.shape[0]):
         score = left[c] + (right[c] - left[c]) * across
         out[c] = score
-        found = min(found, in_order(score))
+        number = in_order(score)
+        found = number if number < found else found
     return from_order(found)
 
 
@@ -86,13 +87,15 @@ def _probability(scores: np.ndarray, least: Any, factor: Any, norm: Any, is_dist
         is_distance: whether they are squared distances.
     """
     total = 0.0
-    nearest = np.sqrt(max(least + norm, ZERO))
+    nearest = least + norm
+    nearest = np.sqrt(ZERO if nearest < ZERO else nearest)
     for start in range(0, scores.shape[0], CHUNK):
         part = scores[start : start + CHUNK]
         of_part = ZERO
         if is_distance:
             for c in range(part.shape[0]):
-                of_part += exp2((nearest - np.sqrt(max(part[c] + norm, ZERO))) * factor)
+                square = part[c] + norm
+                of_part += exp2((nearest - np.sqrt(ZERO if square < ZERO else square)) * factor)
         else:
             for c in range(part.shape[0]):
                 of_part += exp2((least - part[c]) * factor)
@@ -162,7 +165,7 @@ def _fill(places: np.ndarray, place: int) -> None:
 
 @kernel(
     "void(float32[:,::1], float32[:,::1], int64[::1], int64[::1], int64[::1], float32[::1], float32[::1], "
-    "float32, boolean, float32[:,::1], float32[::1], int64[:,::1], float32[:,::1])"
+    "float32, int64, float32[:,::1], float32[::1], int64[:,::1], float32[:,::1])"
 )
 def smallest_of_cells(
     low: np.ndarray,

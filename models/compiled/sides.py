@@ -57,6 +57,7 @@ class Buffers:
         self._work = like.new_zeros((SPARE_ROWS, num_classes))
         self.work = self._work.numpy()
         self.vectors = like.new_empty((2, dim)).numpy()
+        self.of_group = np.zeros((2, 4), np.float32)
 
     def tile(self, first: int, rows: int) -> Tensor:
         """View rows from `first` on as (rows, C)."""
@@ -144,6 +145,7 @@ class ProductSide:
         lane.loss += cells_of_products(
             low.numpy(), low.amax(dim=1).numpy(), targets.ids, targets.ignore_index, block.numbers,
             *grid.arrays, self._factors, self._smooth, weights.numpy(), coverage.numpy(), buffers.work[:6],
+            buffers.of_group,
         )  # fmt: skip
         gradient = weights @ self.table if needed.pixels else None
         if lane.sums is not None:
@@ -232,6 +234,7 @@ class DistanceSide:
             low.numpy(), corners.numpy(), self._numbers, self._bias, self._has_bias,
             targets.ids, targets.ignore_index, block.numbers, *grid.arrays, self._factors, self._largest_norm,
             weights.numpy(), gradient.numpy(), _sums_of(lane), buffers.work, buffers.vectors,
+            buffers.of_group,
         )  # fmt: skip
         if lane.sums is not None and lane.columns is not None:
             lane.sums.addmm_(weights.t(), corners)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models import exact_cross_entropy, nearest_classes
-from models.compiled import launch, reason_against, supports
+from models.compiled import launch, machine_code, reason_against, supports
 from models.implementation import NAMES, forced, implementation_for, implementation_on
 from pipeline.doctor.software import KERNELS
 
@@ -69,32 +69,71 @@ def test_one_is_forced_for_a_while_unless_the_variable_says_another(monkeypatch:
         assert implementation_on(torch.device("cpu")) == "compiled"
 
 
-def kernel_that_adds(one: float) -> Callable[..., Any]:
-    @launch.kernel("void(float32[::1], float32)")
-    def add(values: np.ndarray, number: float) -> None:
-        for place in range(values.shape[0]):
-            values[place] += number * one
+def make_kernel() -> Callable[..., Any]:
+    """One that nothing has compiled or loaded yet."""
 
-    return add
+    @launch.kernel("float64(float32[:,::1], int64, float32)")
+    def add_to_row(values: np.ndarray, row: int, number: float) -> float:
+        for place in range(values.shape[1]):
+            values[row, place] += number
+        return values.shape[1]
+
+    return add_to_row
 
 
-@pytest.mark.usefixtures("fresh_cache_folder")
-@pytest.mark.parametrize("writable", [True, False])
-def test_compiled_code_is_kept_in_the_first_folder_that_can_be_written(
-    writable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    numba = pytest.importorskip("numba")
-    before = numba.config.CACHE_DIR
+def is_right(kernel: Callable[..., Any]) -> bool:
+    values = np.zeros((2, 3), np.float32)
+    return kernel(values, 1, 2.5) == 3 and values.tolist() == [[0, 0, 0], [2.5, 2.5, 2.5]]
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """Where compiled code may be kept: at first one that cannot be made, and one that can."""
+    pytest.importorskip("numba")
     (tmp_path / "file").write_text("no folder can be made below a file")
-    places = [tmp_path / "file" / "cache", *([tmp_path / "cache"] if writable else [])]
-    monkeypatch.setattr(launch, "_cache_places", lambda: iter(places))
-    values = np.zeros(3, np.float32)
-    kernel_that_adds(1.0)(values, np.float32(2))
-    assert values.tolist() == [2, 2, 2]
-    kept = list(tmp_path.rglob("*.nbc"))
-    assert len(kept) == writable
-    assert all(tmp_path / "cache" in path.parents for path in kept)
-    assert before == numba.config.CACHE_DIR
+    found = [tmp_path / "file" / "cache", tmp_path / "cache"]
+    monkeypatch.setattr(launch, "_cache_places", lambda: iter(found))
+    launch.cache_folder.cache_clear()
+    yield found
+    launch.cache_folder.cache_clear()
+
+
+def refuse_to_compile(*_: Any) -> None:
+    raise AssertionError("this is compiled")
+
+
+def test_compiled_code_is_kept_and_loaded_without_numba(
+    places: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert is_right(make_kernel())
+    (kept,) = places[1].rglob("*.o")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert is_right(make_kernel())  # a damaged file is made anew
+    monkeypatch.setattr(machine_code, "make_object", refuse_to_compile)
+    assert is_right(make_kernel())
+    kept.unlink()
+    with pytest.raises(AssertionError, match="this is compiled"):
+        make_kernel()(np.zeros((2, 3), np.float32), 0, 1.0)
+
+
+def test_where_nothing_can_be_written_it_is_compiled_all_the_same(places: list[Path], tmp_path: Path) -> None:
+    del places[1]
+    assert is_right(make_kernel())
+    assert not list(tmp_path.rglob("*.o"))
+
+
+@pytest.mark.usefixtures("places")
+def test_another_way_of_calling_is_left_to_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_code, "_is_called_as_expected", lambda *_: False)
+    assert is_right(make_kernel())
+
+
+@pytest.mark.usefixtures("places")
+def test_arrays_of_another_kind_are_refused() -> None:
+    kernel = make_kernel()
+    for wrong in (np.zeros((2, 3)), np.zeros((3, 2), np.float32).T, np.zeros(3, np.float32)):
+        with pytest.raises(TypeError, match="takes a contiguous float32 array of 2 dimensions"):
+            kernel(wrong, 0, 1.0)
 
 
 @pytest.mark.usefixtures("fresh_cache_folder")
