@@ -28,7 +28,8 @@ def segformer(classes: int) -> nn.Module:
 
 def upernet(classes: int) -> nn.Module:
     """Build UperNet on ConvNeXt-T."""
-    backbone = ConvNextConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbone = ConvNextConfig(hidden_sizes=[96, 192, 384, 768], out_features=stages)
     config = UperNetConfig(backbone_config=backbone, num_labels=classes, use_auxiliary_head=False)
     return UperNetForSemanticSegmentation(config)
 
