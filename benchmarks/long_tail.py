@@ -21,7 +21,6 @@ from pipeline.runtime.signals import run_command
 
 SETTINGS: dict[str, dict[str, object]] = {
     "neither": {},
-    "logit_adjustment: 0.5": {"loss.logit_adjustment": 0.5},
     "logit_adjustment: 1": {"loss.logit_adjustment": 1.0},
     "class_weights: effective_number": {"loss.class_weights": "effective_number"},
 }
