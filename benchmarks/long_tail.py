@@ -39,7 +39,7 @@ def main(
     variant: Annotated[str, typer.Option(help="Of params.yaml.")] = "softmax",
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     params: Annotated[Path, typer.Option(help="The settings file.")] = Path("params.yaml"),
-    folder: Annotated[Path, typer.Option(help="Where data and results are kept.")] = Path("data/long_tail"),
+    folder: Annotated[Path, typer.Option(help="Where data and results are kept.")] = Path("data/runs"),
     keep: Annotated[bool, typer.Option("--save", help="Write the table to benchmarks/results/.")] = False,
 ) -> None:
     """Train the variant with each setting and compare."""
