@@ -20,6 +20,7 @@ SETTINGS = {
     "model.decoder_channels": "decoder channels",
     "model.head": "head",
     "model.embedding_dim": "embedding size D",
+    "model.projection": "convolution to D",
     "model.batch_norm_momentum": "batch-norm momentum of the backbone",
     "model.input_scale": "input scale",
     "loss.name": "kind of loss",

@@ -22,6 +22,7 @@ from pipeline.export import export as module
 from pipeline.export import formats
 from pipeline.export.export import export_checkpoint
 from pipeline.export.formats import Shape
+from pipeline.export.graph import SegmenterGraph
 from pipeline.export.hub import export_hub
 from pipeline.inference.predictor import Predictor
 from pipeline.runtime.errors import KilosegError, UsageError
@@ -104,6 +105,18 @@ def test_a_pt2_file_gives_the_products_classes_of_a_softmax_head(tmp_path: Path)
     (class_ids,) = graph(torch.from_numpy(batch(picture, picture)))
     expected = Predictor.from_checkpoint(trained, device="cpu")(picture).class_map
     assert (class_ids.numpy() == expected).mean() >= 0.9999
+
+
+def test_the_graph_of_features_without_a_projection_gives_the_products_classes() -> None:
+    trained = checkpoint("unprojected")
+    graph = SegmenterGraph(
+        trained.segmenter(), temperature=0.1, similarity="cosine", confidence=True, unrolled=True
+    )
+    picture = photo(50, 77)
+    class_ids, confidence = graph(torch.from_numpy(batch(picture)))
+    expected = Predictor.from_checkpoint(trained, device="cpu")(picture)
+    assert (class_ids[0].numpy() == expected.class_map).mean() >= 0.9999
+    np.testing.assert_allclose(confidence[0], expected.confidence, atol=2e-3)
 
 
 def test_openvino_gives_the_products_classes_for_one_size(tmp_path: Path, predictor: Predictor) -> None:

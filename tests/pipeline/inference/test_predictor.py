@@ -23,7 +23,7 @@ from tests.pipeline.inference.conftest import photo
 
 
 @pytest.mark.parametrize("input_scale", [1.0, 0.5])
-@pytest.mark.parametrize("head", ["embedding", "softmax"])
+@pytest.mark.parametrize("head", ["embedding", "unprojected", "softmax"])
 def test_evaluation_predicts_the_same_ids(head: str, input_scale: float) -> None:
     trained = checkpoint(head, input_scale=input_scale)
     predictor = Predictor.from_checkpoint(trained, device="cpu")
