@@ -361,7 +361,7 @@ def test_settings_that_differ_stand_side_by_side_and_the_others_once(place: Plac
 
 def test_every_setting_metric_and_fact_has_a_human_name(place: Place) -> None:
     """The keys of settings are tooltips and never text."""
-    settings = load_settings(ROOT / "params.yaml").flat()
+    settings = load_settings(ROOT / "params.yaml", variant="embedding").flat()  # names a projection too
     assert set(labels.SETTINGS) == set(settings)
     record = make_record("exact")
     record["settings"] = settings
