@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV = $(shell command -v uv || echo $(BIN)/uv)
 # a worker more than there are cores, at most four, with one thread each: some tests wait
-WORKERS = $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -lt 3 ] && echo $$((n + 1)) || echo 4)
-PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist load
+CORES = $(shell getconf _NPROCESSORS_ONLN)
+WORKERS = $(shell [ $(CORES) -lt 3 ] && echo $$(($(CORES) + 1)) || echo 4)
+PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
@@ -24,6 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet -c constraints.txt uv
 	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --group dev --editable .
+	@$(BIN)/python -m pipeline.report.plots_page
 	@touch $@
 
 repro: setup  ## run the whole pipeline on the embedded dataset
@@ -35,7 +37,7 @@ test: lint  ## everything that must hold before a pull request: lint, types, all
 	@$(BIN)/mypy & types=$$!; $(PYTEST); unit=$$?; wait $$types && exit $$unit
 
 test-fast: lint  ## the inner loop: lint, and the tests that start no process and train nothing
-	KILOSEG_FAST=1 $(PYTEST) -m "not process and not training and not slow"
+	KILOSEG_FAST=1 $(PYTEST) -n $(CORES) -m "not process and not training and not slow"
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .

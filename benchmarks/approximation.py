@@ -35,15 +35,13 @@ import typer
 import yaml
 
 from benchmarks.record import describe_machine, save
+from benchmarks.runs import bootstrap_once
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings
 from pipeline.config.paths import bootstrapped_folder
 from pipeline.config.schema import Settings
-from pipeline.data.bootstrap.build import bootstrap
-from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import evaluation_loader
-from pipeline.data.tiny.generate import generate_tiny
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.metrics import Metrics
 from pipeline.runtime.device import choose_device
@@ -110,18 +108,7 @@ class Bench:
 
     def prepare(self) -> None:
         """Draw the embedded dataset where no other is named, and bootstrap."""
-        settings = self.settings(REFERENCE, 0, 1)
-        if "data.root" not in self.overrides:
-            generate_tiny(settings.data.root)
-        if not (bootstrapped_folder(settings) / "manifest.json").is_file():
-            data = settings.data
-            options = BootstrapOptions(
-                holdout_fraction=data.holdout_fraction,
-                holdout_seed=data.holdout_seed,
-                overlap=data.overlap,
-                keep_classes=data.keep_classes,
-            )
-            bootstrap(data.root, bootstrapped_folder(settings), options)
+        bootstrap_once(self.settings(REFERENCE, 0, 1))
 
     def times(self, variants: list[str]) -> dict[str, list[float]]:
         """Seconds a step of each variant, once a round; the variants take turns."""

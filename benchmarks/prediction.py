@@ -8,8 +8,9 @@ softmax head: logits of all classes upsampled to the picture, then torch's argma
 the softmax probability of the class found, as `predictor` does. `smp` is the DeepLabV3Plus of
 segmentation_models_pytorch with the same timm backbone, whose logits have the picture's size, and argmax.
 
-Candidates take turns, and the fastest turn counts. `search` is the time from the network's output on. Memory
-is the most that torch's allocator held beyond the model. A peer whose logits would not fit is not tried.
+Candidates take turns, and the fastest turn counts; one that has taken `PATIENCE` seconds takes no more.
+`search` is the time from the network's output on. Memory is the most that torch's allocator held beyond the
+model. A peer whose logits would not fit into the memory that is free is not tried.
 """
 
 from __future__ import annotations
@@ -28,14 +29,13 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from benchmarks.record import describe_machine, save
+from benchmarks.record import describe_machine, free_bytes, save
 from models.embeddings import Similarity
 from models.nearest import predict_classes
 from models.segmenter import Segmenter, SegmenterConfig, build_segmenter
 from pipeline.data.labels.label_space import ClassEntry, LabelSpace
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.windows import network_output
-from pipeline.memory.batch_size import USABLE, capacity_bytes
 from pipeline.memory.predict import allocated_cpu_bytes
 from pipeline.runtime.device import choose_device, set_threads
 from pipeline.runtime.signals import run_command
@@ -48,7 +48,8 @@ except ImportError:
 MIB = 2**20
 CLASSES = (19, 1_284, 10_000)
 BACKBONES = {"cpu": "mobilenetv2_100", "cuda": "resnet50"}
-_COPIES = 2  # of full logits, which argmax's peers hold at least
+PATIENCE = 6.0
+_FREE = 0.8  # of the memory that is free, which a peer may take
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Row:
     seconds: float = float("inf")
     search_seconds: float = float("inf")
     peak_bytes: int | None = None
+    spent: float = 0.0
 
 
 def candidates(pixels: np.ndarray, num_classes: int, backbone: str, device: torch.device) -> list[Row]:
@@ -88,18 +90,19 @@ def candidates(pixels: np.ndarray, num_classes: int, backbone: str, device: torc
         found.append(Row(f"predictor, {head}", num_classes, call, search))
         ids, search = partial(ids_alone, segmenter, image, size), partial(search_ids, segmenter, output, size)
         found.append(Row(f"ids, {head}", num_classes, ids, search))
-    fits = 4 * _COPIES * num_classes * size[0] * size[1] < USABLE * capacity_bytes(device)
-    for name, whole, alone in (
-        ("argmax", dense_argmax, argmax_of),
-        ("argmax, confidence", dense_softmax, softmax_of),
+    fitting = (
+        _FREE * free_bytes(device) / (4 * num_classes * size[0] * size[1])
+    )  # logits of the whole picture
+    for name, whole, alone, copies in (
+        ("argmax", dense_argmax, argmax_of, 1),
+        ("argmax, confidence", dense_softmax, softmax_of, 2),
     ):
-        call = partial(whole, segmenter, image, size) if fits else None
+        call = partial(whole, segmenter, image, size) if copies < fitting else None
         found.append(Row(name, num_classes, call, partial(alone, segmenter, output, size)))
     if smp is not None:
         peer = smp.DeepLabV3Plus(f"tu-{backbone}", encoder_weights=None, classes=num_classes)
-        found.append(
-            Row("smp", num_classes, partial(smp_argmax, peer.to(device).eval(), image) if fits else None)
-        )
+        call = partial(smp_argmax, peer.to(device).eval(), image) if fitting > 1 else None
+        found.append(Row("smp", num_classes, call))
     return found
 
 
@@ -154,14 +157,17 @@ def measure(rows: list[Row], repeats: int, device: torch.device) -> None:
     running = [row for row in rows if row.call is not None]
     for row in running:
         assert row.call is not None
-        row.call()  # warms up
-        row.peak_bytes = peak_bytes(row.call, device)
+        began = time.perf_counter()
+        row.peak_bytes = peak_bytes(row.call, device)  # warms up, too
+        row.spent = row.seconds = time.perf_counter() - began
     for _ in range(repeats):
-        for row in running:
+        for row in [row for row in running if row.spent < PATIENCE]:
             assert row.call is not None
-            row.seconds = min(row.seconds, seconds_of(row.call, device))
+            seconds = seconds_of(row.call, device)
+            row.seconds, row.spent = min(row.seconds, seconds), row.spent + seconds
             if row.search is not None:
-                row.search_seconds = min(row.search_seconds, seconds_of(row.search, device))
+                seconds = seconds_of(row.search, device)
+                row.search_seconds, row.spent = min(row.search_seconds, seconds), row.spent + seconds
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
@@ -194,7 +200,7 @@ def table(groups: list[list[Row]]) -> str:
             if row.peak_bytes is None or ours.peak_bytes is None:
                 lines.append(f"{row.name:22}{row.classes:>8,}  does not fit")
                 continue
-            search = "" if row.search is None else f"{1000 * row.search_seconds:.0f}"
+            search = "" if row.search_seconds == float("inf") else f"{1000 * row.search_seconds:.0f}"
             lines.append(
                 f"{row.name:22}{row.classes:>8,}{1000 * row.seconds:>10.0f}{search:>12}"
                 f"{row.peak_bytes / MIB:>10.0f}{row.seconds / ours.seconds:>11.2f}"
@@ -210,7 +216,7 @@ def main(
     ] = None,
     side: Annotated[int, typer.Option(min=32, help="Of the square picture, pixels.")] = 512,
     classes: Annotated[list[int] | None, typer.Option(help="Default: 19, 1,284 and 10,000.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed turns of each.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed turns of each, at most.")] = 5,
     threads: Annotated[int | None, typer.Option(help="Of the CPU; default: all.", min=1)] = None,
     keep: Annotated[bool, typer.Option("--save", help="Write the result to benchmarks/results/.")] = False,
 ) -> None:

@@ -29,6 +29,14 @@ def describe_machine(device: str) -> str:
     return "\n".join(lines)
 
 
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that is free, beside other programs too."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
 def save(benchmark: str, device: str, sections: list[str]) -> Path:
     """Write the sections to a file named after benchmark, device and date, and return its path.
 

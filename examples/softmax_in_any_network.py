@@ -5,10 +5,12 @@
 The network stays unchanged. It runs up to its last layer, a 1 x 1 convolution; that layer's weight and bias
 go to `exact_cross_entropy`, which is its usual cross-entropy without the logits. Where the last layer is a
 3 x 3 convolution, or the sum of two classifiers, the functions here say what to hand over instead.
+`smp_networks`, `torchvision_networks` and `transformers_networks` do so for their package.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -36,10 +38,14 @@ def of_1x1(network: nn.Module, layer: nn.Conv2d, images: Tensor) -> Classifier:
 
 def of_3x3(network: nn.Module, layer: nn.Conv2d, images: Tensor) -> Classifier:
     """Take a last k x k convolution: a 1 x 1 convolution of the k * k neighbors' channels side by side."""
-    features = features_before(network, layer, images)
-    height, width = features.shape[2:]
-    neighbors = F.unfold(features, layer.kernel_size, padding=layer.padding)  # (N, D * k * k, H * W)
-    return Classifier(neighbors.unflatten(2, (height, width)), layer.weight.flatten(1), layer.bias)
+    features = neighbors(features_before(network, layer, images), layer)
+    return Classifier(features, layer.weight.flatten(1), layer.bias)
+
+
+def neighbors(features: Tensor, layer: nn.Conv2d) -> Tensor:
+    """Lay the channels of each pixel's neighbors side by side: (N, D, h, w) to (N, D * k * k, h, w)."""
+    side_by_side = F.unfold(features, layer.kernel_size, padding=layer.padding)  # (N, D * k * k, h * w)
+    return side_by_side.unflatten(2, features.shape[2:])
 
 
 def of_lraspp(network: nn.Module, images: Tensor) -> Classifier:
@@ -67,28 +73,45 @@ def prediction_of(taken: Classifier, size: tuple[int, int], *, align_corners: bo
     )
 
 
-def main(steps: int = 4, size: int = 64) -> list[float]:
-    """Train torchvision's DeepLabV3 on one random batch and return the losses."""
-    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
-
-    torch.manual_seed(0)
-    network = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=NUM_CLASSES)
-    classifier = network.classifier[-1]
+def fit(
+    network: nn.Module,
+    take: Callable[[nn.Module, Tensor], Classifier],
+    *,
+    steps: int,
+    size: int,
+    align_corners: bool = False,
+) -> list[float]:
+    """Train a network of NUM_CLASSES classes on one random batch, predict it, and return the losses."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.003)
     images = torch.rand(2, 3, size, size)
     target = torch.randint(0, NUM_CLASSES, (2, 1, 1)).expand(2, size, size)
     losses = []
     for _ in range(steps):
-        loss = loss_of(of_1x1(network, classifier, images), target)
+        loss = loss_of(take(network, images), target, align_corners=align_corners)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
 
     with torch.no_grad():
-        predicted = prediction_of(of_1x1(network.eval(), classifier, images), (size, size))
+        taken = take(network.eval(), images)
+    predicted = prediction_of(taken, (size, size), align_corners=align_corners)
     print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}, prediction {tuple(predicted.shape)}")
     return losses
+
+
+def main(steps: int = 4, size: int = 64) -> list[float]:
+    """Train torchvision's DeepLabV3."""
+    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+
+    torch.manual_seed(0)
+    network = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=NUM_CLASSES)
+    return fit(
+        network,
+        lambda network, images: of_1x1(network, network.classifier[-1], images),
+        steps=steps,
+        size=size,
+    )
 
 
 if __name__ == "__main__":

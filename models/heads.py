@@ -1,9 +1,11 @@
 """Turn decoded features into what is compared with the classes, and hold the classes' side of it.
 
 `EmbeddingHead` is the paper's: D channels per pixel, L2-normalized at stride 4, and a table of one learned
-vector per class, normalized at every use. `SoftmaxHead` is the usual classifier: the features are compared as
-they are with the rows of a 1x1 convolution's weight, and its bias is added. Neither forms the scores of all
-pixels and all classes: the losses of `losses` and `predict_classes` do that in tiles.
+vector per class, normalized at every use. Its convolution to D channels can be left out where the decoder has
+as many: the decoder's features are then compared directly, as by a classifier. `SoftmaxHead` is the usual
+classifier: the features are compared as they are with the rows of a 1x1 convolution's weight, and its bias is
+added. Neither forms the scores of all pixels and all classes: the losses of `losses` and `predict_classes` do
+that in tiles.
 """
 
 from __future__ import annotations
@@ -25,15 +27,26 @@ class EmbeddingHead(nn.Module):
         in_channels: of the decoded features.
         embedding_dim: D, the same for any number of classes.
         num_classes: C.
+        project: False leaves the convolution out; D is then `in_channels`.
+
+    Raises:
+        ValueError: a size below 1, or no projection and D other than `in_channels`.
     """
 
     bias: None = None
     """No class has an advantage."""
 
-    def __init__(self, in_channels: int, embedding_dim: int, num_classes: int) -> None:
+    def __init__(
+        self, in_channels: int, embedding_dim: int, num_classes: int, *, project: bool = True
+    ) -> None:
         super().__init__()
         _check_sizes(embedding_dim=embedding_dim, num_classes=num_classes)
-        self.projection = nn.Conv2d(in_channels, embedding_dim, 1)
+        if not project and embedding_dim != in_channels:
+            raise ValueError(
+                f"embedding_dim is {embedding_dim}, in_channels {in_channels}, and project is False; "
+                "without a projection both must be equal"
+            )
+        self.projection = nn.Conv2d(in_channels, embedding_dim, 1) if project else nn.Identity()
         self.class_table = nn.Parameter(torch.empty(num_classes, embedding_dim).uniform_(-1, 1))
 
     @property

@@ -40,6 +40,8 @@ class SegmenterConfig:
         decoder_channels: its output channels.
         head: "embedding" (the method) or "softmax" (the usual classifier).
         embedding_dim: D; unused by the softmax head.
+        projection: "always" makes D channels of the decoder's by a 1x1 convolution; "if_needed" does so only
+            where the decoder has another number.
         batch_norm_momentum: of the backbone's running statistics; None leaves the model's own.
         input_scale: images are resized by this before the backbone sees them.
     """
@@ -51,6 +53,7 @@ class SegmenterConfig:
     decoder_channels: int = 256
     head: Literal["embedding", "softmax"] = "embedding"
     embedding_dim: int = 16
+    projection: Literal["always", "if_needed"] = "always"
     batch_norm_momentum: float | None = None
     input_scale: float = 1.0
 
@@ -241,7 +244,9 @@ def build_segmenter(
     )
     head: EmbeddingHead | SoftmaxHead
     if arguments.head == "embedding":
-        head = EmbeddingHead(channels, arguments.embedding_dim, arguments.num_classes)
+        dim = arguments.embedding_dim
+        project = arguments.projection == "always" or dim != channels
+        head = EmbeddingHead(channels, dim, arguments.num_classes, project=project)
     else:
         head = SoftmaxHead(channels, arguments.num_classes)
     return Segmenter(backbone, decoder, head, input_scale=arguments.input_scale)

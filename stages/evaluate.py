@@ -10,7 +10,7 @@ import sys
 import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings, variant_argument
-from pipeline.config.paths import best_checkpoint_file, results_folder
+from pipeline.config.paths import best_checkpoint_file, evaluation_folder, results_folder
 from pipeline.evaluation.outputs import evaluate_variant
 from pipeline.runtime.signals import run_command
 from pipeline.tracking.mlflow_tracker import open_run
@@ -28,6 +28,8 @@ def main(variant: str) -> None:
         params = {"num_classes": model.num_classes, "backbone": model.backbone, "head": model.head}
         path = best_checkpoint_file(settings)
         tracker.log_model(settings, path, measured, step=checkpoint.step, params=params)
+        for path in sorted(evaluation_folder(settings).glob("examples_*.png")):
+            tracker.log_artifact(path)
         tracker.log_table(results_folder(settings) / "per_class.csv", "per_class.json")
 
 

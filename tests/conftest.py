@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 import pipeline.runtime.before_torch  # noqa: F401
+from tests.schedule import rank, unit_of
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -26,15 +28,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest folders first, so that no worker is left with them at the end."""
-    first = ("tests/stages", "tests/pipeline/tuning")
-    places = [Path(item.path).relative_to(Path(__file__).parents[1]).as_posix() for item in items]
-    rank = {
-        place: next((n for n, one in enumerate(first) if place.startswith(one)), len(first))
-        for place in places
-    }
-    order = sorted(range(len(items)), key=lambda index: rank[places[index]])
-    items[:] = [items[index] for index in order]
+    """Run the longest units first, so that no worker is left with one at the end."""
+    items.sort(key=lambda item: rank(unit_of(item.nodeid)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Deal out the tests by `tests/schedule.py`."""
+    from tests.schedule import Schedule
+
+    config.option.loadscopereorder = False
+    return Schedule(config, log)
 
 
 @pytest.fixture(scope="session")

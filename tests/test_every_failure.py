@@ -52,6 +52,7 @@ COMMANDS = [
     "tune best",
     "tune apply",
     "evaluate exact",
+    "show exact 1 --save shown.png",
     "stages.bootstrap",
     "stages.report",
 ]

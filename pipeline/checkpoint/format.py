@@ -129,12 +129,10 @@ def load_checkpoint(path: Path, *, header_only: bool = False) -> Checkpoint:
             "unreadable checkpoint",
             where=path,
             found=error,
-            hint="remove the file and train again; training goes on from the last good checkpoint",
+            hint="name a checkpoint; where this was one, remove it and train again from the last good one",
         ) from error
-    header = json.loads(metadata.get("kiloseg", "{}"))
-    if header.get("format") != FORMAT:
-        raise _other_version(path, header.get("format"))
-    if not header_only and header["checksum"] != _checksum(tensors):
+    header = _header(path, metadata)
+    if not header_only and header.get("checksum") != _checksum(tensors):
         raise DataError(
             "damaged checkpoint",
             where=path,
@@ -142,11 +140,30 @@ def load_checkpoint(path: Path, *, header_only: bool = False) -> Checkpoint:
             hint="remove the file and train again; training goes on from the checkpoint before",
         )
     try:
-        arguments = SegmenterConfig.from_dict(header["arguments"])
-    except ValueError as error:  # a network that this version cannot build
-        raise _other_version(path, error) from error
+        return _checkpoint(header, tensors)
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:  # a network that this version cannot build, or no header
+        found = f"no {error} in its header" if isinstance(error, KeyError) else error
+        raise _other_version(path, found) from error
+
+
+def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        header = json.loads(metadata.get("kiloseg", "{}"))
+    except ValueError:
+        header = None
+    found = header.get("format") if isinstance(header, dict) else None
+    if found != FORMAT:
+        raise _other_version(path, found)
+    return dict(header)
+
+
+def _checkpoint(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     return Checkpoint(
-        arguments=arguments,
+        arguments=SegmenterConfig.from_dict(header["arguments"]),
         label_space=LabelSpace.from_dict(header["label_space"]),
         settings=current_keys(header["settings"]),
         step=header["step"],

@@ -17,7 +17,8 @@ from pipeline.data.store.images import open_image
 from pipeline.data.store.listing import list_files
 from pipeline.inference.images import SUFFIXES, as_tensor, read_picture
 from pipeline.inference.windows import Views, averaged_output
-from pipeline.runtime.errors import DataError
+from pipeline.runtime.device import is_out_of_memory
+from pipeline.runtime.errors import DataError, MemoryLimitError
 
 _PIXELS = 20_000  # taken of each picture from the class and from the rest, at most, evenly spread
 _SCORES = 2**20  # held at a time
@@ -63,7 +64,7 @@ def find_pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
         raise DataError(
             "no picture with a mask",
             where=f"{images} and {masks}",
-            found=f"{len(pictures)} pictures",
+            found=f"{len(pictures)} picture{'s' * (len(pictures) != 1)}",
             allowed="masks NAME.png for pictures NAME.jpg, in which the class's pixels are not 0",
         )
     return pairs
@@ -79,6 +80,7 @@ def read_examples(segmenter: Segmenter, pairs: list[tuple[Path, Path]]) -> Examp
 
     Raises:
         DataError: a file that cannot be read, a mask of another size, or no pixel of the class at all.
+        MemoryLimitError: a picture too large for the device.
     """
     outputs, positive, weights = [], [], []
     pictures = 0
@@ -86,7 +88,7 @@ def read_examples(segmenter: Segmenter, pairs: list[tuple[Path, Path]]) -> Examp
         pixels = read_picture(picture)
         inside = _read_mask(mask, pixels.shape[:2])
         pictures += bool(inside.any())
-        output = averaged_output(segmenter, [as_tensor(pixels)], Views())[0]
+        output = _output(segmenter, pixels, picture)
         for flag in (True, False):
             places = np.flatnonzero(inside == flag)
             if len(places) == 0:
@@ -103,6 +105,20 @@ def read_examples(segmenter: Segmenter, pairs: list[tuple[Path, Path]]) -> Examp
     rows = torch.cat(outputs)
     best, best_ids = _best_known(segmenter, rows)
     return Examples(rows, torch.cat(positive), torch.cat(weights), best, best_ids, pictures)
+
+
+def _output(segmenter: Segmenter, pixels: np.ndarray, picture: Path) -> Tensor:
+    try:
+        return averaged_output(segmenter, [as_tensor(pixels)], Views())[0]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryLimitError(
+            "out of memory",
+            where=f"{picture}, {pixels.shape[1]} x {pixels.shape[0]} (width x height)",
+            found=str(error).partition("\n")[0],
+            hint="cut the part with the class out of the picture, and of its mask alike",
+        ) from error
 
 
 def _read_mask(path: Path, size: tuple[int, ...]) -> np.ndarray:

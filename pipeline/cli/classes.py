@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.store import use_project_store
+
 if TYPE_CHECKING:
     from pipeline.checkpoint.format import Checkpoint
 
@@ -60,7 +62,7 @@ def add(
     changed.save(out)
     typer.echo(
         f"{out}: {name} is class {changed.label_space.num_classes}, from {about['pixels']:,} pixels of "
-        f"{examples.pictures} pictures, on which its IoU is {row.iou:.2f}"
+        f"{examples.pictures} picture{'s' * (examples.pictures != 1)}, on which its IoU is {row.iou:.2f}"
     )
 
 
@@ -98,6 +100,7 @@ def _read(source: str | None, *, header_only: bool = False) -> Checkpoint:
     from pipeline.checkpoint.format import load_checkpoint
     from pipeline.inference.locate import best_variant, located
 
+    use_project_store(Path.cwd())
     with located(source or best_variant(Path.cwd())) as path:
         return load_checkpoint(path, header_only=header_only)
 

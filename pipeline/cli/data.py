@@ -192,7 +192,7 @@ def show(
 ) -> None:
     """Write a picture of one image with its classes laid over it; without IMAGE_ID, list the images."""
     from pipeline.config.load import load_settings
-    from pipeline.data.loading.visualize import list_images, overlay
+    from pipeline.data.loading.visualize import list_images, overlay, picture_format
     from pipeline.runtime.files import atomic_path
 
     if image_id is None:
@@ -202,19 +202,5 @@ def show(
     picture = overlay(out, root or load_settings().data.root, image_id, scale=scale)
     to = to or Path(f"{image_id:012d}.png")
     with atomic_path(to) as temporary:
-        picture.save(temporary, format=_picture_format(to))
+        picture.save(temporary, format=picture_format(to))
     typer.echo(str(to))
-
-
-def _picture_format(path: Path) -> str:
-    from PIL import Image
-
-    from pipeline.runtime.errors import UsageError
-
-    known = Image.registered_extensions()
-    kind = known.get(path.suffix.lower())
-    if kind in Image.SAVE:
-        return kind
-    raise UsageError(
-        "no such kind of picture", where=path, found=path.suffix or "no suffix", allowed=".png, .jpg"
-    )

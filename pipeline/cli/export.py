@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from pipeline.cli.store import names_a_checkpoint, use_project_store
+
 Format = Literal["onnx", "torch", "openvino", "hub"]
 
 
@@ -31,6 +33,7 @@ def export(
 ) -> None:
     """Write a model that takes bytes of RGB and gives class ids, and verify it against pipeline predict."""
     sides = _size(size)
+    use_project_store(params.resolve().parent)
     source = _source(model, params.resolve().parent)
 
     from pipeline.checkpoint.format import load_checkpoint
@@ -64,7 +67,7 @@ def _source(model: str, project: Path) -> str:
     best = project / "checkpoints" / model / "best.safetensors"
     if best.is_file():
         return str(best)
-    if ":/" in model or Path(model).exists():
+    if names_a_checkpoint(model):
         return model
     trained = sorted(path.parent.name for path in (project / "checkpoints").glob("*/best.safetensors"))
     raise DataError(

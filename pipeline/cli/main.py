@@ -13,11 +13,13 @@ import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.cli.classes import app as classes_app
 from pipeline.cli.compare import compare
 from pipeline.cli.data import app as data_app
+from pipeline.cli.demo import demo
 from pipeline.cli.export import export
 from pipeline.cli.init import init
 from pipeline.cli.memory import memory
 from pipeline.cli.predict import predict
 from pipeline.cli.registry import lineage, register
+from pipeline.cli.show import show
 from pipeline.cli.tracking import sync, ui
 from pipeline.cli.tune import app as tune_app
 from pipeline.runtime.signals import run_command
@@ -35,8 +37,10 @@ app.add_typer(tune_app, name="tune")
 app.command()(memory)
 app.command()(init)
 app.command()(predict)
+app.command()(demo)
 app.command()(export)
 app.command()(compare)
+app.command()(show)
 app.command()(register)
 app.command()(lineage)
 app.command()(ui)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -60,17 +59,16 @@ def predict(
 
     pictures = find_inputs(paths, sys.stdin, out)  # before torch is imported: a wrong path is told at once
 
+    from pipeline.cli.store import use_project_store
     from pipeline.inference.locate import best_variant
     from pipeline.inference.predict_files import Job, predict_files
     from pipeline.inference.predictor import Predictor
     from pipeline.inference.submission import CityscapesSubmission
     from pipeline.inference.windows import Views
     from pipeline.runtime.device import set_threads
-    from pipeline.tracking.tracker import sqlite_uri
 
     project = params.resolve().parent
-    if (project / "mlflow.db").is_file():
-        os.environ.setdefault("MLFLOW_TRACKING_URI", sqlite_uri(project / "mlflow.db"))
+    use_project_store(project)
     views = Views(window=window, overlap=overlap, scales=_numbers(scales), flip=flip, batch_size=batch_size)
     source = checkpoint or str(best_variant(project))
     options: dict[str, Any] = {

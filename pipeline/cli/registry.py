@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.store import names_a_checkpoint, use_project_store
+
 Params = Annotated[Path, typer.Option("--params", help="The settings file of the project.")]
 PARAMS = Path("params.yaml")
 
 
 def register(
-    source: Annotated[str, typer.Argument(help="A trained variant, or a checkpoint's file.")],
+    source: Annotated[
+        str, typer.Argument(help="A trained variant, a checkpoint, a folder with one, or models:/NAME@ALIAS.")
+    ],
     name: Annotated[str, typer.Option("--name", help="Of the registered model.")],
     alias: Annotated[str | None, typer.Option("--alias", help="Moved to this version, as champion.")] = None,
     params: Params = PARAMS,
@@ -20,17 +24,20 @@ def register(
     """Register a trained network as the next version of a model, ready for `mlflow models serve`."""
     from pipeline.config.load import load_settings
     from pipeline.config.paths import best_checkpoint_file
+    from pipeline.inference.locate import located
 
-    if Path(source).is_file():
-        settings, path = load_settings(params), Path(source)
-    else:
+    settings = load_settings(params)
+    place: Path | str = source
+    if source in settings.variants or not names_a_checkpoint(source):
         settings = load_settings(params, variant=source)
-        path = best_checkpoint_file(settings)
+        place = best_checkpoint_file(settings)
 
     from pipeline.registry.register import register as registered
 
-    version = registered(settings, path, name, alias)
-    typer.echo(f"{version.uri}: version {version.version} of {version.name}, from {path}")
+    use_project_store(settings.project)
+    with located(place) as path:
+        version = registered(settings, path, name, alias)
+    typer.echo(f"{version.uri}: version {version.version} of {version.name}, from {place}")
     typer.echo(f"serve it: mlflow models serve -m {version.uri} --env-manager local")
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.runtime.errors import KilosegError
 from pipeline.runtime.secrets import hide_secrets
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import Settings
 
 Params = Annotated[Path, typer.Option("--params", help="The settings file.", show_default=True)]
 PARAMS = Path("params.yaml")
@@ -29,13 +32,15 @@ def ui(
     settings = load_settings(params)
     uri = tracking_uri(settings)
     if uri.startswith(("http://", "https://")):
-        typer.echo(f"the runs are on the tracking server: open {hide_secrets(uri)}")
+        address = hide_secrets(uri).rstrip("/") + _runs_address(settings)
+        typer.echo(f"the runs are on the tracking server: open {address}")
         return
     store = sqlite_path(uri)
     if store is not None and not store.is_file():
         hint = "make some first: dvc repro (after dvc pull, which brings none: dvc repro --force)"
         raise KilosegError("no runs yet", where=store, hint=hint)
-    typer.echo(f"MLflow UI on {hide_secrets(uri)} at http://{host}:{port} (Ctrl-C ends it)")
+    typer.echo(f"MLflow UI on {hide_secrets(uri)} (Ctrl-C ends it): open")
+    typer.echo(f"http://{host}:{port}{_runs_address(settings)}")
     if store is not None and own_store(settings):
         from pipeline.tracking.relocate import relocate_artifacts
 
@@ -46,6 +51,20 @@ def ui(
     command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
     # not an option: everybody on the machine sees those, and an address may hold a password
     os.execve(sys.executable, command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri})
+
+
+def _runs_address(settings: Settings) -> str:
+    """Return the part of the address that opens the runs in the shipped view; nothing if there are none."""
+    from pipeline.tracking.mlflow_store import STORE_ERRORS, experiment_id, open_client
+    from pipeline.tracking.saved_view import runs_address
+
+    try:
+        client = open_client(settings)
+        if client.get_experiment_by_name(settings.tracking.experiment) is None:
+            return ""
+        return runs_address(experiment_id(client, settings))
+    except (KilosegError, *STORE_ERRORS):
+        return ""  # MLflow itself says what is wrong
 
 
 def sync(params: Params = PARAMS) -> None:

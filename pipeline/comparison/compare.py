@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.comparison.sources import Result
+from pipeline.evaluation.seeds import Difference, Spread, difference
 
 
 @dataclass(frozen=True)
@@ -15,15 +16,19 @@ class Change:
 
     Attributes:
         name: of the metric or class, or the image's id.
-        before: in the first.
+        before: in the first; the mean where several seeds are known.
         after: in the second.
         note: what else is worth saying: the class's group and pixels.
+        spreads: standard deviation over the seeds of each; None with one.
+        seeds: what the difference is worth over seeds; None where neither has several.
     """
 
     name: str
     before: float | None
     after: float | None
     note: str = ""
+    spreads: tuple[float | None, float | None] = (None, None)
+    seeds: Difference | None = None
 
     @property
     def gain(self) -> float | None:
@@ -65,7 +70,7 @@ def compare(before: Result, after: Result, *, limit: int = 15) -> Comparison:
         limit: classes and images listed at most.
     """
     names = dict.fromkeys([*before.metrics, *after.metrics])
-    metrics = [Change(name, before.metrics.get(name), after.metrics.get(name)) for name in names]
+    metrics = [_metric(name, before, after) for name in names]
     interval = None
     if before.images is not None and after.images is not None:
         interval = after.images.miou_gain_interval(before.images)
@@ -84,6 +89,24 @@ def compare(before: Result, after: Result, *, limit: int = 15) -> Comparison:
         interval,
         _verdict(before, after, interval),
     )
+
+
+def _metric(name: str, before: Result, after: Result) -> Change:
+    groups = [_of_seeds(result, name) for result in (before, after)]
+    one, other = (Spread(tuple(group)) if group else None for group in groups)
+    return Change(
+        name,
+        None if one is None else one.mean,
+        None if other is None else other.mean,
+        spreads=(None if one is None else one.std, None if other is None else other.std),
+        seeds=difference(groups[0], groups[1]),
+    )
+
+
+def _of_seeds(result: Result, name: str) -> list[float]:
+    """Return the metric of each seed that has it; of the one training where no other is known."""
+    metrics = result.seeds.values() or [result.metrics]
+    return [one[name] for one in metrics if name in one]
 
 
 def _moved_classes(before: Result, after: Result, limit: int) -> list[Change]:
@@ -116,13 +139,42 @@ def _largest(changes: list[Change], limit: int) -> list[Change]:
 
 
 def _verdict(before: Result, after: Result, interval: tuple[float, float] | None) -> str:
-    one, other = before.metrics.get("miou"), after.metrics.get("miou")
-    if one is None or other is None:
+    miou = _metric("miou", before, after)
+    if miou.before is None or miou.after is None or miou.gain is None:
         return "One of the two has no mIoU."
-    gain = 100 * (other - one)
-    said = f"mIoU {100 * one:.2f} % -> {100 * other:.2f} % ({gain:+.2f})"
+    means = [
+        f"{100 * value:.2f} %" + (f" (mean of {len(result.seeds)} seeds)" if result.seeds else "")
+        for value, result in ((miou.before, before), (miou.after, after))
+    ]
+    said = f"mIoU {means[0]} -> {means[1]} ({100 * miou.gain:+.2f})"
+    sentences = [f"{said}; {_over_images(interval, of_first=miou.seeds is not None)}"]
+    if miou.seeds is None:
+        sentences.append("What another seed would have given is not in this.")
+    else:
+        ends = f"{100 * miou.seeds.low:+.2f} to {100 * miou.seeds.high:+.2f} over other seeds (95 %)"
+        within = "within the spread of seeds" if miou.seeds.within_spread else "more than seeds make"
+        sentences.append(f"{ends}: {within}.")
+    return " ".join([*sentences, *_machines(before, after)])
+
+
+def _over_images(interval: tuple[float, float] | None, *, of_first: bool) -> str:
     if interval is None:
-        return f"{said}; whether that is more than chance is not known without the counts of the same images."
+        return "whether that is more than chance is not known without the counts of the same images."
     ends = f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f} over other images of the same kind"
     within = "; the sign is not settled by these images" if interval[0] <= 0 <= interval[1] else ""
-    return f"{said}; {ends}{within}. What another seed would have given is not in this."
+    return f"{ends}{' (first seeds)' if of_first else ''}{within}."
+
+
+def _machines(before: Result, after: Result) -> list[str]:
+    """Say what differs in the machines: it rounds sums otherwise, which may be worth as much as a seed."""
+    deterministic = all(one.settings.get("train.deterministic") for one in (before, after))
+    differing = [
+        f"{key} {before.machine[key]} and {after.machine[key]}"
+        for key in before.machine
+        if key in after.machine and before.machine[key] != after.machine[key]
+        if not (deterministic and key == "threads")
+    ]
+    if not differing:
+        return []
+    found = "; ".join(differing)
+    return [f"Trained on different machines ({found}): equal settings would differ too, as two seeds do."]

@@ -54,7 +54,14 @@ def _cells(change: Change, *, plain: bool = False) -> list[str]:
     else:
         cells = [percent(value) for value in values]
         gain = "" if change.gain is None else f"{100 * change.gain:+.2f}"
-    return [change.name, *cells, gain, change.note]
+    return [change.name, *cells, gain, _seeds_note(change, plain=plain) or change.note]
+
+
+def _seeds_note(change: Change, *, plain: bool) -> str:
+    if change.seeds is None:
+        return ""
+    said = ["one seed" if std is None else f"± {std if plain else 100 * std:.3g}" for std in change.spreads]
+    return f"{said[0]}, {said[1]} over seeds" + ("; within their spread" * change.seeds.within_spread)
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import Settings
+from pipeline.config.seeds import repeat_of
 from pipeline.evaluation.image_counts import ImageCounts
-from pipeline.report.inputs import ClassResult, class_result, read_variant
+from pipeline.evaluation.seeds import records_of_seeds
+from pipeline.report.inputs import ClassResult, Training, class_result, read_variant
 from pipeline.runtime.errors import DataError, UsageError
 from pipeline.tuning.sweep import Sweep
 
@@ -27,6 +30,8 @@ class Result:
         classes: by class name; empty where only metrics are known.
         images: counts of every image; None where they are not known.
         settings: by dotted key.
+        machine: threads, processor and the like, by which equal trainings differ in the last digits.
+        seeds: metrics of the variant's trainings with each seed, its own first; empty with one.
     """
 
     name: str
@@ -34,6 +39,8 @@ class Result:
     classes: dict[str, ClassResult] = field(default_factory=dict)
     images: ImageCounts | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    seeds: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
 def read_result(name: str, settings: Settings) -> Result:
@@ -71,18 +78,32 @@ def read_result(name: str, settings: Settings) -> Result:
 
 
 def _from_folder(name: str, folder: Path) -> Result:
-    variant, path = read_variant(folder, folder.name), folder / "per_image.npz"
-    metrics = {key: value for key, value in variant.record.metrics.items() if value is not None}
-    try:
-        images = ImageCounts.load(path) if path.is_file() else None
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            "the counts of the images are damaged",
-            where=path,
-            found=error,
-            hint="evaluate it again: dvc repro --force evaluate@VARIANT",
-        ) from error
-    return Result(name, metrics, {one.name: one for one in variant.classes}, images, variant.record.settings)
+    variant = read_variant(folder, folder.name)
+    records = records_of_seeds(folder.parent, folder.name)
+    return Result(
+        name,
+        _known(variant.record.metrics),
+        {one.name: one for one in variant.classes},
+        variant.images,
+        variant.record.settings,
+        _machine(variant.record.training, variant.record.environment),
+        {seed: _known(record["metrics"]) for seed, record in records.items()} if len(records) > 1 else {},
+    )
+
+
+def _known(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    return {key: float(value) for key, value in metrics.items() if value is not None}
+
+
+def _machine(training: Training, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return on what was trained; records of before do not tell all of it."""
+    found = {
+        "threads": training.threads,
+        "processor": training.processor,
+        "kernels": environment.get("kernels"),
+        "torch": environment.get("torch"),
+    }
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _from_revision(name: str, project: Path, revision: str, variant: str) -> Result:
@@ -93,7 +114,10 @@ def _from_revision(name: str, project: Path, revision: str, variant: str) -> Res
         folder = Path(place) / variant
         try:
             files = DVCFileSystem(str(project), rev=revision)
-            files.get(f"evaluations/{variant}", str(folder), recursive=True)
+            there = [str(path).rpartition("/")[2] for path in files.ls("evaluations", detail=False)]
+            repeats = [one for one in there if (repeat_of(one) or ("", 0))[0] == variant]
+            for one in (variant, *repeats):
+                files.get(f"evaluations/{one}", str(Path(place) / one), recursive=True)
         except Exception as error:  # DVC's, git's and the remote's own kinds
             raise DataError(
                 "no such evaluation in this revision",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.config.reading import check_values, read_yaml
 from pipeline.config.renamed import current_key, current_tree
 from pipeline.config.schema import NOT_IN_THE_FILE, SECTIONS, Settings
 from pipeline.config.section import Section
+from pipeline.config.seeds import is_reserved, repeat_of
 from pipeline.runtime.errors import UsageError
 
 _LONGEST_NAME = 100
@@ -39,7 +40,8 @@ def load_settings(
 
     Args:
         path: the file; relative paths in it are relative to its folder.
-        variant: name under `variants` whose overrides apply, or None for the plain settings.
+        variant: name under `variants` whose overrides apply, or None for the plain settings. With "-seed-N"
+            behind it, its train.seed is N.
         overrides: further values by dotted key ("loss.num_negatives"), applied last.
 
     Raises:
@@ -50,7 +52,10 @@ def load_settings(
     tree = _read_yaml(path)
     if variant is not None:
         variants = tree.get("variants") or {}
-        if not isinstance(variants, dict) or variant not in variants:
+        base, seed = variant, None
+        if isinstance(variants, dict) and variant not in variants:
+            base, seed = repeat_of(variant) or (variant, None)
+        if not isinstance(variants, dict) or base not in variants:
             raise UsageError(
                 f"unknown variant {variant!r}",
                 where=f"{path}: variants",
@@ -59,7 +64,10 @@ def load_settings(
             )
         for name in variants:  # so that a mistake in any of them surfaces now
             _check(path, _with_variant(path, tree, name), name, path.parent)
-        tree = _with_variant(path, tree, variant)
+        tree = _with_variant(path, tree, base)
+        if seed is not None:
+            _require_another_seed(path, _check(path, tree, base, path.parent), seed)
+            _override(tree, "train.seed", seed, where=f"variant {variant}")
     for key, value in (overrides or {}).items():
         _override(tree, key, value, where=f"override {key}")
     return _check(path, tree, variant, path.parent)
@@ -106,12 +114,23 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UsageError("the settings file holds no sections", where=path, allowed=", ".join(SECTIONS))
     variants = tree.get("variants")
-    for name in variants if isinstance(variants, dict) else ():
-        _check_variant_name(name, path)
+    variants = variants if isinstance(variants, dict) else {}
+    for name in variants:
+        _check_variant_name(name, path, variants)
     return current_tree(tree, path)
 
 
-def _check_variant_name(name: str, path: Path) -> None:
+def _require_another_seed(path: Path, settings: Settings, seed: int) -> None:
+    if settings.train.seed == seed:
+        raise UsageError(
+            "a variant trained again with its own seed is the same training",
+            where=f"{path}: seeds.values",
+            found=f"{seed}, which is train.seed of {settings.variant}",
+            allowed="other seeds: the variant's own training is counted with them",
+        )
+
+
+def _check_variant_name(name: str, path: Path, variants: Collection[str]) -> None:
     """Refuse a name that is no argument of a stage, no folder below checkpoints/, or no key of DVC's."""
     if not re.fullmatch(r"\w[\w-]*", name) or len(name.encode()) > _LONGEST_NAME:
         raise UsageError(
@@ -120,6 +139,13 @@ def _check_variant_name(name: str, path: Path) -> None:
             found=repr(name),
             allowed=f"letters, digits, _ and -, at most {_LONGEST_NAME} bytes",
             hint="it names a folder, an argument of a stage and a key of DVC: choose another",
+        )
+    if is_reserved(name, variants):
+        raise UsageError(
+            "a variant's name that means seeds of another variant",
+            where=f"{path}: variants",
+            found=repr(name),
+            hint="choose another, or list the seed under seeds.values",
         )
 
 

@@ -61,6 +61,11 @@ def results_folder(settings: Settings) -> Path:
     return all_results(settings) / (settings.variant or "default")
 
 
+def seeds_folder(settings: Settings) -> Path:
+    """Folder of what is said of all seeds of this variant."""
+    return all_results(settings) / f"{settings.variant or 'default'}-seeds"
+
+
 def memory_file(settings: Settings) -> Path:
     """File of the memory curve that the stage measure_memory writes and the report reads."""
     return all_results(settings) / "memory.json"

@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.data_section import DataSettings
+from pipeline.config.evaluate_section import EvaluateSettings
 from pipeline.config.paths import SWEEPS
 from pipeline.config.section import Count, CountOrNone, FilePath, Positive, PositiveOrZero, Section, Seed
+from pipeline.config.seeds import SeedSettings
 
 Batch = Annotated[int, Field(ge=1, le=65_536)]
 Scale = Annotated[float, Field(ge=0.01, le=100)]
@@ -37,10 +39,10 @@ class ModelSettings(Section):
     decoder_channels: Annotated[int, Field(ge=1, le=65_536)] = 256
     head: Literal["embedding", "softmax"] = "embedding"
     embedding_dim: Annotated[int, Field(ge=1, le=4096)] = 16
+    projection: Literal["always", "if_needed"] = Field("always", description="to embedding_dim channels")
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
         0.01, description="momentum of the backbone's batch-norm statistics (0.01 in the paper's code)"
     )
-
     input_scale: Annotated[float, Field(gt=0, le=4)] = Field(
         1.0, description="factor by which the network resizes images; loss and metrics stay at full size"
     )
@@ -136,7 +138,9 @@ class TrainSettings(Section):
         None,
         description="decay of the moving average of the weights, which is then validated (null: off)",
     )
-    deterministic: bool = Field(False, description="only kernels that give the same bits every time")
+    deterministic: bool = Field(
+        False, description="the same bits every time, on a CPU with any number of threads; slower"
+    )
     debug: Literal["one_batch", "few_batches", "profile"] | None = Field(
         None, description="train on one batch for ever; or end after a few; or write a trace of those"
     )
@@ -178,19 +182,6 @@ class TrainSettings(Section):
     def micro_batch_size(self) -> int:
         """Return the images in memory at a time: those of a step by `accumulation_steps`, rounded up."""
         return -(-self.images_per_step // self.accumulation_steps)
-
-
-class EvaluateSettings(Section):
-    """How a checkpoint is evaluated on the val split."""
-
-    max_images: Count | None = Field(None, description="evaluate only the first images (null: all)")
-    warp: Annotated[int, Field(ge=1, le=16_384)] | None = Field(
-        None, description="evaluate a second time on images warped to this square, in pixels (null: no)"
-    )
-    boundary_width: Annotated[float, Field(gt=0, le=0.5)] | None = Field(
-        0.02, description="width of the bands of boundary IoU, as a share of the image's diagonal (null: off)"
-    )
-    examples: CountOrNone = Field(6, description="images shown as image, truth and prediction in the report")
 
 
 class TuneSettings(Section):
@@ -272,6 +263,15 @@ class Settings(Section):
     tracking: TrackingSettings = TrackingSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     variants: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
+    seeds: SeedSettings = SeedSettings()
+
+    @model_validator(mode="after")
+    def _seeds_of_known_variants(self) -> Settings:
+        unknown = [name for name in self.seeds.variants if name not in self.variants]
+        if unknown:
+            known = ", ".join(self.variants) or "none is defined"
+            raise ValueError(f"seeds.variants: {unknown[0]!r} is no variant; allowed: {known}")
+        return self
 
     @model_validator(mode="after")
     def _dense_only_of_a_classifier(self) -> Settings:
@@ -302,12 +302,9 @@ class Settings(Section):
         """Return the settings that can change a result, by dotted key: what is compared and tracked."""
         sections = self.model_dump(mode="json", include={"data", "model", "loss", "train", "evaluate"})
         del sections["data"]["annotations"]  # says only what DVC watches
-        if self.evaluate.warp is None:  # trainings of before this setting existed can be resumed
-            del sections["evaluate"]["warp"]
-        if not self.loss.logit_adjustment:
-            del sections["loss"]["logit_adjustment"]
-        if self.loss.class_weights is None:
-            del sections["loss"]["class_weights"]
+        for section, key in (key.split(".") for key in _CAME_LATER):
+            if sections[section][key] == type(getattr(self, section)).model_fields[key].default:
+                del sections[section][key]
         for name, layout in (("voc", "voc"), ("cocostuff", "cocostuff10k")):
             if self.data.layout != layout:
                 del sections["data"][name]
@@ -321,6 +318,9 @@ def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, objec
         else:
             yield f"{prefix}{key}", value
 
+
+_CAME_LATER = ("evaluate.warp", "model.projection", "loss.logit_adjustment", "loss.class_weights")
+"""Left out of `flat` at their default, so that trainings of before they existed can be resumed."""
 
 OF_THE_MACHINE = ("loss.work_memory_mib", "train.checkpoint_every", "train.memory_budget_gib")
 """Keys of sections that count for a training, which yet do not: memory and safety on a machine.

@@ -43,6 +43,11 @@ class ImageCounts:
         """Return (rows,) the IoU of the class in the image."""
         return np.asarray(self.hits / (self.predicted + self.actual - self.hits))
 
+    def of_images(self, wanted: np.ndarray) -> ImageCounts:
+        """Return the rows of the images marked in (images,) bool; `image_ids` stay as they are."""
+        rows = wanted[self.images]
+        return ImageCounts(self.image_ids, *(getattr(self, name)[rows] for name in _FIELDS))
+
     def image_accuracy(self) -> np.ndarray:
         """Return (images,) the share of right pixels; NaN for an image without a labeled one."""
         number = len(self.image_ids)
@@ -50,6 +55,16 @@ class ImageCounts:
             return np.asarray(
                 np.bincount(self.images, self.hits, number) / np.bincount(self.images, self.actual, number)
             )
+
+    def accuracies(self) -> dict[int, float]:
+        """Return the share of right pixels by image id, of the images that have a labeled pixel."""
+        found = zip(self.image_ids.tolist(), self.image_accuracy().tolist(), strict=True)
+        return {image_id: accuracy for image_id, accuracy in found if accuracy == accuracy}
+
+    def labeled_pixels(self) -> dict[int, int]:
+        """Return the number of labeled pixels by image id."""
+        pixels = np.bincount(self.images, self.actual, len(self.image_ids)).astype(np.int64)
+        return dict(zip(self.image_ids.tolist(), pixels.tolist(), strict=True))
 
     def region_metrics(self) -> dict[str, float]:
         """Return the mean IoU of small, medium and large regions, those that there are.

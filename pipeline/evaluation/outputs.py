@@ -7,15 +7,9 @@ the report needs (record, table, pictures), in one place that DVC can depend on 
 from __future__ import annotations
 
 import json
-import math
-import shutil
 import sys
-from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from models.implementation import implementation_on
 from models.segmenter import Segmenter
@@ -24,37 +18,28 @@ from pipeline.checkpoint.identity import Identity
 from pipeline.config.paths import best_checkpoint_file, bootstrapped_folder, evaluation_folder, results_folder
 from pipeline.config.renamed import current_names
 from pipeline.config.schema import Settings
-from pipeline.data.labels.label_space import LabelSpace
-from pipeline.data.loading.batch import IGNORE_INDEX, Batch
+from pipeline.config.seeds import repeat_of
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import evaluation_loader
-from pipeline.data.loading.palette import Color, colorize, picture_colors
 from pipeline.data.loading.transforms import Warp
+from pipeline.data.store.looked_for import LookedFor
 from pipeline.data.store.manifest import read_manifest
+from pipeline.evaluation.calibration import Calibration, ClassScores
+from pipeline.evaluation.class_map import class_map_table
 from pipeline.evaluation.evaluate import Details, Evaluation, evaluate
+from pipeline.evaluation.federated import federated_iou, federated_metrics, val2017_metrics
+from pipeline.evaluation.image_counts import ImageCounts
+from pipeline.evaluation.picture_file import PictureWriter, chosen_pictures, read_picture, writing_pictures
+from pipeline.evaluation.pictures import PictureKeeper, drawn_positions, sheet
 from pipeline.evaluation.protocols import official_metrics
+from pipeline.evaluation.summary import Number, shown
+from pipeline.evaluation.tables import calibration_table, confused_table, groups_table, per_class_table
 from pipeline.runtime.device import PeakMemory, choose_device, set_threads
 from pipeline.runtime.errors import DataError
-from pipeline.runtime.files import csv_text, read_csv, write_json, write_text
+from pipeline.runtime.files import atomic_path, read_csv, write_json, write_text
 from pipeline.tracking.environment import collect_environment
 
-LEGEND_CLASSES = 8
-CONFUSED_PAIRS = 50
-SUMMARY = (
-    "miou",
-    "miou_rare",
-    "miou_common",
-    "miou_frequent",
-    "miou_stuff",
-    "boundary_iou",
-    "pixel_accuracy",
-    "train_peak_memory_gib",
-    "train_seconds",
-    "images_per_second",
-    "images",
-)
-"""What metrics.json holds of all metrics, as many columns as a terminal has room for."""
-Number = float | int | None
+PICTURES = "pictures.zip"
 
 
 def best_checkpoint(settings: Settings) -> Checkpoint:
@@ -69,9 +54,9 @@ def evaluate_checkpoint(
     split: str,
     *,
     details: bool = False,
-    pictures: bool = False,
+    pictures: PictureWriter | None = None,
     warp: int | None = None,
-) -> tuple[Evaluation, list[Mapping[str, object]]]:
+) -> tuple[Evaluation, list[int]]:
     """Evaluate a checkpoint's segmenter on a split.
 
     Args:
@@ -80,11 +65,11 @@ def evaluate_checkpoint(
         segmenter: the checkpoint's, on the device to use.
         split: train, holdout or val.
         details: count outlines, confused pairs and regions too.
-        pictures: save some images with truth and prediction for the report.
+        pictures: receives some images with truth and prediction; None for none.
         warp: side of the square that images and truth are resized to; None for whole images.
 
     Returns:
-        The evaluation, and what was pictured.
+        The evaluation, and the ids of the pictured images in the order in which they were drawn.
 
     Raises:
         DataError: no data, or of other classes.
@@ -103,11 +88,9 @@ def evaluate_checkpoint(
     limit = settings.evaluate.max_images
     total = len(data) if limit is None else min(limit, len(data))
     saved = None
-    if pictures:
-        wanted = settings.evaluate.examples
-        saved = _Pictures(evaluation_folder(settings), checkpoint.label_space, wanted, total)
+    if pictures is not None:
+        saved = PictureKeeper(pictures, drawn_positions(total, settings.evaluate.examples))
     device = choose_device(settings.runtime.device)
-    num_classes = checkpoint.label_space.num_classes
     result = evaluate(
         segmenter,
         evaluation_loader(data, num_workers=settings.runtime.num_workers, limit=limit),
@@ -117,11 +100,25 @@ def evaluate_checkpoint(
         total=total,
         measurable=learned > 1,
         on_prediction=saved.add if saved else None,
-        details=Details(num_classes, settings.evaluate.boundary_width, device) if details else None,
+        details=_details(settings, checkpoint, segmenter, device) if details else None,
     )
     if result.metrics.undefined:
         _warn_undefined(split, result, learned)
-    return result, saved.examples if saved else []
+    return result, saved.image_ids() if saved else []
+
+
+def _details(
+    settings: Settings, checkpoint: Checkpoint, segmenter: Segmenter, device: torch.device
+) -> Details:
+    """Count everything; confidences are at the temperature of the training."""
+    trained, chosen = checkpoint.settings, settings.evaluate
+    scores = ClassScores.of(
+        segmenter.head,
+        str(trained.get("loss.similarity", "distance")),
+        float(str(trained.get("loss.temperature", 1.0))),
+    )
+    calibration = Calibration(scores, chosen.calibration_pixels)
+    return Details(checkpoint.label_space.num_classes, chosen.boundary_width, device, calibration)
 
 
 def _warn_undefined(split: str, result: Evaluation, learned: int) -> None:
@@ -150,19 +147,28 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
         The flat metrics and the checkpoint that earned them.
     """
     device = choose_device(settings.runtime.device)
-    threads = set_threads(settings.runtime.threads)
     memory = PeakMemory(device)
     checkpoint = best_checkpoint(settings)
+    on_one = bool(checkpoint.settings.get("train.deterministic")) and device.type == "cpu"
+    threads = set_threads(settings.runtime.threads, deterministic=on_one)
     _warn_other_training(settings, checkpoint)
     segmenter = checkpoint.segmenter().to(device)
-    result, examples = evaluate_checkpoint(
-        settings, checkpoint, segmenter, "val", details=True, pictures=True
-    )
+    pictures = evaluation_folder(settings) / PICTURES
+    with writing_pictures(pictures) as writer:
+        result, drawn = evaluate_checkpoint(
+            settings, checkpoint, segmenter, "val", details=True, pictures=writer
+        )
     assert result.details is not None
     image_counts = result.details.per_image.counts()
+    space, looked_for = checkpoint.label_space, LookedFor.load(bootstrapped_folder(settings))
+    files = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, "val").files()
+    incomplete = {
+        **federated_metrics(image_counts, looked_for, space),
+        **(val2017_metrics(image_counts, files, space.num_classes) if looked_for is not None else {}),
+    }
     metrics: dict[str, Number] = {
         **result.metrics.flat(),
-        **({} if result.metrics.undefined else result.details.metrics(image_counts)),
+        **({} if result.metrics.undefined else {**result.details.metrics(image_counts), **incomplete}),
         **official_metrics(settings.data.layout, result.counts),
         **_warped(settings, checkpoint, segmenter),
         "images": result.images,
@@ -180,6 +186,8 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     record = {
         "format": 1,
         "variant": settings.variant or "default",
+        "seed": settings.train.seed,
+        "seed_of": _repeated_variant(settings),
         "metrics": metrics,
         "settings": settings.flat(),
         "training": {**training, **curves},
@@ -187,23 +195,47 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
         "num_classes": checkpoint.label_space.num_classes,
         "parameters": sum(parameter.numel() for parameter in segmenter.parameters()),
         "run_id": checkpoint.progress["run_id"],
-        "examples": examples,
+        "pictures": drawn,
     }
     tables = {
-        "per_class.csv": per_class_table(result, checkpoint.label_space),
-        "confused.csv": confused_table(result, checkpoint.label_space),
+        "per_class.csv": per_class_table(
+            result, space, None if looked_for is None else federated_iou(image_counts, looked_for, space)
+        ),
+        "groups.csv": groups_table(result, space),
+        "calibration.csv": calibration_table(result),
+        "confused.csv": confused_table(result, space),
     }
     for folder in (results_folder(settings), evaluation_folder(settings)):
         for name, table in tables.items():
             write_text(folder / name, table)
     image_counts.save(evaluation_folder(settings) / "per_image.npz")
+    table = class_map_table(segmenter.head.class_embeddings, checkpoint.label_space)
+    write_text(evaluation_folder(settings) / "class_map.csv", table)
+    _draw_examples(settings, drawn, image_counts)
     write_json(evaluation_folder(settings) / "record.json", record)
-    # scores of the dataset's own protocol and of warped images are asked for, so they are shown too
-    shown = [*SUMMARY, *(name for name in metrics if name.startswith(("ade20k", "warped")))]
-    write_json(
-        results_folder(settings) / "metrics.json", {name: metrics[name] for name in shown if name in metrics}
-    )
+    write_json(results_folder(settings) / "metrics.json", shown(metrics))
     return metrics, checkpoint
+
+
+def _draw_examples(settings: Settings, drawn: list[int], counts: ImageCounts) -> None:
+    """Draw the random, best and worst images, each kind on a sheet that a person can open."""
+    folder, wanted = evaluation_folder(settings), settings.evaluate.examples
+    chosen = chosen_pictures(drawn, counts.accuracies(), counts.labeled_pixels(), wanted)
+    for kind, image_ids in chosen.items():
+        path = folder / f"examples_{kind}.png"
+        path.unlink(missing_ok=True)
+        if image_ids:
+            whole = sheet([read_picture(folder / PICTURES, image_id) for image_id in image_ids])
+            with atomic_path(path) as temporary:
+                whole.save(temporary, format="PNG")
+
+
+def _repeated_variant(settings: Settings) -> str | None:
+    """Return the variant of which this is the training with another seed; None for a variant itself."""
+    if settings.variant is None or settings.variant in settings.variants:
+        return None
+    repeat = repeat_of(settings.variant)
+    return None if repeat is None else repeat[0]
 
 
 def _warped(settings: Settings, checkpoint: Checkpoint, segmenter: Segmenter) -> dict[str, Number]:
@@ -212,78 +244,3 @@ def _warped(settings: Settings, checkpoint: Checkpoint, segmenter: Segmenter) ->
         return {}
     result, _ = evaluate_checkpoint(settings, checkpoint, segmenter, "val", warp=settings.evaluate.warp)
     return {f"warped_{name}": getattr(result.metrics, name) for name in ("miou", "pixel_accuracy")}
-
-
-def per_class_table(result: Evaluation, label_space: LabelSpace) -> str:
-    """Return CSV with one line a class; IoU and accuracy are empty where they are not defined."""
-    counts, nothing = result.counts, torch.full((label_space.num_classes,), math.nan)
-    boundary = None if result.details is None else result.details.boundary_iou()
-    ratios = [counts.iou(), counts.accuracy(), nothing if boundary is None else boundary]
-    if result.metrics.undefined:
-        ratios = [nothing] * len(ratios)
-    columns = (counts.actual, counts.predicted, *ratios)
-    rows = []
-    for entry, *values in zip(label_space.classes, *(column.tolist() for column in columns), strict=True):
-        cells = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
-        rows.append([entry.class_id, entry.name, entry.source, entry.frequency, *cells])
-    header = ["class_id", "name", "source", "frequency", "true_pixels", "predicted_pixels"]
-    return csv_text([*header, "iou", "accuracy", "boundary_iou"], rows)
-
-
-def confused_table(result: Evaluation, label_space: LabelSpace) -> str:
-    """Return CSV with the most confused pairs of classes, and their share of the true class's pixels."""
-    assert result.details is not None
-    rows = []
-    for pair in result.details.pairs.most_confused(CONFUSED_PAIRS):
-        share = pair.pixels / int(result.counts.actual[pair.actual])
-        names = [label_space.classes[train_id].name for train_id in (pair.actual, pair.predicted)]
-        rows.append([pair.actual + 1, names[0], pair.predicted + 1, names[1], pair.pixels, share])
-    return csv_text(["class_id", "name", "predicted_id", "predicted_name", "pixels", "share"], rows)
-
-
-class _Pictures:
-    """Save evenly spaced images with their truth and prediction in colors."""
-
-    def __init__(self, folder: Path, label_space: LabelSpace, wanted: int, total: int) -> None:
-        self.folder, self.label_space = folder, label_space
-        self.chosen = {round(index * total / wanted) for index in range(wanted)} if wanted else set()
-        self.seen = 0
-        self.examples: list[Mapping[str, object]] = []
-        shutil.rmtree(folder / "examples", ignore_errors=True)
-
-    def add(self, batch: Batch, prediction: Tensor) -> None:
-        """Go through the images of a batch (N, H, W), and save the chosen ones."""
-        for index, image_id in enumerate(batch.image_ids):
-            if self.seen in self.chosen:
-                self._save(int(image_id), batch.images[index], batch.target[index], prediction[index])
-            self.seen += 1
-
-    def _save(self, image_id: int, image: Tensor, target: Tensor, prediction: Tensor) -> None:
-        examples = self.folder / "examples"
-        examples.mkdir(parents=True, exist_ok=True)
-        prediction = prediction.where(target != IGNORE_INDEX, IGNORE_INDEX)
-        names = {kind: f"examples/{image_id:012d}_{kind}.png" for kind in ("truth", "prediction")}
-        names["image"] = f"examples/{image_id:012d}_image.jpg"
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(self.folder / names["image"], quality=90)
-        found = (
-            [one + 1 for one in ids.unique().tolist() if one != IGNORE_INDEX] for ids in (target, prediction)
-        )
-        colors = picture_colors(*found)
-        for kind, ids in (("truth", target), ("prediction", prediction)):
-            Image.fromarray(colorize(ids.numpy(), colors)).save(self.folder / names[kind])
-        legend = self._legend(target, prediction, colors)
-        self.examples.append({"image_id": image_id, **names, "legend": legend})
-
-    def _legend(
-        self, target: Tensor, prediction: Tensor, colors: Mapping[int, Color]
-    ) -> list[dict[str, str]]:
-        ids, pixels = torch.cat([target.flatten(), prediction.flatten()]).unique(return_counts=True)
-        order = pixels.argsort(descending=True).tolist()
-        commonest = [train_id for i in order if (train_id := int(ids[i])) != IGNORE_INDEX][:LEGEND_CLASSES]
-        return [
-            {
-                "name": self.label_space.classes[train_id].name,
-                "color": "#{:02x}{:02x}{:02x}".format(*colors[train_id + 1]),
-            }
-            for train_id in commonest
-        ]

@@ -116,7 +116,7 @@ def _trial_folder(out: Path) -> Iterator[Path]:
         ):
             try:
                 yield Path(trial)
-            except RuntimeError as error:  # torch and OpenVINO say a full disk so
+            except RuntimeError as error:  # OpenVINO says a full disk so
                 if shutil.disk_usage(trial).free > _FULL:
                     raise
                 raise disk_full(out, "nothing was written", folder=Path(trial)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import warnings
@@ -107,8 +108,10 @@ def open_onnx(folder: Path) -> Run:
 def write_torch(graph: SegmenterGraph, shape: Shape, folder: Path, about: Mapping[str, Any]) -> None:
     """Write model.pt2, its description beside the graph as the extra file kiloseg.json."""
     program = exported(graph, shape)
+    buffer = io.BytesIO()  # torch's own writer aborts the process where it cannot close a file on a full disk
     with quiet():
-        torch.export.save(program, folder / "model.pt2", extra_files={"kiloseg.json": json.dumps(about)})
+        torch.export.save(program, buffer, extra_files={"kiloseg.json": json.dumps(about)})
+    (folder / "model.pt2").write_bytes(buffer.getbuffer())
 
 
 def open_torch(folder: Path) -> Run:

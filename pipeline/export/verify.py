@@ -17,7 +17,7 @@ from models.upsampling import rows_of_pixels
 from pipeline.inference.images import as_tensor
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.windows import Views, averaged_output
-from pipeline.runtime.errors import KilosegError
+from pipeline.runtime.errors import KilosegError, MemoryLimitError
 
 TIE = 1e-5
 SHARE = 0.9999
@@ -68,6 +68,7 @@ def verify(run: Run, predictor: Predictor, shapes: Sequence[tuple[int, int, int]
 
     Raises:
         KilosegError: they do not agree.
+        MemoryLimitError: a picture does not fit.
     """
     found = Agreement()
     for seed, (batch, height, width) in enumerate(shapes):
@@ -100,7 +101,11 @@ def _pictures(batch: int, height: int, width: int, seed: int) -> Iterator[np.nda
 def _compare(
     found: Agreement, predictor: Predictor, picture: np.ndarray, results: Sequence[np.ndarray]
 ) -> None:
-    expected = predictor(picture)
+    try:
+        expected = predictor(picture)
+    except MemoryLimitError as error:  # its fix, a window, is none of an exported graph
+        hint = "free some memory, or fix a smaller --size"
+        raise MemoryLimitError(error.what, where=error.where, found=error.found, hint=hint) from error
     same = results[0] == expected.class_map
     found.pixels += same.size
     found.different += int((~same).sum())

@@ -7,6 +7,7 @@ training, see `pipeline.data.store.pixels`. Of an animation the first frame is t
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from pipeline.data.store.images import open_image
 from pipeline.data.store.pixels import upright_pixels
-from pipeline.runtime.errors import UsageError
+from pipeline.runtime.errors import DataError, UsageError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """What is taken as a picture when a folder is searched; a file named outright may have any suffix."""
@@ -33,6 +34,32 @@ def read_picture(path: Path | str) -> np.ndarray:
     hint = "convert it to JPEG or PNG, or take the file from its source again"
     with open_image(Path(path), kind="picture", hint=hint) as opened:
         return upright_pixels(opened)
+
+
+def picture_of_bytes(data: bytes, *, where: str) -> np.ndarray:
+    """Return the (H, W, 3) uint8 RGB pixels of a file's content, upright.
+
+    Args:
+        data: content of the file.
+        where: names it in errors.
+
+    Raises:
+        DataError: truncated, or not a picture.
+    """
+    with tempfile.NamedTemporaryFile(prefix="kiloseg-") as file:
+        file.write(data)
+        file.flush()
+        try:
+            return read_picture(file.name)
+        except DataError as error:
+            found = (error.found or "").replace(file.name, where)
+            raise DataError(
+                error.what,
+                where=where,
+                found=found or None,
+                allowed=error.allowed or "a picture file: JPEG, PNG, WebP, TIFF and the like",
+                hint=error.hint,
+            ) from error
 
 
 def as_pixels(image: Picture) -> np.ndarray:

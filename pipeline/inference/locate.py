@@ -79,6 +79,13 @@ def _downloaded(address: str, folder: str) -> Path:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
+    store = mlflow.get_tracking_uri()
+    if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).is_file():
+        raise DataError(  # MLflow would make an empty one
+            "no MLflow store",
+            where=store,
+            hint="run it in the project's folder, or set MLFLOW_TRACKING_URI to the store that has the model",
+        )
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=folder))
     except (mlflow.exceptions.MlflowException, OSError, ValueError) as error:

@@ -120,6 +120,24 @@ class Predictor:
             views=views,
         )
 
+    def searching(self, classes: Iterable[str | int] | None) -> Predictor:
+        """Return a predictor of the same network that searches some classes only; None for all.
+
+        Raises:
+            UsageError: an unknown class.
+        """
+        other = Predictor(
+            self.segmenter,
+            self.label_space,
+            temperature=self.search.temperature,
+            similarity=self.search.similarity,
+            classes=classes,
+            min_confidence=self.min_confidence,
+            views=self.views,
+        )
+        other.about = self.about
+        return other
+
     def record(self) -> dict[str, object]:
         """Return the checkpoint and the options that can change a result, as plain types for JSON."""
         views = dataclasses.asdict(self.views)

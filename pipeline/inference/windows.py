@@ -150,10 +150,7 @@ def _pieces(
 ) -> Iterator[_Piece]:
     """Yield the windows of all views of a picture; puts a sum of each scale's grid into `sums`."""
     parameter = next(segmenter.parameters())
-    head = segmenter.head
-    channels = (
-        head.projection.out_channels if isinstance(head, EmbeddingHead) else head.classifier.in_channels
-    )
+    channels = segmenter.head.class_embeddings.shape[1]
     for scale in dict.fromkeys(views.scales):
         image = _resized(picture, scale * segmenter.input_scale, parameter.device)
         height, width = image.shape[-2:]

@@ -10,7 +10,6 @@ import base64
 import binascii
 import io
 import json
-import tempfile
 from typing import Any
 
 import mlflow
@@ -19,7 +18,7 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
 
-from pipeline.inference.images import read_picture
+from pipeline.inference.images import picture_of_bytes
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.windows import Views
 from pipeline.runtime.errors import DataError
@@ -84,15 +83,7 @@ def _pixels(text: str, number: int) -> np.ndarray:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError, TypeError) as error:
         raise DataError("not base64", where=where, found=error, allowed="a picture file in base64") from error
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(data)
-        file.flush()
-        try:
-            return read_picture(file.name)
-        except DataError as error:
-            raise DataError(
-                "unreadable picture", where=where, allowed="a picture file in base64", hint=error.hint
-            ) from error
+    return picture_of_bytes(data, where=where)
 
 
 mlflow.models.set_model(ServedPredictor())

@@ -20,6 +20,7 @@ SETTINGS = {
     "model.decoder_channels": "decoder channels",
     "model.head": "head",
     "model.embedding_dim": "embedding size D",
+    "model.projection": "convolution to D",
     "model.batch_norm_momentum": "batch-norm momentum of the backbone",
     "model.input_scale": "input scale",
     "loss.name": "kind of loss",
@@ -64,7 +65,8 @@ SETTINGS = {
     "train.seed": "training seed",
     "evaluate.max_images": "largest number of val images",
     "evaluate.boundary_width": "width of the bands of boundary IoU, image diagonals",
-    "evaluate.examples": "example images",
+    "evaluate.calibration_pixels": "pixels an image for calibration and top-5 accuracy",
+    "evaluate.examples": "example images of each kind",
 }
 ENVIRONMENT = {
     "python": "Python",
@@ -72,8 +74,13 @@ ENVIRONMENT = {
     "timm": "timm",
     "numpy": "NumPy",
     "device": "device",
+    "processor": "processor",
+    "cores": "cores of the machine",
     "threads": "threads",
+    "kernels": "losses and search computed by",
     "git_commit": "git commit",
+    "dvc_lock": "dvc.lock, MD5",
+    "data_digest": "manifest of the data, MD5",
 }
 
 

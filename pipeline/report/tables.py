@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.evaluation.seeds import Spread
 from pipeline.report.inputs import ClassResult, Variant
 from pipeline.report.labels import readable
 
@@ -38,6 +39,9 @@ MEASURES = (
     Measure("miou_common", "mIoU, common", "quality", 1, "in 11 to 100"),
     Measure("miou_rare", "mIoU, rare", "quality", 1, "in 10 or fewer"),
     Measure("miou_stuff", "mIoU, stuff", "quality", 1, "classes of stuff alone"),
+    Measure("miou_federated", "mIoU, federated", "quality", 1, "false positives only where looked for"),
+    Measure("miou_val2017", "mIoU, val2017", "quality", 1, "of COCO's val2017 images alone"),
+    Measure("images_val2017", "images of val2017", "extent"),
     Measure("boundary_iou", "boundary IoU", "quality", 1, "of the pixels near outlines, mean over classes"),
     Measure(
         "region_iou_small", "IoU of small regions", "quality", 1, "a class in an image, below 32 x 32 pixels"
@@ -47,6 +51,9 @@ MEASURES = (
     Measure("frequency_weighted_iou", "frequency-weighted IoU", "quality", 1, "by the classes' true pixels"),
     Measure("pixel_accuracy", "pixel accuracy", "quality", 1),
     Measure("mean_accuracy", "mean class accuracy", "quality", 1),
+    Measure("top5_accuracy", "top-5 accuracy", "quality", 1, "the true class is among the five highest"),
+    Measure("calibration_error", "calibration error", "quality", -1, "gap of confidence and accuracy"),
+    Measure("labeled_share", "labeled pixels", "quality", 0, "predictions on the others count nowhere"),
     Measure("classes_present", "classes in truth", "extent"),
     Measure("classes_predicted", "classes predicted", "extent"),
     Measure("images", "val images", "extent"),
@@ -181,6 +188,20 @@ def training_table(variants: Sequence[Variant]) -> list[Row]:
             [percent(record.training.best_holdout_miou) for record in records],
         ),
         Row("trained on", [record.training.device for record in records]),
+    ]
+
+
+def seeds_table(spreads: Sequence[Spread | None]) -> list[Row]:
+    """Return mean and spread of mIoU over seeds; nothing if every variant was trained once."""
+    if not any(one is not None and one.std is not None for one in spreads):
+        return []
+    return [
+        Row("trainings that differ in their seed", [str(len(one.values)) if one else "1" for one in spreads]),
+        Row("mIoU, mean over seeds", [percent(one.mean if one else None) for one in spreads]),
+        Row(
+            "standard deviation of one training",
+            [percent(one.std if one else None) for one in spreads],
+        ),
     ]
 
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.runtime.errors import KilosegError, MemoryLimitError
@@ -23,19 +26,35 @@ GIB = 2**30
 _MOST_WORKERS = 8
 
 
-def set_threads(threads: int | str) -> int:
-    """Set torch's CPU threads and return their number.
+def set_threads(threads: int | str, *, deterministic: bool = False) -> int:
+    """Set torch's CPU threads and return the number that may be used.
 
     Args:
         threads: a positive number, or "auto" for the cores this process may use. Processes that share a
             machine must share its cores: two with all threads each can be ten times slower than one.
+        deterministic: give torch one thread whatever the number, since it divides its sums among threads.
+            What does not, such as the compiled loss, may be given all of them (`threads_for`).
     """
     import torch
 
     number = resolve_threads(threads)
-    torch.set_num_threads(number)
+    torch.set_num_threads(1 if deterministic else number)
     keep_freed_memory()
     return number
+
+
+@contextlib.contextmanager
+def threads_for(number: int | None) -> Iterator[None]:
+    """Give torch another number of threads in the block; None leaves it alone."""
+    import torch
+
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def resolve_threads(threads: int | str) -> int:
@@ -51,6 +70,15 @@ def resolve_num_workers(num_workers: int | Literal["auto"]) -> int:
         return num_workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(0, min(cores - 1, _MOST_WORKERS))
+
+
+def processor_name() -> str:
+    """Return the processor's model, or the machine's kind where the system does not tell."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def keep_freed_memory() -> None:

@@ -5,14 +5,18 @@ torch is imported only where it is needed: the MLflow tracker asks for the commi
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.config.paths import bootstrapped_folder
 from pipeline.config.schema import Settings
+from pipeline.runtime.device import processor_name
 from pipeline.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,10 +49,19 @@ def collect_environment(
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else platform.machine() + " CPU",
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
         "threads": threads,
         "kernels": kernels,
         "git_commit": git_commit(settings.project),
+        "dvc_lock": md5_of(settings.project / "dvc.lock"),
+        "data_digest": md5_of(bootstrapped_folder(settings) / "manifest.json"),
     }
+
+
+def md5_of(path: Path) -> str:
+    """Return the MD5 digest of a file, as DVC takes it; "absent" if there is none."""
+    return hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else "absent"
 
 
 def git_commit(folder: Path) -> str:

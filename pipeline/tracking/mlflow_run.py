@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from pipeline.tracking.journal import milliseconds
@@ -103,6 +103,8 @@ class MlflowRun:
             dataset = Dataset(found["name"], found["digest"], "local", found["source"])
             used = DatasetInput(dataset, [InputTag("mlflow.data.context", found["context"])])
             self.client.log_inputs(self.run_id, [used])
+        elif "tags" in event:
+            self.client.log_batch(self.run_id, tags=[RunTag(*one) for one in event["tags"].items()])
         elif "model" in event:
             send_model(self.client, self.run_id, event["model"])
         elif event.get("status") == "RUNNING":

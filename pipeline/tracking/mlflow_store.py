@@ -23,11 +23,13 @@ os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it prints passw
 
 import sqlalchemy
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from requests.exceptions import RequestException
 
 from pipeline.tracking.relocate import relocate_artifacts
+from pipeline.tracking.saved_view import experiment_tags
 
 STORE_ERRORS = (MlflowException, RequestException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError)
 _CREATION_SECONDS = 120.0
@@ -95,6 +97,7 @@ def experiment_id(client: MlflowClient, settings: Settings) -> str:
     except STORE_ERRORS as error:
         raise explain(settings, error) from error
     if found.lifecycle_stage == "active":
+        _describe(client, found)
         return str(found.experiment_id)
     raise KilosegError(
         "the MLflow experiment was deleted",
@@ -105,13 +108,22 @@ def experiment_id(client: MlflowClient, settings: Settings) -> str:
     )
 
 
+def _describe(client: MlflowClient, experiment: Experiment) -> None:
+    """Set the description and the shipped view of an experiment that lacks them; a user's own are kept."""
+    with contextlib.suppress(*STORE_ERRORS):  # nothing depends on them
+        for key, value in experiment_tags().items():
+            if key not in experiment.tags:
+                client.set_experiment_tag(experiment.experiment_id, key, value)
+
+
 def _create_experiment(client: MlflowClient, settings: Settings) -> str | None:
     """Create the experiment; None if another process has just done so."""
     store = sqlite_path(tracking_uri(settings))  # a server chooses its own
     artifacts = None if store is None else store.absolute().parent / artifacts_folder(settings).name
     location = None if artifacts is None else artifacts.as_uri()
     try:
-        return str(client.create_experiment(settings.tracking.experiment, artifact_location=location))
+        name, tags = settings.tracking.experiment, experiment_tags()
+        return str(client.create_experiment(name, artifact_location=location, tags=tags))
     except MlflowException as error:
         if error.error_code == "RESOURCE_ALREADY_EXISTS":
             return None

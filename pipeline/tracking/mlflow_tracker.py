@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.config.paths import bootstrapped_folder
@@ -24,12 +23,15 @@ from pipeline.config.schema import Settings
 from pipeline.runtime.errors import KilosegError
 from pipeline.runtime.files import file_digest
 from pipeline.tracking.delivery import Delivery, create_run, existing_run, mirror_of, send_unsent
-from pipeline.tracking.environment import git_commit
+from pipeline.tracking.environment import git_commit, md5_of
 from pipeline.tracking.mirror import SLOW_SECONDS, Mirror
 from pipeline.tracking.mlflow_model import DIGEST
 from pipeline.tracking.mlflow_store import STORE_ERRORS, StoreUnavailable, explain, open_client
+from pipeline.tracking.saved_view import NOTE_TAG, variant_note
 from pipeline.tracking.unsent import RunPlace, UnsentRun, store_name, unsent_run
 
+PARENT = "mlflow.parentRunId"
+"""MLflow's tag of a run that its pages show below another."""
 PATIENCE_SECONDS = 30.0
 """How long the end of a process waits for a store that is away."""
 _KILLED_PATIENCE_SECONDS = 5.0  # a scheduler's SIGKILL follows its SIGTERM
@@ -46,6 +48,8 @@ class MlflowTracker:
     def __init__(self, run: UnsentRun, *, results: bool = False) -> None:
         self._run, self._results = run, results
         self._said_disk = False
+        self.arrived = False
+        """whether the store has everything, of a run that was added to after its end"""
 
     @property
     def run_id(self) -> str:
@@ -80,7 +84,7 @@ class MlflowTracker:
         places = {"root": settings.data.root, "bootstrapped": bootstrapped_folder(settings)}
         dataset = {
             "name": f"{settings.data.root.name} {split}",
-            "digest": _digest(manifest),
+            "digest": md5_of(manifest),
             "source": json.dumps({key: _in_project(path, settings) for key, path in places.items()}),
             "context": context,
         }
@@ -108,7 +112,7 @@ class MlflowTracker:
             DIGEST: file_digest(path),
             "path": _in_project(path, settings),
             "git_commit": git_commit(settings.project),
-            "data_digest": _digest(bootstrapped_folder(settings) / "manifest.json"),
+            "data_digest": md5_of(bootstrapped_folder(settings) / "manifest.json"),
         }
         model = {
             "name": settings.variant or "default",
@@ -118,6 +122,10 @@ class MlflowTracker:
             "metrics": {key: float(value) for key, value in metrics.items() if value is not None},
         }
         self._append({"model": model})
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        self._append({"tags": dict(tags)})
 
     def log_status(self, status: str) -> None:
         """Log that the run goes on (RUNNING) or how it ended."""
@@ -208,14 +216,20 @@ def _close(
 
 
 def log_to_finished_run(
-    settings: Settings, run_id: str | None, path: Path, *, patience: float = PATIENCE_SECONDS
+    settings: Settings,
+    run_id: str | None,
+    path: Path,
+    metrics: Mapping[str, float | None] | None = None,
+    *,
+    patience: float = PATIENCE_SECONDS,
 ) -> bool:
-    """Add a file, such as the report, to a run that has ended; skip an unknown run.
+    """Add a file, such as the report, and numbers to a run that has ended; skip an unknown run.
 
     Args:
         settings: name the store.
         run_id: of the run, or None for none.
         path: the file.
+        metrics: results by name, of which a changed one is logged again.
         patience: seconds to wait for a store that is away; then the file waits in `mlflow-unsent`.
 
     Returns:
@@ -223,19 +237,54 @@ def log_to_finished_run(
     """
     if run_id is None:
         return True
+    with _finished_run(settings, run_id, patience) as tracker:
+        tracker.log_artifact(path)
+        if metrics:
+            tracker.log_metrics(metrics, step=0)
+    return tracker.arrived
+
+
+def log_seeds(settings: Settings, run_ids: Sequence[str | None], summary: Mapping[str, object]) -> None:
+    """Make the runs of a variant's other seeds children of its own, which gets the mean and spread of mIoU.
+
+    Args:
+        settings: name the store.
+        run_ids: of all seeds, the variant's own first; None for a run that is not known.
+        summary: "miou" and "miou_std", where they are defined, and "seeds".
+    """
+    own, *others = run_ids
+    if own is None:
+        return
+    patience = PATIENCE_SECONDS
+    means = {"val/miou_mean": summary.get("miou"), "val/miou_std": summary.get("miou_std")}
+    for run_id in (own, *others):
+        if run_id is None:
+            continue
+        with _finished_run(settings, run_id, patience) as tracker:
+            if run_id != own:
+                tracker.log_tags({PARENT: own})
+                continue
+            known = {name: float(str(value)) for name, value in means.items() if value is not None}
+            tracker.log_metrics({**known, "seeds": float(str(summary["seeds"]))}, step=0)
+        patience = patience if tracker.arrived else 0.0  # wait once for a store that is away
+
+
+@contextlib.contextmanager
+def _finished_run(settings: Settings, run_id: str, patience: float) -> Iterator[MlflowTracker]:
+    """Open a run that has ended, to add to it; afterwards the tracker knows whether that `arrived`."""
     place = RunPlace(store_name(settings), settings.tracking.experiment, run_id)
     with unsent_run(settings, place) as run:
-        MlflowTracker(run).log_artifact(path)
-        delivery = Delivery(settings, run)
-        mirror = mirror_of(delivery, "the work")
+        tracker = MlflowTracker(run, results=True)
+        yield tracker
+        mirror = mirror_of(Delivery(settings, run), "the work")
         if mirror.close(patience=patience):
             run.remove()
-    return mirror.complete
+        tracker.arrived = mirror.complete
 
 
 def _place(settings: Settings, run_id: str) -> RunPlace:
     variant = settings.variant or "default"
-    tags = {**run_tags(settings), "variant": variant}
+    tags = {**run_tags(settings), "variant": variant, NOTE_TAG: variant_note(variant, settings.flat())}
     return RunPlace(store_name(settings), settings.tracking.experiment, run_id, variant, tags)
 
 
@@ -246,7 +295,7 @@ def run_tags(settings: Settings) -> dict[str, str]:
         "mlflow.source.name": "kiloseg",
         "mlflow.source.type": "PROJECT",
         "git_commit": git_commit(settings.project),
-        "dvc_lock": _digest(settings.project / "dvc.lock"),
+        "dvc_lock": md5_of(settings.project / "dvc.lock"),
     }
     if os.environ.get("DVC_EXP_NAME"):
         tags["dvc_experiment"] = os.environ["DVC_EXP_NAME"]
@@ -265,7 +314,3 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a container whose user has no name
         return "unknown"
-
-
-def _digest(path: Path) -> str:
-    return hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else "absent"

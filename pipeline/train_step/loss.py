@@ -25,7 +25,7 @@ from models.segmenter import Segmenter
 from models.upsampling import full_resolution_rows, rows_of_pixels
 from pipeline.config.schema import LossSettings
 from pipeline.data.loading.batch import IGNORE_INDEX
-from pipeline.runtime.device import MIB
+from pipeline.runtime.device import MIB, threads_for
 from pipeline.train_step.long_tail import LongTail
 
 NOTHING = LongTail()
@@ -47,6 +47,7 @@ def segmentation_losses(
     settings: LossSettings,
     generator: torch.Generator | None = None,
     long_tail: LongTail = NOTHING,
+    threads: int | None = None,
 ) -> Losses:
     """Compute cross-entropy over the labeled pixels plus the weighted separation of the class embeddings.
 
@@ -57,6 +58,7 @@ def segmentation_losses(
         settings: which loss.
         generator: draws the pixels of `pixel_budget` and the negatives of `sampled`; on the output's device.
         long_tail: offsets and weights of the classes; weights for `exact` and `dense` only.
+        threads: of the exact cross-entropy, where it does not depend on their number; None for torch's.
 
     Returns:
         The losses; a batch without labeled pixels gives a finite zero cross-entropy.
@@ -71,7 +73,8 @@ def segmentation_losses(
     class_embeddings = head.class_embeddings  # (C, D), normalized once for both terms
     classes = Classes(class_embeddings, head.bias, long_tail)
     if settings.name == "exact":
-        cross_entropy = map_cross_entropy(output, classes, target, settings, generator)
+        with threads_for(threads):
+            cross_entropy = map_cross_entropy(output, classes, target, settings, generator)
     else:
         rows, targets = labeled_rows(output, target, settings.pixel_budget, generator)
         cross_entropy = row_cross_entropy(rows, classes, targets, settings, generator)

@@ -20,6 +20,7 @@ def segmenter_config(settings: ModelSettings, num_classes: int) -> SegmenterConf
         decoder_channels=settings.decoder_channels,
         head=settings.head,
         embedding_dim=settings.embedding_dim,
+        projection=settings.projection,
         batch_norm_momentum=settings.batch_norm_momentum,
         input_scale=settings.input_scale,
     )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.implementation import implementation_on
 from models.segmenter import Segmenter
 from pipeline.config.schema import LossSettings, Settings, TrainSettings
 from pipeline.data.loading.batch import IGNORE_INDEX, Batch
@@ -45,6 +46,7 @@ class TrainStep:
         accumulation_steps: micro-batches into which a batch is divided.
         frequencies: of the classes in the images to train on, for `loss.logit_adjustment` and
             `loss.class_weights`.
+        threads: that may be used; in a deterministic training by what does not depend on their number.
         before_update: called in each step before the first weight changes; what it raises ends the step.
 
     Raises:
@@ -59,6 +61,7 @@ class TrainStep:
         accumulation_steps: int,
         before_update: Callable[[], None] = lambda: None,
         frequencies: ClassFrequencies | None = None,
+        threads: int | None = None,
     ) -> None:
         self.before_update = before_update
         self.segmenter, self.settings, self.accumulation_steps = segmenter, settings, accumulation_steps
@@ -70,6 +73,7 @@ class TrainStep:
         self.long_tail = LongTail()
         if frequencies is not None:
             self.long_tail = LongTail.of(settings.loss, frequencies, self.device)
+        self.loss_threads = threads if _loss_may_use_threads(train, self.device) else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
         self.average = None if train.ema is None else ModelEma(segmenter, train.ema)
         self._forward: Callable[[Tensor], Tensor] = (
@@ -90,7 +94,9 @@ class TrainStep:
         generator = torch.Generator(self.device).manual_seed(seed)
 
         def losses(output: Tensor, target: Tensor, settings: LossSettings) -> Losses:
-            return segmentation_losses(self.segmenter, output, target, settings, generator, self.long_tail)
+            return segmentation_losses(
+                self.segmenter, output, target, settings, generator, self.long_tail, self.loss_threads
+            )
 
         images = batch.images.to(self.device, non_blocking=True)
         target = batch.target.to(self.device, non_blocking=True)
@@ -128,6 +134,11 @@ class TrainStep:
         """Tell whether all weights and statistics are finite. Waits for the device."""
         tensors = [tensor for tensor in self.segmenter.state_dict().values() if tensor.is_floating_point()]
         return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
+
+def _loss_may_use_threads(train: TrainSettings, device: torch.device) -> bool:
+    """Tell whether the exact loss may have more threads than torch: compiled, its sums have a fixed order."""
+    return train.deterministic and device.type == "cpu" and implementation_on(device) == "compiled"
 
 
 def accumulate_gradients(

@@ -32,5 +32,6 @@ def write_training(settings: Settings, result: TrainResult) -> None:
         "peak_memory_kind": result.peak_memory_kind,
         "device": result.device,
         "threads": state.threads,
+        "processor": state.processor,
     }
     write_json(folder / "training.json", facts)

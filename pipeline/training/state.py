@@ -49,6 +49,8 @@ class TrainState:
     """of these, spent waiting for a batch"""
     threads: int | None = None
     """of torch on the CPU, in the process that trained last; another number rounds sums otherwise"""
+    processor: str | None = None
+    """of that process; another one rounds sums otherwise too"""
 
     @classmethod
     def from_progress(cls, progress: Mapping[str, Any]) -> TrainState:

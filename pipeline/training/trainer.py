@@ -29,7 +29,7 @@ from pipeline.checkpoint.unfinished import find_unfinished, start
 from pipeline.config.schema import Settings
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.memory.batch_size import find_accumulation
-from pipeline.runtime.device import PeakMemory, choose_device, set_threads
+from pipeline.runtime.device import PeakMemory, choose_device, processor_name, set_threads
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.signals import GracefulStop
 from pipeline.tracking.environment import collect_environment
@@ -86,7 +86,9 @@ def train(settings: Settings, tracker: Tracker, *, folder: Path | None = None) -
         KilosegError: the loss or the weights are no longer finite; another process trains into the folder.
         OSError: a checkpoint cannot be written; the one before is kept.
     """
-    device, threads = choose_device(settings.runtime.device), set_threads(settings.runtime.threads)
+    device = choose_device(settings.runtime.device)
+    on_one = settings.train.deterministic and device.type == "cpu"
+    threads = set_threads(settings.runtime.threads, deterministic=on_one)
     into = RunFolder(folder or training_folder(settings))
     with into.locked(), numerics(settings.train, device):
         trainer = Trainer(settings, tracker, into, device, threads)
@@ -126,12 +128,17 @@ class Trainer:
 
     def _go_on(self, threads: int) -> None:
         """Take up what an earlier process left; bring back a `best` that DVC has removed."""
-        state, before = self.state, self.state.threads
-        state.run_id, state.threads = self.tracker.run_id, threads
+        state, before, processor = self.state, self.state.threads, self.state.processor
+        state.run_id, state.threads, state.processor = self.tracker.run_id, threads, processor_name()
         if self.step:
             self._say(f"going on from step {self.step} of {self.last_step}")
-        if before not in (None, threads) and self.device.type == "cpu":
+        if self.device.type == "cpu" and self.settings.runtime.threads == "auto":
+            self._say(f"runtime.threads: auto is {threads} here; another number rounds sums otherwise")
+        deterministic = self.settings.train.deterministic
+        if before not in (None, threads) and self.device.type == "cpu" and not deterministic:
             self._say(f"on {threads} threads, {before} before: from here on numbers differ by rounding")
+        if processor not in (None, state.processor) and self.device.type == "cpu":
+            self._say(f"on {state.processor}, {processor} before: from here on numbers differ by rounding")
         if state.best_step and not self.folder.recover_chosen(state.best_step, self.identity):
             self._say(
                 f"the best checkpoint, of step {state.best_step}, is gone; the next one validated is it"
@@ -176,6 +183,7 @@ class Trainer:
             accumulation_steps=self.accumulation_steps,
             before_update=self.early_save.before_update,
             frequencies=self.data.frequencies(),
+            threads=self.state.threads,
         )
         if checkpoint is None:
             return

@@ -19,7 +19,7 @@ from pipeline.tracking.mlflow_run import find_run, send_params, send_results
 from pipeline.tracking.mlflow_store import STORE_ERRORS, experiment_id, explain, open_client
 from pipeline.tracking.mlflow_tracker import run_tags
 from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord, trial_settings
-from pipeline.tuning.trial_run import TrialRun
+from pipeline.tuning.trial_run import TrialRun, trial_name
 
 PATIENCE_SECONDS = 300.0
 """How long the end of a sweep waits for a store that is away."""
@@ -118,7 +118,7 @@ class MlflowSync:
         marks = {"sweep": plan.name, "sweep_trial": str(record.number)}
         found = self._find(marks, TrialRun.known_id(folder))
         run_id = found or self._create_child(record, plan, marks)
-        run = TrialRun(self.client, run_id, folder, resumed=found is not None)
+        run = TrialRun(self.client, run_id, folder, sweep=plan.name, resumed=found is not None)
         params = trial_settings(plan, record.values).flat()
         if plan.threads is not None:
             params["environment.threads"] = plan.threads
@@ -126,14 +126,14 @@ class MlflowSync:
         return run
 
     def _create_child(self, record: TrialRecord, plan: SweepPlan, marks: dict[str, str]) -> str:
-        swept = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in record.values.items())
         tags = {
             **run_tags(self.settings),
             **marks,
             "mlflow.parentRunId": str(plan.run_id),
             "memory_kind": plan.memory_kind,
+            "variant": self.settings.tune.variant or "default",
         }
-        name = f"trial {record.number:03d}: {swept}"
+        name = trial_name(record)
         return str(self.client.create_run(self._experiment, run_name=name, tags=tags).info.run_id)
 
     def _find(self, marks: dict[str, str], known: str | None) -> str | None:

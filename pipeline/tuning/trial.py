@@ -152,7 +152,8 @@ def _training_is_finished(settings: Settings, place: Path) -> bool:
 def _evaluate(settings: Settings, checkpoint: Checkpoint) -> dict[str, float]:
     """Compute the metrics on val as the evaluate stage does."""
     device = choose_device(settings.runtime.device)
-    set_threads(settings.runtime.threads)
+    on_one = settings.train.deterministic and device.type == "cpu"
+    set_threads(settings.runtime.threads, deterministic=on_one)
     memory = PeakMemory(device)
     result, _ = evaluate_checkpoint(settings, checkpoint, checkpoint.segmenter().to(device), "val")
     flat = result.metrics.flat()

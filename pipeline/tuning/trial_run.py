@@ -10,9 +10,17 @@ from mlflow.entities import RunTag
 
 from pipeline.runtime.files import write_json
 from pipeline.tracking.mlflow_run import MlflowRun, send_results
+from pipeline.tracking.saved_view import NOTE_TAG, trial_note
 from pipeline.tuning.sweep import TrialRecord, read_journal
 
 _STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "infeasible": "FINISHED", "failed": "FAILED"}
+
+
+def trial_name(record: TrialRecord) -> str:
+    """Return the name of a trial's run: its number, what became of it if not finished, its values."""
+    swept = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in record.values.items())
+    mark = "" if record.outcome not in _STATUS or record.outcome == "finished" else f"{record.outcome}, "
+    return f"{record.number:03d}: {mark}{swept}"
 
 
 class TrialRun:
@@ -22,11 +30,12 @@ class TrialRun:
         client: of the MLflow store.
         run_id: of the run, which exists.
         folder: the trial's.
+        sweep: its name.
         resumed: whether an earlier driver may have sent something.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, folder: Path, *, resumed: bool) -> None:
-        self.client, self.run_id, self.folder = client, run_id, folder
+    def __init__(self, client: MlflowClient, run_id: str, folder: Path, *, sweep: str, resumed: bool) -> None:
+        self.client, self.run_id, self.folder, self.sweep = client, run_id, folder, sweep
         self.state = "unknown"  # later running, or the outcome it ended with
         self._curves = MlflowRun(client, run_id, resumed=resumed)
         write_json(folder / "mlflow.json", {"run_id": run_id})
@@ -52,8 +61,11 @@ class TrialRun:
         if self.state == outcome:
             return
         tags = [RunTag("outcome", outcome)]
-        if record is not None and record.error:
-            tags.append(RunTag("error", record.error[:5000]))
+        if record is not None:
+            note = trial_note(self.sweep, record.number, record.values, outcome)
+            tags += [RunTag(NOTE_TAG, note), RunTag("mlflow.runName", trial_name(record))]
+            if record.error:
+                tags.append(RunTag("error", record.error[:5000]))
         results = {} if record is None else self._results(record)
         send_results(self.client, self.run_id, results, 0 if record is None else record.step, extra=tags)
         self.client.set_terminated(self.run_id, status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -13,8 +14,8 @@ import torchvision
 import transformers
 from torch import Tensor, nn
 
-from examples import softmax_in_any_network as example
-from examples.softmax_in_any_network import Classifier, loss_of, of_1x1, of_3x3, of_lraspp, prediction_of
+from examples import smp_networks, softmax_in_any_network, torchvision_networks, transformers_networks
+from examples.softmax_in_any_network import Classifier, loss_of, prediction_of
 from models import features_before
 from tests.models.allocation import extra_bytes
 
@@ -68,10 +69,6 @@ def _smp(name: str, **options: object) -> Callable[[int], nn.Module]:
     return lambda classes: getattr(smp, name)("resnet18", encoder_weights=None, classes=classes, **options)
 
 
-def _head(network: nn.Module, images: Tensor) -> Classifier:
-    return of_1x1(network, network.segmentation_head[0], images)
-
-
 def _plain(network: nn.Module, images: Tensor) -> Tensor:
     return network(images)
 
@@ -81,32 +78,22 @@ def _out(network: nn.Module, images: Tensor) -> Tensor:
 
 
 OTHERS = {
-    "smp DeepLabV3Plus": Other(_smp("DeepLabV3Plus", decoder_channels=16), _plain, _head, align_corners=True),
+    "smp DeepLabV3Plus": Other(
+        _smp("DeepLabV3Plus", decoder_channels=16), _plain, smp_networks.take, align_corners=True
+    ),
     "smp Segformer": Other(
-        _smp("Segformer", decoder_segmentation_channels=16), _plain, _head, align_corners=True
+        _smp("Segformer", decoder_segmentation_channels=16), _plain, smp_networks.take, align_corners=True
     ),
-    "smp Unet, 3 x 3": Other(
-        _smp("Unet", decoder_channels=(32, 16, 16, 8, 8)),
-        _plain,
-        lambda network, images: of_3x3(network, network.segmentation_head[0], images),
-    ),
+    "smp Unet, 3 x 3": Other(_smp("Unet", decoder_channels=(32, 16, 16, 8, 4)), _plain, smp_networks.take),
     "torchvision deeplabv3_resnet50": Other(
-        lambda classes: _torchvision("deeplabv3_resnet50", classes),
-        _out,
-        lambda network, images: of_1x1(network, network.classifier[-1], images),
+        lambda classes: _torchvision("deeplabv3_resnet50", classes), _out, torchvision_networks.take
     ),
     "torchvision lraspp": Other(
-        lambda classes: _torchvision("lraspp_mobilenet_v3_large", classes), _out, of_lraspp
+        lambda classes: _torchvision("lraspp_mobilenet_v3_large", classes), _out, torchvision_networks.take
     ),
-    "transformers SegFormer": Other(
-        _segformer,
-        _upsampled,
-        lambda network, images: of_1x1(network, network.decode_head.classifier, images),
-    ),
+    "transformers SegFormer": Other(_segformer, _upsampled, transformers_networks.take),
     "transformers UperNet": Other(
-        _upernet,
-        lambda network, images: network(images).logits,
-        lambda network, images: of_1x1(network, network.decode_head.classifier, images),
+        _upernet, lambda network, images: network(images).logits, transformers_networks.take
     ),
 }
 
@@ -142,21 +129,27 @@ def test_loss_gradients_and_prediction_are_those_of_the_networks_own_logits(name
     assert torch.equal(predicted[settled], logits.argmax(1)[settled])
 
 
-def test_the_loss_takes_a_work_buffer_more_whatever_the_classes() -> None:
-    """All logits of 4,000 classes are 125 MiB here, and the usual loss holds them twice."""
+@pytest.mark.parametrize("name", OTHERS)
+def test_loss_and_prediction_take_a_work_buffer_more_whatever_the_classes(name: str) -> None:
+    """All logits of 4,000 classes are 62 MiB here, and the usual loss holds them twice."""
+    other, size, classes = OTHERS[name], (64, 64), 4_000
     torch.manual_seed(0)
-    network = _smp("DeepLabV3Plus", decoder_channels=16)(4_000).eval()
-    images = torch.rand(2, 3, 64, 64)
-    target = torch.randint(4_000, (2, 64, 64))
     with torch.no_grad():
-        taken = _head(network, images)
+        taken = other.take(other.make(classes).eval(), torch.rand(1, 3, *size))
     taken = Classifier(*(None if one is None else one.detach().requires_grad_() for one in taken))
+    target = torch.randint(classes, (1, *size))
 
-    def step() -> None:
-        loss_of(taken, target, align_corners=True).backward()
+    def train() -> None:
+        loss_of(taken, target, align_corners=other.align_corners).backward()
 
-    step()
-    assert extra_bytes(step) < 40 * 2**20
+    def predict() -> None:
+        with torch.no_grad():
+            prediction_of(taken, size, align_corners=other.align_corners)
+
+    train()  # the gradients that stay are made here
+    buffer, weight = 36 * 2**20, 4 * taken.weight.numel()
+    assert extra_bytes(train) < buffer + 3 * weight  # its gradient, summed up
+    assert extra_bytes(predict) < buffer
 
 
 def test_a_layer_that_is_not_called_is_named_and_nothing_stays_behind() -> None:
@@ -170,6 +163,16 @@ def test_a_layer_that_is_not_called_is_named_and_nothing_stays_behind() -> None:
 
 
 @pytest.mark.training
-def test_the_example_trains() -> None:
-    losses = example.main(steps=3)
+@pytest.mark.parametrize(
+    "train",
+    [
+        softmax_in_any_network.main,
+        partial(smp_networks.main, "Unet"),
+        partial(torchvision_networks.main, "lraspp_mobilenet_v3_large"),
+        partial(transformers_networks.main, "SegFormer"),
+    ],
+    ids=["any", "smp", "torchvision", "transformers"],
+)
+def test_the_examples_train(train: Callable[..., list[float]]) -> None:
+    losses = train(steps=3)
     assert losses[-1] < losses[0]

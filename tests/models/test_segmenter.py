@@ -42,6 +42,7 @@ def test_any_size_gives_stride_4_maps_and_full_size_predictions(name, head, size
     assert segmenter.predict(images, size=(31, 17)).shape == (2, 31, 17)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", OTHER_DECODERS)
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("size", [(97, 131), (33, 50)])
@@ -54,6 +55,7 @@ def test_every_decoder_keeps_the_contract_on_every_kind_of_backbone(name, decode
     assert segmenter.decoder.channels == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_every_decoder_takes_swin_whose_features_are_channels_last(decoder):
     segmenter = build("swin_tiny_patch4_window7_224", decoder=decoder, output_stride=32).train()
@@ -272,3 +274,18 @@ def test_resized_sides_are_the_nearest_whole_numbers(scale):
         assert isinstance(found, int)
         assert found >= 1
         assert abs(found - side * scale) <= 0.5 + 1e-9 or found == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "convolutions"),
+    [
+        ({"embedding_dim": 16}, 1),  # a file of before the setting existed
+        ({"embedding_dim": 16, "projection": "if_needed"}, 0),
+        ({"embedding_dim": 6, "projection": "if_needed"}, 1),
+    ],
+)
+def test_a_projection_is_left_out_only_where_none_is_needed(changes, convolutions):
+    values = {"backbone": "test_resnet", "num_classes": 3, "decoder_channels": 16, **changes}
+    head = build_segmenter(SegmenterConfig.from_dict(values)).head
+    assert sum(isinstance(module, torch.nn.Conv2d) for module in head.modules()) == convolutions
+    assert head.class_embeddings.shape == (3, changes["embedding_dim"])

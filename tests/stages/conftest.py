@@ -46,6 +46,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory, bootstrapped_project: Path, 
     subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
     assert dvc(project, "init", "--quiet").returncode == 0
     shutil.copy(ROOT / ".dvc" / "config", project / ".dvc" / "config")
+    shutil.copytree(ROOT / ".dvc" / "plots", project / ".dvc" / "plots")
     result = dvc(project, "repro")
     assert result.returncode == 0, result.stdout + result.stderr
     return project

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from pipeline.report.plots_page import install
 from tests.command import pipeline_here
 from tests.stages.conftest import VARIANTS, dvc
 
@@ -32,6 +34,12 @@ def test_every_stage_leaves_what_it_promises(chain: Path) -> None:
         ious = [float(row["iou"]) for row in rows if row["iou"]]
         assert metrics["miou"] == pytest.approx(sum(ious) / len(ious))
         assert (chain / "checkpoints" / variant / "best.safetensors").is_file()
+        record = json.loads((chain / "evaluations" / variant / "record.json").read_text())
+        assert {"miou_federated", "miou_val2017", "labeled_share"} <= set(record["metrics"])
+        assert record["metrics"]["miou_federated"] >= 0
+        assert record["metrics"]["images_val2017"] == 2
+        assert record["training"]["threads"] == record["environment"]["threads"] == 1
+        assert record["training"]["processor"] == record["environment"]["processor"]
     page = (chain / "results" / "report.html").read_text()
     assert all(variant in page for variant in VARIANTS)
 
@@ -46,7 +54,7 @@ def test_each_variant_is_one_finished_run_with_metrics_table_and_report(chain: P
         metrics = json.loads((chain / "results" / variant / "metrics.json").read_text())
         assert run.info.status == "FINISHED"
         assert run.data.metrics["val/miou"] == metrics["miou"]
-        assert 10 <= len(run.data.metrics) <= 30
+        assert 10 <= len(run.data.metrics) <= 35
         files = {entry.path for entry in client.list_artifacts(run.info.run_id)}
         assert {"per_class.json", "report.html"} <= files
         assert len(run.inputs.dataset_inputs) == 2
@@ -64,9 +72,34 @@ def test_metrics_plots_and_params_can_be_shown(chain: Path) -> None:
     shown = json.loads(dvc(chain, "metrics", "show", "--json").stdout)
     files = shown[""]["data"]
     assert {f"results/{variant}/metrics.json" for variant in VARIANTS} == set(files)
+    install(chain)
     plots = dvc(chain, "plots", "show", "--out", "plots")
     assert plots.returncode == 0, plots.stderr
-    assert "loss.csv" in (chain / "plots" / "index.html").read_text()
+    page = (chain / "plots" / "index.html").read_text()
+    assert all(f"{name}.csv" in page for name in ("loss", "holdout", "groups", "calibration"))
+    assert '"variant": "softmax"' in page
+    assert "cdn." not in page
+    if shutil.which("chromium"):
+        drawn, said = drawn_offline(chain / "plots" / "index.html")
+        assert (drawn, said) == (4, [])
+
+
+def drawn_offline(path: Path) -> tuple[int, list[str]]:
+    """How many plots a browser without a network draws, and what it complains of."""
+    from playwright.sync_api import sync_playwright
+
+    said: list[str] = []
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        page = browser.new_context(offline=True).new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(path.as_uri())
+        page.locator(".vega-embed svg.marks").nth(3).wait_for(timeout=30_000)
+        drawn = page.locator(".vega-embed svg.marks").count()
+        browser.close()
+    return drawn, said
 
 
 @pytest.mark.process
@@ -82,6 +115,21 @@ def test_changing_one_variant_reruns_that_variant_only(chain: Path) -> None:
     assert "Running stage 'train@exact'" in planned
     assert "Running stage 'train@softmax'" not in planned
     assert "Running stage 'bootstrap'" not in planned
+
+
+@pytest.mark.process
+def test_more_seeds_add_stages_and_train_no_variant_again(chain: Path) -> None:
+    text = (chain / "params.yaml").read_text()
+    try:
+        params = yaml.safe_load(text)
+        params["seeds"] = {"variants": ["softmax"], "values": [1, 2]}
+        (chain / "params.yaml").write_text(yaml.safe_dump(params))
+        planned = dvc(chain, "repro", "--dry", "average@softmax").stdout
+    finally:
+        (chain / "params.yaml").write_text(text)
+    for seed in (1, 2):
+        assert f"> python -m stages.train softmax-seed-{seed}\n" in planned
+    assert "Running stage 'train@" not in planned
 
 
 @pytest.mark.process

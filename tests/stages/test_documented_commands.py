@@ -24,6 +24,7 @@ from tests.test_documents import DOCUMENTS, text_of
 
 ELSEWHERE = {  # the beginning of a command: why it is not run here
     "pipeline ui": "a server",
+    "pipeline demo": "a server, test_page.py",
     "pipeline data fetch": "a network",
     "pipeline tune --address": "a cluster",
     "pipeline tune": "test_tune.py runs sweeps, best and apply",
@@ -31,6 +32,7 @@ ELSEWHERE = {  # the beginning of a command: why it is not run here
     "pipeline data check /data/ade20k": "another dataset, test_official_forms.py",
     "pipeline predict ROOT/leftImg8bit": "another dataset, Cityscapes",
     "pipeline memory --classes 1284": "half a minute each, test_predict.py",
+    "pipeline export exact --format onnx --out": "the same without --confidence, test_export.py",
     "pipeline compare HEAD~1": "a commit, test_comparison.py",
     "pipeline compare sweep/": "a sweep",
     "pipeline compare runs:/": "a run of this store, test_comparison.py",
@@ -107,6 +109,7 @@ def test_every_command_of_the_documents_runs_as_printed(
             words = words[words.index("|") + 1 :]
             monkeypatch.setattr(sys, "stdin", io.StringIO("photos/scan.tif\n"))
         here = {"ROOT": root, "OUT": "bootstrapped_again", "embedding": "exact"}  # the miniature's names
+        here["512x512"] = "64x64"  # the same in a tenth of the time
         if "add" in words:
             here["masks"] = "class_masks"
         words = [here.get(word, word).replace("/embedding/", "/exact/") for word in words[1:]]

@@ -105,6 +105,11 @@ class IndexedRows(Mapping[int, list[Annotation]]):
     def __len__(self) -> int:
         return len(self._bounds)
 
+    def categories(self, image_id: int) -> set[int]:
+        """Return the categories annotated on an image."""
+        start, end = self._bounds.get(image_id, (0, 0))
+        return set(self._columns.category_ids[start:end].tolist())
+
     def showing(self, category_ids: Set[int]) -> set[int]:
         """Return the ids of the images with an annotation of one of the categories."""
         wanted = np.isin(self._columns.category_ids, list(category_ids))

@@ -48,9 +48,14 @@ class ImageRow(msgspec.Struct):
 
 
 class LvisImageRow(ImageRow):
-    """An image of LVIS, found by its address at COCO."""
+    """An image of LVIS, found by its address at COCO, and the categories of which more is known there.
+
+    Files in LVIS's form may lack these lists; then no class counts as looked for where it is not annotated.
+    """
 
     coco_url: str
+    neg_category_ids: list[Integer] = []
+    not_exhaustive_category_ids: list[Integer] = []
 
 
 class CocoImageRow(ImageRow):

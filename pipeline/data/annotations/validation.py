@@ -7,8 +7,9 @@ about values: sizes, ids that occur once and refer to something. Outlines are ch
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Container, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -84,6 +85,8 @@ class AnnotationFile:
         by_image: image id -> annotations in the order of the file; no key where there are none.
         problems: what is wrong with the other rows: of categories, images, annotations, each by place.
         num_annotations: rows of annotations, sound or not.
+        absent: image id -> categories that were looked for and not found.
+        not_exhaustive: image id -> categories of which not every object is annotated.
     """
 
     name: str
@@ -92,6 +95,8 @@ class AnnotationFile:
     by_image: IndexedRows
     problems: Sequence[Problem] = ()
     num_annotations: int = 0
+    absent: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    not_exhaustive: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
     def showing(self, category_ids: Set[int]) -> set[int]:
         """Return the ids of the images with an annotation of one of the categories."""
@@ -115,6 +120,8 @@ class RowChecks:
         self.known: set[int] = set(UNLABELLED_STUFF) if form == "stuff" else set()
         self.problems: list[Problem] = []
         self.num_annotations = 0
+        self.absent: dict[int, Sequence[int]] = {}
+        self.not_exhaustive: dict[int, Sequence[int]] = {}
 
     def add_category(self, text: JsonText, part: Text, place: int) -> None:
         """Check a category, a part of the file's text at a place in its list."""
@@ -145,6 +152,12 @@ class RowChecks:
             self.problems.append(Problem("images", place, entry))
         else:
             self.images[entry.image_id] = entry
+            if isinstance(row, LvisImageRow):
+                self.absent[row.id] = self._known(row.neg_category_ids)
+                self.not_exhaustive[row.id] = self._known(row.not_exhaustive_category_ids)
+
+    def _known(self, category_ids: list[int]) -> Sequence[int]:
+        return array("q", [one for one in category_ids if one in self.by_category]) if category_ids else ()
 
     def _image_entry(self, place: int, row: ImageRow) -> ImageEntry | DataError:
         where = f"{self.path}: image {row.id}"
@@ -210,8 +223,10 @@ class RowChecks:
     def file(self, by_image: IndexedRows) -> AnnotationFile:
         """Return the file, with its sound annotations by image."""
         categories = [self.by_category[key] for key in sorted(self.by_category)]
+        lists = self.absent, self.not_exhaustive
+        number = self.num_annotations
         return AnnotationFile(
-            self.path.name, categories, self.images, by_image, self.problems, self.num_annotations
+            self.path.name, categories, self.images, by_image, self.problems, number, *lists
         )
 
 

@@ -7,6 +7,7 @@ path outside the dataset:
 
     label_space.json label_space.csv     the classes
     train-000.arrow ...                  masks, see `pipeline.data.store.shards`
+    looked_for.npz                       the classes that were looked for in each image, in LVIS's form only
     class_statistics.csv                 images and pixels of each class in each split
     statistics.json                      the same, and sums: coverage, sources, frequency groups, never seen
     manifest.json                        how it was made, from what, what is in it and what was left out
@@ -32,6 +33,7 @@ from pipeline.data.layouts.duplicates import Copies, find_copies
 from pipeline.data.layouts.layout import ClassMask, Layout, Region, StoredMask
 from pipeline.data.layouts.opening import open_layout
 from pipeline.data.store.images import open_image
+from pipeline.data.store.looked_for import LookedFor
 from pipeline.data.store.manifest import SPLITS, LeftOut, SplitCounts, describe, is_bootstrapped
 from pipeline.data.store.orientation import read_frame
 from pipeline.data.store.pixels import is_deep, rgb_pixels
@@ -90,6 +92,7 @@ def bootstrap(
         _check_any_left(root, counts, left_out)
         warn_of_scaled_values(dataset.label_space, counts)
         warn_of_nothing(root, counts)
+        _write_looked_for(folder, dataset, splits.images)
         label_space = _with_frequencies(dataset, counts)
         label_space.save(folder / "label_space.json")
         write_text(folder / "label_space.csv", label_space_table(label_space))
@@ -143,6 +146,15 @@ def _draw_all(
             write_shard(folder / name, kept)
             shards[split].append({"file": name, "images": kept.number})
     return counts, shards
+
+
+def _write_looked_for(folder: Path, dataset: Layout, images: Mapping[str, list[ImageEntry]]) -> None:
+    """Write which classes were looked for in which image, where the dataset tells."""
+    entries = [entry for of_split in images.values() for entry in of_split]
+    listed = {entry.image_id: dataset.looked_for(entry) for entry in entries}
+    known = {image_id: class_ids for image_id, class_ids in listed.items() if class_ids is not None}
+    if known:
+        LookedFor.of(known).save(folder)
 
 
 def _with_frequencies(dataset: Layout, counts: Mapping[str, SplitCounts]) -> LabelSpace:

@@ -117,6 +117,9 @@ class CocoLayout:
         raised = self.raised_by if split == "val" else 0
         return list(self._sources[split].regions(replace(image, image_id=image.image_id - raised)))
 
+    def looked_for(self, image: ImageEntry) -> None:
+        """Return None: what is not annotated is not there."""
+
     def missing_image(self, image: ImageEntry) -> DataError:
         """Return the error of a listed image that does not exist, with its likely cause."""
         folder, _, name = (image.file or "").partition("/")

@@ -92,6 +92,15 @@ class OfficialLayout:
         """Return the annotations of an image in drawing order: LVIS, then stuff, each as in its file."""
         return [region for source in self._sources for region in source.regions(image)]
 
+    def looked_for(self, image: ImageEntry) -> list[int]:
+        """Return the classes of LVIS that are annotated exhaustively on an image or listed as absent."""
+        things = self._sources[0]
+        found: set[int] = set()
+        for file in things.files:
+            known = file.by_image.categories(image.image_id) | set(file.absent.get(image.image_id, ()))
+            found |= known - set(file.not_exhaustive.get(image.image_id, ()))
+        return sorted({things.class_ids[category] for category in found} - {0})
+
     def missing_image(self, image: ImageEntry) -> DataError:
         """Return the error of a listed image that does not exist."""
         return missing_file(self.root, image, "pipeline data fetch coco_lvis ROOT brings it")

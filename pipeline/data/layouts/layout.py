@@ -77,6 +77,9 @@ class Layout(Protocol):
     def content(self, image: ImageEntry) -> list[Region] | StoredMask:
         """Return what is annotated on an image; segmentations may still have to be read by `RowReader`."""
 
+    def looked_for(self, image: ImageEntry) -> list[int] | None:
+        """Return the ids of the classes that were looked for in an image; None where all are everywhere."""
+
     def missing_image(self, image: ImageEntry) -> DataError:
         """Return the error of a listed image that does not exist, with advice that fits the layout."""
 

@@ -106,6 +106,9 @@ class PairedLayout:
         """Return the error for a split without images."""
         return DataError(f"no images in {split}", where=self.root, hint=self.whole)
 
+    def looked_for(self, image: ImageEntry) -> None:
+        """Return None: what is not annotated is not there."""
+
     def missing_image(self, image: ImageEntry) -> DataError:
         """Return the error of a listed image that does not exist."""
         return missing_file(self.root, image, self.whole)

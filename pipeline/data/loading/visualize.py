@@ -87,6 +87,20 @@ def overlay(bootstrapped: Path, root: Path, image_id: int, *, scale: int | None 
     )
 
 
+def picture_format(path: Path) -> str:
+    """Return Pillow's name for the format that a file's name ends in.
+
+    Raises:
+        UsageError: Pillow writes no such files.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind in Image.SAVE:
+        return kind
+    raise UsageError(
+        "no such kind of picture", where=path, found=path.suffix or "no suffix", allowed=".png, .jpg"
+    )
+
+
 def _lay_over(image: np.ndarray, mask: np.ndarray, names: dict[int, str], scale: int) -> Image.Image:
     if scale > 1:
         image, mask = (one.repeat(scale, 0).repeat(scale, 1) for one in (image, mask))

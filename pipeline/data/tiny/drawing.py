@@ -62,7 +62,7 @@ class Drawing:
 
     Args:
         image: (H, W, 3) uint8.
-        owner: (H, W) int32, the index in `regions` of what is visible at a pixel.
+        owner: (H, W) int32, the index in `regions` of what is visible at a pixel, or -1.
         ground: (H, W) int32, likewise for the stuff alone, going on underneath the things.
         regions: in the order painted, back to front.
     """
@@ -162,18 +162,23 @@ class Canvas:
         self.ground = self.owner.copy()
         self.regions: list[Region] = []
 
-    def fill(self, name: str, top: np.ndarray) -> None:
-        """Cover everything from the line `top` (W,) to the bottom edge with a ground."""
+    def fill(self, name: str, surface: Surface, top: np.ndarray) -> None:
+        """Cover everything from the line `top` (W,) to the bottom edge with stuff of that name."""
         first = int(max(0, math.floor(float(top.min()))))
-        painted = grounds()[name].paint(self.rng, self.height - first, self.width)
+        painted = surface.paint(self.rng, self.height - first, self.width)
         below = np.arange(first, self.height)[:, None] >= top[None, :]
         self.image[first:] = np.where(below[..., None], painted, self.image[first:])
         for layer in (self.owner, self.ground):
             layer[first:][below] = len(self.regions)
         self.regions.append(Region(name, is_thing=False))
 
-    def place(self, figure: Figure, x: float, y: float, half: float, *, is_thing: bool) -> None:
-        """Paint a figure with the center of its box at (x, y) and `half` its half height, in pixels."""
+    def place(
+        self, figure: Figure, x: float, y: float, half: float, *, is_thing: bool, has_body: bool = True
+    ) -> None:
+        """Paint a figure with the center of its box at (x, y) and `half` its half height, in pixels.
+
+        Things are shaded, unless they are flat and have no body.
+        """
         angle = math.radians(float(self.rng.uniform(-figure.turn, figure.turn)))
         flip = -1.0 if self.rng.random() < 0.5 else 1.0
         turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
@@ -197,7 +202,7 @@ class Canvas:
         for name, points in figure.details:
             share = _coverage([at(points)], left, top, size)[..., None]
             color = color * (1 - share) + np.array(ImageColor.getrgb(name), np.float32) * share
-        if is_thing:  # light from the upper left gives body
+        if is_thing and has_body:  # light from the upper left gives body
             down, along = np.linspace(-1, 1, size[1])[:, None], np.linspace(-1, 1, size[0])[None, :]
             color = color * (1 - 0.12 * (down + along))[..., None]
         self.image[window] = self.image[window] * (1 - cover[..., None]) + color * cover[..., None]
@@ -205,9 +210,13 @@ class Canvas:
             layer[window][cover > 0.5] = len(self.regions)
         self.regions.append(Region(figure.name, is_thing, polygons))
 
-    def finish(self) -> Drawing:
-        """Add the light of the day, a camera's softness and noise."""
+    def finish(self, *, weather: bool = True) -> Drawing:
+        """Add the light of the day and a camera's softness, unless there is no `weather`; and noise."""
         rng = self.rng
+        if not weather:
+            noise = rng.normal(0, 3, self.image.shape)
+            image = np.clip(np.round(self.image + noise), 0, 255).astype(np.uint8)
+            return Drawing(image, self.owner, self.ground, self.regions)
         light = rng.uniform(0.82, 1.1) * rng.normal(1.0, 0.03, 3)
         fall = 1 + rng.uniform(-0.12, 0.12) * np.linspace(-1, 1, self.width)[None, :, None]
         lit = np.clip(self.image * light * fall, 0, 255).astype(np.uint8)
@@ -248,8 +257,9 @@ def draw_scene(rng: np.random.Generator, width: int, height: int, commonness: di
     bands = scenes()[_choose(rng, {index: scene["share"] for index, scene in enumerate(scenes())})]["bands"]
     edges = [0.0]
     for index, band in enumerate(bands):
-        line = edges[-1] + _edge(rng, width, band.get("roughness", 0) * unit)
-        canvas.fill(_choose(rng, band["stuff"]), line if index else np.zeros(width))
+        line = edges[-1] + wavy_line(rng, width, band.get("roughness", 0) * unit)
+        stuff = _choose(rng, band["stuff"])
+        canvas.fill(stuff, grounds()[stuff], line if index else np.zeros(width))
         share = rng.uniform(*band["height"]) if "height" in band else 1.0
         edges.append(min(float(height), edges[-1] + share * height))
         # What stands behind the next band, with its foot on that band's edge, is painted before it.
@@ -299,7 +309,7 @@ def _place_in(
     canvas.place(figure, x, y, half, is_thing=is_thing)
 
 
-def _edge(rng: np.random.Generator, width: int, roughness: float) -> np.ndarray:
+def wavy_line(rng: np.random.Generator, width: int, roughness: float) -> np.ndarray:
     """Draw a gently waving line (W,) around 0 that leaves it by at most `roughness` pixels."""
     along = np.arange(width) / width
     phase = rng.uniform(0, 2 * math.pi, 2)

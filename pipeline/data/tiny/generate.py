@@ -22,6 +22,7 @@ from pycocotools import mask as coco_mask
 
 from pipeline.data.labels.official import official_categories
 from pipeline.data.tiny.drawing import Drawing, Region, draw_scene
+from pipeline.data.tiny.every_class import deal, draw_cells, fewest_pictures
 from pipeline.runtime.errors import DataError
 
 COMMONNESS = {"f": 1.0, "c": 0.4, "r": 0.12}
@@ -52,11 +53,13 @@ def generate_tiny(
     num_val: int = 90,
     image_size: tuple[int, int] = (128, 96),
     seed: int = 0,
+    every_class: bool = False,
 ) -> None:
     """Write the embedded dataset; a complete one is left as it is.
 
     The folder appears under its name only when it is whole. The same parameters give the same annotations,
-    and with the same Pillow and NumPy the same bytes; image i does not depend on how many there are.
+    and with the same Pillow and NumPy the same bytes; image i does not depend on how many there are (but
+    with `every_class`).
 
     Args:
         root: the folder to make: `train2017/`, `val2017/`, `annotations/` and `tiny.json` (the parameters).
@@ -64,6 +67,8 @@ def generate_tiny(
         num_val: images in the LVIS val split, at least 2; every second one lies in `train2017/`.
         image_size: width and height in pixels, at least 32; a quarter of the images stand upright.
         seed: another seed draws other scenes.
+        every_class: instead of scenes draw pictures that show all 1,284 classes between them, all of them
+            annotated; for benchmarks (`pipeline.data.tiny.every_class`).
 
     Raises:
         DataError: `root` holds something else than an embedded dataset.
@@ -74,13 +79,18 @@ def generate_tiny(
             f"tiny needs num_train >= 12, num_val >= 2, sides >= 32 and seed >= 0, "
             f"got {num_train}, {num_val}, {image_size}, {seed}"
         )
-    parameters = {
+    least = fewest_pictures() if every_class else 0
+    if min(num_train, num_val) < least:
+        raise ValueError(f"every class needs {least} images in train and in val, got {num_train}, {num_val}")
+    parameters: dict[str, Any] = {
         "version": _VERSION,
         "num_train": num_train,
         "num_val": num_val,
         "image_size": list(image_size),
         "seed": seed,
     }
+    if every_class:
+        parameters["every_class"] = True
     if _is_complete(root, parameters):
         return
     _refuse_foreign(root)
@@ -89,7 +99,7 @@ def generate_tiny(
     try:
         for folder in ("train2017", "val2017", "annotations"):
             (partial / folder).mkdir(parents=True)
-        _write(partial, num_train, num_val, image_size, seed)
+        _write(partial, num_train, num_val, image_size, seed, every_class=every_class)
         (partial / "tiny.json").write_text(json.dumps(parameters, indent=1) + "\n", encoding="utf-8")
         if root.exists():
             shutil.rmtree(root)
@@ -124,24 +134,36 @@ def _refuse_foreign(root: Path) -> None:
         )
 
 
-def _write(root: Path, num_train: int, num_val: int, image_size: tuple[int, int], seed: int) -> None:
+def _write(
+    root: Path,
+    num_train: int,
+    num_val: int,
+    image_size: tuple[int, int],
+    seed: int,
+    *,
+    every_class: bool,
+) -> None:
     official = official_categories()
     lvis_ids = {row["name"]: row["id"] for row in official.lvis}
     stuff_ids = {row["name"]: row["id"] for row in official.stuff}
     commonness = {row["name"]: COMMONNESS[row["frequency"]] for row in official.lvis}
     tables: dict[str, _Table] = defaultdict(_Table)
     for split, first, count in (("train", _FIRST_TRAIN_ID, num_train), ("val", _FIRST_VAL_ID, num_val)):
+        dealt = deal(count, np.random.default_rng([seed, first])) if every_class else []
         for index in range(count):
             image_id = first + index
             rng = np.random.default_rng([seed, image_id])
             width, height = image_size if rng.random() < 0.75 else image_size[::-1]
-            drawing = draw_scene(rng, width, height, commonness)
+            if every_class:
+                drawing = draw_cells(dealt[index], rng, width, height)
+            else:
+                drawing = draw_scene(rng, width, height, commonness)
             folder = "val2017" if split == "val" and index % 2 == 0 else "train2017"
-            special = index if split == "train" else None
+            special = index if split == "train" and not every_class else None
             picture = Image.fromarray(drawing.image)
             picture = picture.convert("L") if special == _GREY else picture
             picture.save(root / folder / f"{image_id:012d}.jpg", quality=90)
-            truth = _annotate(drawing, rng, lvis_ids, stuff_ids)
+            truth = _annotate(drawing, rng, lvis_ids, stuff_ids, complete=every_class)
             entry = {
                 "id": image_id,
                 "width": width,
@@ -187,7 +209,12 @@ class _Truth:
 
 
 def _annotate(
-    drawing: Drawing, rng: np.random.Generator, lvis_ids: dict[str, int], stuff_ids: dict[str, int]
+    drawing: Drawing,
+    rng: np.random.Generator,
+    lvis_ids: dict[str, int],
+    stuff_ids: dict[str, int],
+    *,
+    complete: bool = False,
 ) -> _Truth:
     """Annotate as people did: some things overlooked, some stuff left out, hidden parts drawn or not.
 
@@ -195,16 +222,16 @@ def _annotate(
     others it stops at them and `other` covers them. Things come front to back: the first keeps a pixel.
     """
     truth = _Truth()
-    visible = np.bincount(drawing.owner.ravel(), minlength=len(drawing.regions))
+    visible = np.bincount(drawing.owner.ravel() + 1, minlength=len(drawing.regions) + 1)[1:]
     beneath = rng.random() < 0.5
-    is_thing = np.array([region.is_thing for region in drawing.regions])[drawing.owner]
+    is_thing = np.array([region.is_thing for region in drawing.regions] + [False])[drawing.owner]
     for index in reversed(range(len(drawing.regions))):
         region = drawing.regions[index]
         if not region.is_thing or visible[index] < _SMALLEST:
             continue
         category = lvis_ids[region.name]
         truth.drawn.add(category)
-        if rng.random() < 0.05:
+        if rng.random() < 0.05 and not complete:
             truth.missed.add(category)
             continue
         mask = drawing.owner == index
@@ -218,7 +245,7 @@ def _annotate(
     ground = drawing.ground if beneath else drawing.owner
     for (name, indices), skip in zip(sorted(regions_of.items()), left_out, strict=True):
         mask = np.isin(ground, indices)
-        if not skip and int(mask.sum()) >= _SMALLEST:
+        if (complete or not skip) and int(mask.sum()) >= _SMALLEST:
             truth.stuff.append(_annotation(stuff_ids[name], mask, None))
     if not beneath and is_thing.any():
         truth.stuff.append(_annotation(_OTHER, is_thing, None))

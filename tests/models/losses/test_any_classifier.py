@@ -119,6 +119,7 @@ def test_it_is_the_dense_loss_in_value_and_all_three_gradients(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "dim"), [(2, 4), (3, 2048), (1284, 257), (100_000, 4)])
 def test_any_number_of_classes_and_channels_in_float32(classes: int, dim: int) -> None:
     features, weight, bias, target = inputs(classes, dim, (3, 3), (12, 12), 1, dtype=torch.float32)
@@ -132,6 +133,7 @@ def test_any_number_of_classes_and_channels_in_float32(classes: int, dim: int) -
 
 
 @settings(max_examples=40, deadline=None)
+@pytest.mark.slow
 @given(
     classes=st.integers(2, 40),
     dim=st.integers(1, 9),

@@ -17,6 +17,7 @@ from models.losses.separation import separation_loss
 from models.nearest import nearest_classes
 from tests.models.allocation import extra_bytes
 
+pytestmark = pytest.mark.slow
 SIMILARITIES = ["distance", "cosine"]
 BUFFER = 2**19
 WAYS = {"fp32": (torch.float32, False), "autocast": (torch.float32, True), "bf16": (torch.bfloat16, True)}

@@ -184,6 +184,7 @@ def test_a_target_out_of_range_is_named():
         exact_cross_entropy(maps, classes, target)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("each_implementation")
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("threads", [1, 2])

@@ -94,9 +94,13 @@ def test_bad_files_are_named(tmp_path: Path, label_space: LabelSpace) -> None:
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(DataError, match="unreadable checkpoint"):
         load_checkpoint(path)
-    save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(DataError, match="format None"):
-        load_checkpoint(path)
+    for metadata in (None, {"kiloseg": "[1]"}, {"kiloseg": "{"}):
+        save_file({"x": torch.zeros(1)}, path, metadata=metadata)
+        with pytest.raises(DataError, match="format None"):
+            load_checkpoint(path)
+    save_file({"x": torch.zeros(1)}, path, metadata={"kiloseg": '{"format": 1}'})
+    with pytest.raises(DataError, match="no 'arguments' in its header"):
+        load_checkpoint(path, header_only=True)
 
 
 def test_a_single_flipped_bit_is_noticed(tmp_path: Path, label_space: LabelSpace) -> None:

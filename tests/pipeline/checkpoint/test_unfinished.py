@@ -217,6 +217,7 @@ def kills(monkeypatch: pytest.MonkeyPatch, prepare: Any, work: Any) -> Iterator[
         yield number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", [0, 1, 2])
 @pytest.mark.parametrize("what", ["set aside", "come back"])
 def test_a_kill_between_any_two_renames_loses_nothing(

@@ -13,7 +13,7 @@ from pipeline.checkpoint.format import load_checkpoint
 from pipeline.classes.examples import Examples, find_pairs, read_examples
 from pipeline.classes.new_class import find_row
 from pipeline.inference.predictor import Predictor
-from pipeline.runtime.errors import DataError
+from pipeline.runtime.errors import DataError, MemoryLimitError
 from tests.command import pipeline_here
 from tests.pipeline.inference.checkpoints import NUM_CLASSES, checkpoint, saved
 from tests.pipeline.inference.conftest import photo
@@ -123,3 +123,14 @@ def test_bad_examples_are_named(examples: tuple[Path, Path], tmp_path: Path) -> 
         Image.new("L", (128, 96)).save(masks / f"{name}.png")
     with pytest.raises(DataError, match="no pixel of the class"):
         read_examples(segmenter, find_pairs(images, masks))
+
+
+def test_a_picture_too_large_for_the_memory_is_named(
+    examples: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("pipeline.classes.examples.averaged_output", fails)
+    with pytest.raises(MemoryLimitError, match=r"a\.png, 128 x 96(.|\n)*cut the part with the class"):
+        read_examples(checkpoint().segmenter(), find_pairs(*examples))

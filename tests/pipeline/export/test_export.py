@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
+import shutil
+import signal
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -13,7 +19,11 @@ import torch
 
 from pipeline.checkpoint.format import Checkpoint
 from pipeline.export import export as module
+from pipeline.export import formats
 from pipeline.export.export import export_checkpoint
+from pipeline.export.formats import Shape
+from pipeline.export.graph import SegmenterGraph
+from pipeline.export.hub import export_hub
 from pipeline.inference.predictor import Predictor
 from pipeline.runtime.errors import KilosegError, UsageError
 from tests.command import pipeline_here
@@ -97,6 +107,18 @@ def test_a_pt2_file_gives_the_products_classes_of_a_softmax_head(tmp_path: Path)
     assert (class_ids.numpy() == expected).mean() >= 0.9999
 
 
+def test_the_graph_of_features_without_a_projection_gives_the_products_classes() -> None:
+    trained = checkpoint("unprojected")
+    graph = SegmenterGraph(
+        trained.segmenter(), temperature=0.1, similarity="cosine", confidence=True, unrolled=True
+    )
+    picture = photo(50, 77)
+    class_ids, confidence = graph(torch.from_numpy(batch(picture)))
+    expected = Predictor.from_checkpoint(trained, device="cpu")(picture)
+    assert (class_ids[0].numpy() == expected.class_map).mean() >= 0.9999
+    np.testing.assert_allclose(confidence[0], expected.confidence, atol=2e-3)
+
+
 def test_openvino_gives_the_products_classes_for_one_size(tmp_path: Path, predictor: Predictor) -> None:
     import openvino
 
@@ -155,6 +177,58 @@ def test_a_tie_may_go_either_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     done = export_checkpoint(trained, tmp_path, format="torch")
     assert done.agreement.holds
     assert done.agreement.different <= 3
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("write failed")]
+)
+def test_a_disk_that_fills_is_one_error_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Libraries written in C++ say it as a RuntimeError: then the disk itself is asked."""
+
+    def write(graph: object, shape: object, folder: Path, about: object) -> None:
+        (folder / "model.pt2").write_bytes(b"half")
+        raise error
+
+    out = tmp_path / "out"
+    monkeypatch.setitem(module._WAYS, "torch", module._WAYS["torch"]._replace(write=write))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4096))
+    with pytest.raises(KilosegError, match=r"the disk is full(.|\n)*nothing was written") as raised:
+        export_checkpoint(checkpoint(), out / "new", format="torch")
+    assert str(out / "new") in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+    out.mkdir()
+    (out / "model.pt2").write_bytes(b"an earlier export")
+    with pytest.raises(KilosegError, match="the disk is full"):
+        export_checkpoint(checkpoint(), out, format="torch")
+    assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [("model.pt2", b"an earlier export")]
+
+
+def test_a_hubs_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.export.hub.verify", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+    with pytest.raises(KilosegError, match="the disk is full"):
+        export_hub(checkpoint(), tmp_path / "shared", name="a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_grow_does_not_end_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk: torch's own writer of files would abort in its destructor."""
+    layer = torch.nn.Linear(300, 300)
+    program = torch.export.export(layer, (torch.zeros(1, 300),), strict=False)
+    monkeypatch.setattr(formats, "exported", lambda graph, shape: program)
+    limits, action = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError) as raised:
+            formats.write_torch(Mock(), Shape(), tmp_path, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, action)
+    assert raised.value.errno == errno.EFBIG
 
 
 def test_a_missing_library_is_told_with_the_extra_that_has_it(

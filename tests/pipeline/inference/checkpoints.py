@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from models.segmenter import Segmenter, SegmenterConfig, build_segmenter
 from pipeline.checkpoint.format import Checkpoint
@@ -29,20 +30,23 @@ def checkpoint(
     input_scale: float = 1.0,
     space: LabelSpace | None = None,
 ) -> Checkpoint:
-    """An untrained network, the same at every call."""
+    """An untrained network, the same at every call; head "unprojected": embeddings without a convolution."""
     space = space or label_space()
+    unprojected = head == "unprojected"
     arguments = SegmenterConfig(
         num_classes=space.num_classes,
         backbone=backbone,
         decoder_channels=16,
-        embedding_dim=8,
-        head=head,  # type: ignore[arg-type]
+        embedding_dim=16 if unprojected else 8,
+        projection="if_needed",
+        head="embedding" if unprojected else head,  # type: ignore[arg-type]
         input_scale=input_scale,
     )
     torch.manual_seed(3)
     segmenter = build_segmenter(arguments).eval()
     _spread(segmenter)
-    settings: dict[str, object] = {"loss.temperature": 0.1, "loss.similarity": "distance"}
+    similarity = "cosine" if unprojected else "distance"
+    settings: dict[str, object] = {"loss.temperature": 0.1, "loss.similarity": similarity}
     return Checkpoint(arguments, space, settings, 7, {"finished": True}, segmenter.state_dict())
 
 
@@ -53,6 +57,10 @@ def _spread(segmenter: Segmenter) -> None:
     coarse = torch.rand(1, 3, 12, 12).repeat_interleave(8, 2).repeat_interleave(8, 3)
     with torch.no_grad():
         features = segmenter.decoder(segmenter.backbone(torch.rand(1, 3, 96, 96) * coarse))
+        if isinstance(layer, nn.Identity):  # classes where the pixels are, instead
+            pixels = features.flatten(2)[0].T
+            head.class_table.copy_(pixels[torch.randperm(len(pixels))[: len(head.class_table)]])
+            return
         output = layer(features)
         mean, deviation = output.mean(dim=(0, 2, 3)), output.std(dim=(0, 2, 3))
         layer.weight.div_(deviation[:, None, None, None])

@@ -23,7 +23,7 @@ from tests.pipeline.inference.conftest import photo
 
 
 @pytest.mark.parametrize("input_scale", [1.0, 0.5])
-@pytest.mark.parametrize("head", ["embedding", "softmax"])
+@pytest.mark.parametrize("head", ["embedding", "unprojected", "softmax"])
 def test_evaluation_predicts_the_same_ids(head: str, input_scale: float) -> None:
     trained = checkpoint(head, input_scale=input_scale)
     predictor = Predictor.from_checkpoint(trained, device="cpu")
@@ -184,6 +184,10 @@ def test_a_registered_model_is_a_source(
     np.testing.assert_array_equal(loaded(photo(20, 20)).class_map, expected(photo(20, 20)).class_map)
     with pytest.raises(DataError, match=r"no such model in MLflow(.|\n)*models:/photos@nobody"):
         Predictor.load("models:/photos@nobody", device="cpu")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///none.db")
+    with pytest.raises(DataError, match="no MLflow store"):
+        Predictor.load("models:/photos@champion", device="cpu")
+    assert not (tmp_path / "none.db").exists()
 
 
 def test_the_best_variant_has_the_largest_miou_and_a_checkpoint(tmp_path: Path) -> None:

@@ -23,11 +23,26 @@ from tests.pipeline.training.recording import Recorder
 pytestmark = pytest.mark.slow  # real and predicted steps of whole networks
 
 
-def test_one_accumulation_step_fewer_would_not_fit() -> None:
+@pytest.fixture
+def predicted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predict each step once in a test, as one takes a second."""
+    known: dict[tuple[str, int], int] = {}
+
+    def predict(settings: Settings, num_classes: int) -> int:
+        key = settings.train.model_dump_json(), num_classes
+        if key not in known:
+            known[key] = predict_bytes(settings, num_classes)
+        return known[key]
+
+    monkeypatch.setattr(batch_size, "predict_bytes", predict)
+
+
+def test_one_accumulation_step_fewer_would_not_fit(predicted_once: None) -> None:
     settings = settings_of(batch_size=6)
 
     def predicted(accumulation_steps: int) -> int:
-        return predict_bytes(with_changes(settings, train={"accumulation_steps": accumulation_steps}), 150)
+        divided = with_changes(settings, train={"accumulation_steps": accumulation_steps})
+        return batch_size.predict_bytes(divided, 150)
 
     for budget in (predicted(2), predicted(3) - 1):
         fit = min_accumulation(settings, 150, budget)

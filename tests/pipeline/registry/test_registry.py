@@ -30,7 +30,7 @@ from pipeline.config.paths import best_checkpoint_file, bootstrapped_folder
 from pipeline.config.schema import Settings
 from pipeline.inference.predictor import Predictor
 from pipeline.registry.lineage import lineage
-from pipeline.registry.register import register
+from pipeline.registry.register import Registered, register
 from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.files import file_digest
 from pipeline.tracking.mlflow_tracker import open_run
@@ -216,6 +216,28 @@ def test_the_chain_is_found_from_every_end(
     assert not [name for name in files if name.endswith(".pkl")]
     version = client.get_model_version_by_alias("photos", "champion")
     assert version.source == f"models:/{evaluated}"
+
+
+@pytest.mark.process
+def test_a_variant_a_file_and_a_runs_folder_name_the_same_checkpoint(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(settings.project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (settings.project / "exact").mkdir(exist_ok=True)  # a folder called as a variant means the variant
+    given: list[tuple[str | None, Path]] = []
+
+    def note(settings: Settings, path: Path, name: str, alias: str | None) -> Registered:
+        given.append((settings.variant, path.resolve()))
+        return Registered(name, 1, f"models:/{name}/1", None)
+
+    monkeypatch.setattr("pipeline.registry.register.register", note)
+    for source in ("exact", "checkpoints/exact/best.safetensors", "checkpoints/exact"):
+        assert pipeline_here("register", source, "--name", "a") == 0
+    best = best_checkpoint_file(settings).resolve()
+    assert given == [("exact", best), (None, best), (None, best)]
+    assert pipeline_here("register", "data", "--name", "a") == 3
+    assert "no checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.process

@@ -26,7 +26,7 @@ from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
 
 OVERRIDES: dict[str, Any] = {
-    "runtime.num_workers": 2,
+    "runtime.num_workers": 1,
     "train.steps": 60,
     "train.checkpoint_every": 7,
     "train.validate_every": 25,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from models.implementation import implementation_on
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings
 from pipeline.runtime.errors import KilosegError, UsageError
 from pipeline.tracking.tracker import NoTracker
+from pipeline.train_step import loss
 from pipeline.train_step.loss import Losses
 from pipeline.training.debug import training_folder
 from pipeline.training.trainer import train
@@ -126,15 +129,29 @@ def test_an_operation_without_a_deterministic_kernel_is_refused_by_name(
 
 
 @pytest.mark.training
-def test_deterministic_runs_on_several_threads_are_equal_to_the_bit(project: Path) -> None:
-    overrides = {"train.deterministic": True, "runtime.threads": 2, "train.steps": 2, "train.ema": 0.5}
+def test_a_deterministic_training_does_not_depend_on_the_number_of_threads(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network has one thread, the loss all of them. Without it these two part at the first step."""
+    overrides = {"train.deterministic": True, "train.steps": 2, "train.crop_size": 96, "train.ema": 0.5}
+    real, used = loss.exact_cross_entropy, []
+
+    def watched(*arguments: Any, **options: Any) -> torch.Tensor:
+        used.append(torch.get_num_threads())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(loss, "exact_cross_entropy", watched)
     before = torch.get_num_threads()
     try:
-        for name in "ab":
-            train(load_settings(variant="exact", overrides=overrides), NoTracker(), folder=project / name)
+        for threads in (1, 3):
+            settings = load_settings(variant="exact", overrides={**overrides, "runtime.threads": threads})
+            train(settings, NoTracker(), folder=project / f"{len(used)}")
+            assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
-    one, other = (load_checkpoint(project / name / "last.safetensors") for name in "ab")
+    compiled = implementation_on(torch.device("cpu")) == "compiled"
+    assert used == ([1, 1, 3, 3] if compiled else [1] * 4)
+    one, other = (load_checkpoint(project / name / "last.safetensors") for name in "02")
     for mine, theirs in ((one.model, other.model), (one.optimizer, other.optimizer)):
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 

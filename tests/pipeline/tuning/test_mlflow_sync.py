@@ -1,4 +1,4 @@
-"""A sweep in MLflow as its user meets it: a server that goes away, and the UI in a real browser."""
+"""A sweep in MLflow as its user meets it: sent late, and shown in a real browser."""
 
 from __future__ import annotations
 
@@ -6,35 +6,27 @@ import contextlib
 import os
 import shutil
 import subprocess
-import time
 import urllib.error
 import urllib.request
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from pipeline.tracking.saved_view import runs_address
 from pipeline.tracking.tracker import sqlite_uri
-from pipeline.tuning.sweep import DONE, Sweep, read_journal
 from tests.command import pipeline_here
-from tests.pipeline.tracking.stores import Store, free_port
+from tests.pipeline.tracking.stores import free_port
 from tests.pipeline.tuning.sweeping import (
     BIN,
     environment,
-    make_project,
-    outcomes,
     runs,
     steps_of,
-    tune,
-    tune_here,
     wait_until,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.training]
-STEPS = 30
-DOWN_SECONDS = float(os.environ.get("KILOSEG_DOWN_SECONDS", "0"))  # docs/LOG.md has the run with 60
 
 
 def answers(uri: str) -> bool:
@@ -64,84 +56,6 @@ def mlflow_server(folder: Path, port: int) -> Iterator[str]:
         process.wait()
 
 
-@pytest.fixture(scope="module")
-def interrupted_store(
-    tmp_path_factory: pytest.TempPathFactory, bootstrapped_project: Path, empty_store: Path
-) -> Path:
-    """A project after a sweep whose tracking server was away in the middle, with trials that were behind.
-
-    The learning rates make sure of those: trial 0 learns, the others all but stand still.
-    """
-    project = make_project(
-        tmp_path_factory.mktemp("interrupted") / "project",
-        bootstrapped_project,
-        empty_store,
-        tune={
-            "space": {"train.learning_rate": {"grid": [0.2, 1e-9, 1e-8, 1e-7]}},
-            "max_concurrent": 1,
-            "objectives": ["holdout/miou", "peak_memory_gib"],
-            "reduction_factor": 2,
-        },
-        train={"steps": STEPS, "validate_every": 10, "crop_size": 48, "batch_size": 4},
-    )
-    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.ExitStack() as last:
-        store = Store(project, monkeypatch)
-        first = contextlib.ExitStack()
-        first.enter_context(store.answering())
-
-        def go_away_and_come_back() -> None:
-            assert store.curves_came.wait(300)
-            first.close()
-            wait_until(lambda: "does not answer" in (project / "tune.log").read_text())
-            wait_until(lambda: sum(done in DONE for done in outcomes(project, "behind")) == 4)
-            time.sleep(DOWN_SECONDS)
-            last.enter_context(store.answering())
-
-        result = tune(
-            project,
-            "--name",
-            "behind",
-            beside=go_away_and_come_back,
-            MLFLOW_TRACKING_URI=store.uri,
-            MLFLOW_HTTP_REQUEST_MAX_RETRIES="1",
-        )
-        assert result.returncode == 0, result.stderr
-    return project
-
-
-def test_nothing_is_lost_while_the_tracking_server_is_down(interrupted_store: Path) -> None:
-    store = f"sqlite:///{interrupted_store / 'mlflow.db'}"
-    parents, children = runs(store, "behind")
-    assert [run.info.status for run in parents + children] == ["FINISHED"] * 5
-    for run in children:
-        folder = Sweep(interrupted_store / "sweeps" / "behind").trial_folder(
-            int(run.data.tags["sweep_trial"])
-        )
-        events = read_journal(folder / "metrics.jsonl")
-        assert len(events) > 3
-        for metric in ("train/loss", "holdout/miou"):
-            said = [event["step"] for event in events if metric in event["metrics"]]
-            assert steps_of(store, run, metric) == said
-    (whole,) = [run for run in children if run.data.tags["sweep_trial"] == "0"]
-    assert steps_of(store, whole, "train/loss") == list(range(1, STEPS + 1))
-    assert steps_of(store, whole, "holdout/miou") == list(range(10, STEPS + 1, 10))
-    assert outcomes(interrupted_store, "behind")[0] == "finished"
-
-
-def test_trials_that_are_behind_are_pruned_and_say_so(
-    interrupted_store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    ended = outcomes(interrupted_store, "behind")
-    assert ended[0] == "finished"
-    assert ended.count("pruned") >= 2
-    _, children = runs(f"sqlite:///{interrupted_store / 'mlflow.db'}", "behind")
-    by_outcome = Counter((run.info.status, run.data.tags["outcome"]) for run in children)
-    assert by_outcome[("FINISHED", "pruned")] == ended.count("pruned")
-    monkeypatch.chdir(interrupted_store)
-    assert tune_here("best") == 0
-    assert "held-out part" in capfd.readouterr().out
-
-
 def test_sync_sends_a_sweep_whose_store_was_away_until_its_end(
     swept: Path,
     empty_store: Path,
@@ -166,33 +80,43 @@ def test_sync_sends_a_sweep_whose_store_was_away_until_its_end(
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium on PATH")
-def test_a_person_can_compare_the_trials_in_the_ui(swept: Path, tmp_path: Path) -> None:
-    """Open the experiment, find the sweep's children, select them, compare; the page names what was swept.
+def test_a_person_can_compare_the_trials_in_the_ui(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Open the shipped view, select a sweep's trials, compare; the pages name what was swept.
 
-    `KILOSEG_SCREENSHOTS=docs pytest -k compare tests/pipeline/tuning` makes docs/compare.png.
+    `KILOSEG_SCREENSHOTS=docs KILOSEG_SWEPT=PROJECT KILOSEG_SWEEP=NAME pytest -k compare tests/pipeline`
+    makes docs/compare.png of the finished trials of a project's own sweep.
     """
     from playwright.sync_api import sync_playwright
 
     picture = tmp_path / "compare.png"
-    parents, _ = runs(f"sqlite:///{swept / 'mlflow.db'}", "grid")
-    experiment = parents[0].info.experiment_id
+    own = os.environ.get("KILOSEG_SWEPT")
+    project = Path(own).resolve() if own else request.getfixturevalue("swept")
+    _, trials = runs(f"sqlite:///{project / 'mlflow.db'}", os.environ.get("KILOSEG_SWEEP", "grid"))
+    experiment = trials[0].info.experiment_id
+    names = [str(run.info.run_name) for run in trials if "val/miou" in run.data.metrics]
+    assert len(names) >= 2
     flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
     flags += ["--disable-background-networking", "--disable-component-update"]
-    with mlflow_server(swept, free_port()) as uri, sync_playwright() as playwright:
+    with mlflow_server(project, free_port()) as uri, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.set_default_timeout(60_000)
-        page.goto(f"{uri}/#/experiments/{experiment}/runs")
-        sweep = page.get_by_role("row").filter(has_text="grid").first
-        sweep.wait_for()
-        sweep.locator("button").first.click()  # unfolds its children
-        for number in range(4):
-            row = page.get_by_role("row").filter(has_text=f"trial {number:03d}").first
+        page.goto(f"{uri}{runs_address(experiment)}&compareRunsMode=CHART")
+        page.get_by_text("mIoU against memory").first.wait_for()
+        assistant = page.locator("[data-component-id='mlflow.assistant.chat_panel.close']")
+        if assistant.count():  # opens itself on the first visit, and takes a quarter of the page
+            assistant.first.click()
+        page.goto(f"{uri}{runs_address(experiment)}")
+        page.get_by_text("Trainings of kiloseg").first.wait_for()
+        for column in ("variant", "outcome", "val/miou", "peak_memory_gib"):
+            page.get_by_role("columnheader", name=column, exact=True).first.wait_for()
+        for name in names:
+            row = page.get_by_role("row").filter(has_text=name).first
             row.get_by_role("checkbox").first.check()
         page.get_by_role("button", name="Compare", exact=True).first.click()
-        page.get_by_text("Comparing 4 Runs from 1 Experiment").first.wait_for()
+        page.get_by_text(f"Comparing {len(names)} Runs from 1 Experiment").first.wait_for()
         chosen = page.get_by_role("combobox")
-        for metric in ("best/miou", "peak_memory_gib"):
+        for metric in ("val/miou", "peak_memory_gib"):
             chosen.nth(1).click()
             page.keyboard.type(metric)
             page.get_by_role("option", name=metric, exact=True).first.wait_for(state="attached")
@@ -201,7 +125,7 @@ def test_a_person_can_compare_the_trials_in_the_ui(swept: Path, tmp_path: Path) 
         plot = page.locator(".js-plotly-plot").first
         plot.get_by_text("peak_memory_gib").first.wait_for()
         axes = plot.inner_text()
-        assert all(name in axes for name in ("loss.num_negatives", "model.embedding_dim", "best/miou"))
+        assert all(name in axes for name in ("loss.num_negatives", "model.embedding_dim", "val/miou"))
         page.screenshot(path=str(picture))
         browser.close()
     assert picture.stat().st_size > 20_000

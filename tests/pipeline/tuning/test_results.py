@@ -85,9 +85,10 @@ def test_applying_changes_the_swept_variant_and_no_other_line_of_our_own_params(
     shown = apply_values(path, make_plan(), TrialRecord(0, values, "finished", 0.5))
     changed = changed_lines(before, path.read_text())
     assert changed == [
-        "-    loss: {name: knn, num_negatives: 7}",
-        "+    loss: {name: knn, num_negatives: 15}",
+        "-    model: {embedding_dim: 64}",
+        "-    loss: {name: knn, num_negatives: 7, similarity: cosine, temperature: 0.05}",
         "+    model: {embedding_dim: 32}",
+        "+    loss: {name: knn, num_negatives: 15, similarity: cosine, temperature: 0.05}",
     ]
     assert all(line in shown for line in changed)
     settings = load_settings(path, variant="essnet")

@@ -113,7 +113,8 @@ def test_ctrl_c_then_kill_9_of_the_driver_then_of_a_trial_and_each_time_it_goes_
         killed.append(wait_until(lambda: trial_at_work(project, "cut", os.getpid(), before), what="a trial"))
         os.kill(killed[0][1], signal.SIGKILL)
 
-    result = tune(project, "--extend", "1", "--name", "cut", beside=kill_a_trial)
+    arguments = ("--extend", "1", "--name", "cut", "--max-concurrent", "1")
+    result = tune(project, *arguments, beside=kill_a_trial)
     assert result.returncode == 0, result.stderr
     ((number, trial),) = killed
     lock = project / "sweeps" / "cut" / "trials" / f"{number:03d}" / ".lock"

@@ -20,6 +20,7 @@ from tests.paths import SHARED
 ROOT = SHARED / "data" / "coco_lvis_mini"
 TABLE = ROOT.parents[1] / "label_space" / "essnet_coco2lvis.json"
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not ROOT.is_dir(), reason="no ../shared/data/coco_lvis_mini beside the project"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # pycocotools' decode
 ]

@@ -130,7 +130,7 @@ def test_a_drawn_outline_covers_the_pixels_it_was_painted_on():
     rng = np.random.default_rng(0)
     for (is_thing, name), figure in tiny_drawing.figures().items():
         canvas = tiny_drawing.Canvas(120, 100, rng)
-        canvas.fill("snow", np.zeros(120))
+        canvas.fill("snow", tiny_drawing.grounds()["snow"], np.zeros(120))
         canvas.place(figure, 60, 50, 20, is_thing=is_thing)
         painted = canvas.owner == 1
         points = [polygon.ravel().tolist() for polygon in canvas.regions[1].polygons]
@@ -204,7 +204,7 @@ def test_a_complete_dataset_is_left_untouched_and_an_incomplete_one_drawn_again(
 
 
 def test_an_interrupted_generation_leaves_nothing_behind(tmp_path, monkeypatch):
-    def interrupt(*arguments):
+    def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tiny, "_annotate", interrupt)

@@ -1,0 +1,298 @@
+"""Compare what dense and flat training learn in the same memory, over all 1,284 classes.
+
+    python -m benchmarks.equal_memory --save
+    python -m benchmarks.equal_memory --device cuda --root ROOT --images 600000 --budget 8GiB --budget 44GiB \
+        --set model.backbone=resnet50 --set train.crop_size=512 --set train.batch_size=10 --save
+
+Every variant gets the largest crop and batch that are predicted to fit each budget (`equal_memory_plan`), and
+is trained on the same number of images. Then once more for the same time: that of `softmax` in this budget,
+in seconds of the processor (on a GPU, of the clock), measured in the trainings before. mIoU is that of the
+last weights on val; nothing is chosen.
+
+Without --root the data are pictures drawn so that every class occurs (`pipeline.data.tiny.every_class`), and
+the recipe is `RECIPE` on top of params.yaml. It imports `pipeline`, whose training it runs.
+
+A finished training is a line of FOLDER/runs.jsonl; the same command goes on where it was stopped. Trainings
+come in the order of what they tell: all variants at one seed first. `--table` shows what is there,
+`--dry-run` what fits each budget.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import pipeline.runtime.before_torch  # noqa: F401
+from benchmarks.equal_memory_page import Run, draw, tables
+from benchmarks.equal_memory_plan import Plan, largest_plan, planned_settings, prediction
+from benchmarks.record import describe_machine, save
+from pipeline.checkpoint.format import load_checkpoint
+from pipeline.cli.memory import parse_budget, parse_changes
+from pipeline.config.load import load_settings
+from pipeline.config.paths import bootstrapped_folder
+from pipeline.config.schema import Settings
+from pipeline.data.bootstrap.build import bootstrap
+from pipeline.data.bootstrap.options import BootstrapOptions
+from pipeline.data.loading.dataset import SegmentationDataset
+from pipeline.data.loading.loaders import evaluation_loader
+from pipeline.data.store.manifest import read_manifest
+from pipeline.data.tiny.generate import generate_tiny
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.metrics import Metrics
+from pipeline.runtime.device import MIB, choose_device, set_threads
+from pipeline.runtime.signals import run_command
+from pipeline.tracking.tracker import NoTracker
+from pipeline.training.trainer import train
+
+VARIANTS = ("dense", "softmax", "embedding", "essnet")
+REFERENCE = "softmax"
+"""Whose time the others get."""
+BUDGETS = ("12MiB", "48MiB", "224MiB")
+IMAGES = 4_800
+WORLD: dict[str, Any] = {"num_train": 3_000, "num_val": 300, "image_size": (48, 48), "every_class": True}
+RECIPE: dict[str, object] = {
+    "data.holdout_fraction": 0.03,
+    "train.batch_size": 6,
+    "train.crop_size": 48,
+    "train.optimizer": "adamw",
+    "train.learning_rate": 0.02,
+    "train.scale_min": 1.0,
+    "train.scale_max": 1.0,
+    "runtime.num_workers": 0,
+}
+SAME_TIME = 0.05  # a training whose time is this close already is not done again
+
+
+class StepClock(NoTracker):
+    """Time steps by the processor's clock, which other programs disturb less; on a GPU by the wall's."""
+
+    def __init__(self, on_gpu: bool) -> None:
+        self.clock = time.perf_counter if on_gpu else time.process_time
+        self.moments: list[tuple[int, float]] = []
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Keep the moment, not the numbers."""
+        if "train/loss" in metrics:
+            self.moments.append((step, self.clock()))
+
+    def seconds_per_step(self) -> float:
+        """Return the median over the gaps between two logs."""
+        return statistics.median(
+            (b - a) / (later - sooner) for (sooner, a), (later, b) in pairwise(self.moments)
+        )
+
+
+@dataclass
+class Bench:
+    """The trainings of one dataset and recipe, made when asked for and kept in a file."""
+
+    params: Path
+    overrides: dict[str, object]
+    folder: Path
+    embedded: bool
+
+    def settings(self, variant: str, seed: int) -> Settings:
+        """Return the recipe of a variant."""
+        overrides = {**self.overrides, "train.seed": seed}
+        settings = load_settings(self.params, variant=variant, overrides=overrides)
+        return settings.model_copy(update={"project": self.folder})
+
+    def prepare(self) -> int:
+        """Draw the pictures where no dataset is named, bootstrap, and return the number of classes."""
+        settings = self.settings(REFERENCE, 0)
+        if self.embedded:
+            generate_tiny(settings.data.root, **WORLD)
+        out = bootstrapped_folder(settings)
+        if not (out / "manifest.json").is_file():
+            data = settings.data
+            options = BootstrapOptions(
+                layout=data.layout,
+                holdout_fraction=data.holdout_fraction,
+                holdout_seed=data.holdout_seed,
+                overlap=data.overlap,
+                keep_classes=data.keep_classes,
+            )
+            bootstrap(data.root, out, options)
+        return int(read_manifest(out)["num_classes"])
+
+    def runs(self) -> list[Run]:
+        """Read the finished trainings."""
+        path = self.folder / "runs.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        return [Run(**json.loads(line)) for line in lines if line.endswith("}")]
+
+    def plans(self, budgets: Sequence[int], num_classes: int) -> dict[tuple[str, int], Plan]:
+        """Find what fits, by variant and budget, and print it; what does not fit at all is left out."""
+        found = {}
+        recipes = {variant: self.settings(variant, 0) for variant in VARIANTS}
+        predictions = {variant: prediction(recipe, num_classes) for variant, recipe in recipes.items()}
+        for variant, recipe in recipes.items():
+            for budget in budgets:
+                plan = largest_plan(recipe, predictions[variant], budget)
+                fits = "nothing fits"
+                if plan is not None:
+                    found[variant, budget] = plan
+                    size = f"{plan.crop_size} x {plan.crop_size}"
+                    fits = f"{plan.batch_size} x {size}, {plan.predicted_bytes / MIB:.1f} MiB predicted"
+                print(f"{budget / MIB:,.0f} MiB, {variant}: {fits}", file=sys.stderr, flush=True)
+        return found
+
+    def run(self, protocol: str, budget: int, plan: Plan, settings: Settings) -> Run:
+        """Train and evaluate, or find the same training among the finished ones."""
+        key = json.dumps(settings.flat(), sort_keys=True)
+        same = [run for run in self.runs() if run.key == key]
+        for run in same:
+            if (run.protocol, run.budget_bytes) == (protocol, budget):
+                return run
+        if same:  # another budget, or the other protocol, came to the same settings
+            known = {**asdict(same[0]), "protocol": protocol, "budget_bytes": budget}
+        else:
+            known = self._trained(key, protocol, budget, plan, settings)
+        with (self.folder / "runs.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(known) + "\n")
+        return Run(**known)
+
+    def _trained(
+        self, key: str, protocol: str, budget: int, plan: Plan, settings: Settings
+    ) -> dict[str, Any]:
+        clock = StepClock(choose_device(settings.runtime.device).type == "cuda")
+        name = f"{settings.variant}-{budget}-{settings.train.seed}-{settings.train.steps}"
+        checkpoints = self.folder / "checkpoints" / name
+        result = train(settings, clock, folder=checkpoints)
+        metrics = _on_val(settings, result.checkpoint)
+        shutil.rmtree(checkpoints)
+        return {
+            "key": key,
+            "protocol": protocol,
+            "variant": settings.variant,
+            "budget_bytes": budget,
+            "seed": settings.train.seed,
+            **asdict(plan),
+            "steps": settings.train.steps,
+            "seconds_per_step": clock.seconds_per_step(),
+            "miou": metrics.miou,
+            "pixel_accuracy": metrics.pixel_accuracy,
+        }
+
+
+def _on_val(settings: Settings, checkpoint: Path) -> Metrics:
+    device = choose_device(settings.runtime.device)
+    data = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, "val")
+    limit = settings.evaluate.max_images
+    return evaluate(
+        load_checkpoint(checkpoint).segmenter().to(device),
+        evaluation_loader(data, num_workers=settings.runtime.num_workers, limit=limit),
+        frequencies=data.label_space.frequencies,
+        device=device,
+        title="val",
+        total=min(len(data), limit or len(data)),
+    ).metrics
+
+
+def same_time_steps(own: Run, reference: Run) -> int:
+    """Return the steps that take as long as the reference's training; its own number where that is close."""
+    ratio = reference.steps * reference.seconds_per_step / (own.steps * own.seconds_per_step)
+    return own.steps if abs(ratio - 1) <= SAME_TIME else max(2, round(own.steps * ratio))
+
+
+def all_runs(
+    bench: Bench, plans: Mapping[tuple[str, int], Plan], images: int, seeds: int, *, equal_time: bool
+) -> Iterator[Run]:
+    """Yield the trainings in the order of what they tell: the same images, all seeds; then the same time."""
+    total = len(plans) * seeds * (1 + equal_time)
+    done: dict[tuple[str, int, int], Run] = {}
+
+    def made(number: int, protocol: str, budget: int, settings: Settings) -> Run:
+        plan, steps = plans[str(settings.variant), budget], settings.train.steps
+        print(
+            f"[{number}/{total}] equal {protocol}: {settings.variant}, {budget / MIB:,.0f} MiB, seed "
+            f"{settings.train.seed}: {steps:,} steps of {plan.batch_size} x {plan.crop_size}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return bench.run(protocol, budget, plan, settings)
+
+    number = 0
+    for seed in range(seeds):
+        for (variant, budget), plan in plans.items():
+            number += 1
+            settings = planned_settings(bench.settings(variant, seed), plan, images=images)
+            done[variant, budget, seed] = made(number, "images", budget, settings)
+            yield done[variant, budget, seed]
+    for seed in range(seeds if equal_time else 0):
+        for (variant, budget), plan in plans.items():
+            number += 1
+            if (reference := done.get((REFERENCE, budget, 0))) is None:
+                continue
+            steps = same_time_steps(done[variant, budget, 0], reference)  # by seed 0's clock, for all seeds
+            yield made(
+                number, "time", budget, planned_settings(bench.settings(variant, seed), plan, steps=steps)
+            )
+
+
+def main(
+    budget: Annotated[list[str] | None, typer.Option(help="Memory of a step, as 48MiB; repeat it.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Seen in each training.")] = IMAGES,
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+    equal_time: Annotated[bool, typer.Option(help="Train again at the time of softmax.")] = True,
+    root: Annotated[Path | None, typer.Option(help="Dataset; default: drawn, every class in it.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, as train.crop_size=512; repeat it for more.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    params: Annotated[Path, typer.Option(help="The settings file.")] = Path("params.yaml"),
+    folder: Annotated[Path, typer.Option(help="Where data and runs are kept.")] = Path("data/equal_memory"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what fits, and train nothing.")] = False,
+    table_only: Annotated[bool, typer.Option("--table", help="Show what has been trained so far.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--save", help="Write table and picture to benchmarks/results/.")
+    ] = False,
+) -> None:
+    """Train every variant in every budget with every seed; print a table, save it with a picture."""
+    folder = (folder / (root.resolve().name if root else "drawn")).resolve()
+    data = root.resolve() if root else folder / "data" / "drawn"
+    overrides: dict[str, object] = {} if root else dict(RECIPE)
+    overrides |= parse_changes(change or []) | {"data.root": str(data), "runtime.device": device}
+    bench = Bench(params, overrides, folder, embedded=root is None)
+    set_threads(bench.settings(REFERENCE, 0).runtime.threads)
+    if table_only:
+        runs = bench.runs()
+    else:
+        num_classes = bench.prepare()
+        plans = bench.plans([parse_budget(text) for text in budget or BUDGETS], num_classes)
+        if dry_run:
+            return
+        runs = list(all_runs(bench, plans, images, seeds, equal_time=equal_time))
+    text = [describe_machine(device), _recipe(bench, data.name, images), *tables(runs)]
+    print("\n\n".join(text))
+    if keep:
+        written = save("equal_memory", device, text)
+        draw(runs, written.with_suffix(".svg"))
+        print(f"\nsaved {written} and the picture beside it")
+
+
+def _recipe(bench: Bench, name: str, images: int) -> str:
+    settings = bench.settings(REFERENCE, 0)
+    train, model = settings.train, settings.model
+    return (
+        f"data {name}; {model.backbone}, {model.decoder} {model.decoder_channels}, embedding dim "
+        f"{model.embedding_dim}; {images:,} images a training; wanted: {train.images_per_step} crops of "
+        f"{train.crop_size} x {train.crop_size}; {train.optimizer}, rate {train.learning_rate}, "
+        f"smaller with the batch"
+    )
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    sys.exit(run_command(app))
