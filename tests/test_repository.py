@@ -30,7 +30,7 @@ WINGS = {
     "models.upsampling": "",
     "models.gradients": "",
     "models.tiled": "models.embeddings models.upsampling models.gradients",
-    "models.fused": "models.embeddings models.upsampling",
+    "models.fused": "models.embeddings models.upsampling models.gradients",
     "models.compiled": "models.embeddings models.upsampling models.gradients models.tiled",
     "models.implementation": "models.fused models.compiled",
     "models.nearest": "models.embeddings models.upsampling models.tiled models.fused models.compiled "
