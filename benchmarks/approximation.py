@@ -29,24 +29,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
 
 from benchmarks.record import describe_machine, save
-from benchmarks.runs import bootstrap_once
-from pipeline.checkpoint.format import load_checkpoint
+from benchmarks.runs import bootstrap_once, evaluate_split
 from pipeline.config.load import load_settings
-from pipeline.config.paths import bootstrapped_folder
 from pipeline.config.schema import Settings
-from pipeline.data.loading.dataset import SegmentationDataset
-from pipeline.data.loading.loaders import evaluation_loader
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.evaluation.metrics import Metrics
 from pipeline.runtime.device import choose_device
 from pipeline.runtime.errors import UsageError
 from pipeline.runtime.signals import run_command
+from pipeline.tracking.journal import append_events, read_events
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
 
@@ -117,7 +112,9 @@ class Bench:
             for variant in variants:
                 settings = self.settings(variant, turn, TIMED_STEPS)
                 key = json.dumps(settings.flat(), sort_keys=True)
-                known = [line["seconds"] for line in self._lines("times") if line["key"] == key]
+                known = [
+                    line["seconds"] for line in read_events(self.folder / "times.jsonl") if line["key"] == key
+                ]
                 if not known:
                     clock = StepClock()
                     checkpoints = self.folder / "checkpoints" / "timed"
@@ -125,7 +122,8 @@ class Bench:
                     train(settings, clock, folder=checkpoints)
                     shutil.rmtree(checkpoints)
                     known = [clock.seconds_per_step()]
-                    self._append("times", {"key": key, "variant": variant, "seconds": known[0]})
+                    line = {"key": key, "variant": variant, "seconds": known[0]}
+                    append_events(self.folder / "times.jsonl", [json.dumps(line)])
                 times[variant].append(known[0])
         return times
 
@@ -133,13 +131,13 @@ class Bench:
         """Return the cell from the file, or train it now."""
         settings = self.settings(variant, seed, steps)
         key = json.dumps(settings.flat(), sort_keys=True)
-        for line in self._lines("cells"):
+        for line in read_events(self.folder / "cells.jsonl"):
             if line["key"] == key:
                 return Cell(**line)
         checkpoints = self.folder / "checkpoints" / f"{variant}-{seed}-{steps}".replace(" ", "-")
         print(f"{variant}, seed {seed}, {steps} steps", file=sys.stderr, flush=True)
         result = train(settings, NoTracker(), folder=checkpoints)
-        val, seen = (_evaluate(settings, result.checkpoint, split) for split in ("val", "train"))
+        val, seen = (evaluate_split(settings, result.checkpoint, split) for split in ("val", "train"))
         cell = Cell(
             key=key,
             variant=variant,
@@ -150,32 +148,9 @@ class Bench:
             train_miou=seen.miou,
             train_pixel_accuracy=seen.pixel_accuracy,
         )
-        self._append("cells", asdict(cell))
+        append_events(self.folder / "cells.jsonl", [json.dumps(asdict(cell))])
         shutil.rmtree(checkpoints)
         return cell
-
-    def _append(self, name: str, line: dict[str, Any]) -> None:
-        with (self.folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def _lines(self, name: str) -> list[dict[str, Any]]:
-        path = self.folder / f"{name}.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-def _evaluate(settings: Settings, checkpoint: Path, split: str) -> Metrics:
-    device = choose_device(settings.runtime.device)
-    data = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, split)
-    limit = settings.evaluate.max_images
-    return evaluate(
-        load_checkpoint(checkpoint).segmenter().to(device),
-        evaluation_loader(data, num_workers=settings.runtime.num_workers, limit=limit),
-        frequencies=data.label_space.frequencies,
-        device=device,
-        title=split,
-        total=min(len(data), limit or len(data)),
-    ).metrics
 
 
 def table(rows: list[list[Cell]], times: Mapping[str, list[float]]) -> str:

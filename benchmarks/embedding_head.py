@@ -16,8 +16,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.record import describe_machine, save
-from benchmarks.runs import Runs, table
+from benchmarks.runs import Runs, show
 from pipeline.runtime.errors import UsageError
 from pipeline.runtime.signals import run_command
 
@@ -32,14 +31,6 @@ ROWS: dict[str, tuple[str, dict[str, object]]] = {
     "embedding, distance, D = 16": ("embedding", {**BY_DISTANCE, "loss.temperature": 0.1}),
     "essnet": ("essnet", {}),
     "essnet, distance, D = 16, 0.05 as in the paper": ("essnet", {**BY_DISTANCE, "loss.temperature": 0.05}),
-}
-COLUMNS = {
-    "miou": "mIoU",
-    "miou_rare": "rare",
-    "miou_common": "common",
-    "miou_frequent": "frequent",
-    "miou_stuff": "stuff",
-    "pixel_accuracy": "pixel accuracy",
 }
 
 
@@ -56,11 +47,7 @@ def main(
         raise UsageError("unknown row", found=", ".join(sorted(unknown)), allowed="; ".join(ROWS))
     runs = Runs(params, folder.resolve())
     rows = {name: runs.results(name, *ROWS[name], seeds) for name in only or ROWS}
-    title = f"{seeds} seeds, on val: per cent, mean ± standard deviation over the seeds"
-    sections = [describe_machine("cpu"), title, table(rows, COLUMNS)]
-    print("\n\n".join(sections))
-    if keep:
-        print(f"\nsaved {save('embedding_head', 'cpu', sections)}")
+    show("embedding_head", "", rows, keep=keep)
 
 
 if __name__ == "__main__":

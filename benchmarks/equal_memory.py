@@ -36,21 +36,16 @@ import pipeline.runtime.before_torch  # noqa: F401
 from benchmarks.equal_memory_page import Run, draw, tables
 from benchmarks.equal_memory_plan import Plan, largest_plan, planned_settings, prediction
 from benchmarks.record import describe_machine, save
-from pipeline.checkpoint.format import load_checkpoint
+from benchmarks.runs import bootstrap_once, evaluate_split
 from pipeline.cli.memory import parse_budget, parse_changes
 from pipeline.config.load import load_settings
 from pipeline.config.paths import bootstrapped_folder
 from pipeline.config.schema import Settings
-from pipeline.data.bootstrap.build import bootstrap
-from pipeline.data.bootstrap.options import BootstrapOptions
-from pipeline.data.loading.dataset import SegmentationDataset
-from pipeline.data.loading.loaders import evaluation_loader
 from pipeline.data.store.manifest import read_manifest
 from pipeline.data.tiny.generate import generate_tiny
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.evaluation.metrics import Metrics
 from pipeline.runtime.device import MIB, choose_device, set_threads
 from pipeline.runtime.signals import run_command
+from pipeline.tracking.journal import append_events, read_events
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
 
@@ -112,24 +107,12 @@ class Bench:
         settings = self.settings(REFERENCE, 0)
         if self.embedded:
             generate_tiny(settings.data.root, **WORLD)
-        out = bootstrapped_folder(settings)
-        if not (out / "manifest.json").is_file():
-            data = settings.data
-            options = BootstrapOptions(
-                layout=data.layout,
-                holdout_fraction=data.holdout_fraction,
-                holdout_seed=data.holdout_seed,
-                overlap=data.overlap,
-                keep_classes=data.keep_classes,
-            )
-            bootstrap(data.root, out, options)
-        return int(read_manifest(out)["num_classes"])
+        bootstrap_once(settings)
+        return int(read_manifest(bootstrapped_folder(settings))["num_classes"])
 
     def runs(self) -> list[Run]:
         """Read the finished trainings."""
-        path = self.folder / "runs.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        return [Run(**json.loads(line)) for line in lines if line.endswith("}")]
+        return [Run(**line) for line in read_events(self.folder / "runs.jsonl")]
 
     def plans(self, budgets: Sequence[int], num_classes: int) -> dict[tuple[str, int], Plan]:
         """Find what fits, by variant and budget, and print it; what does not fit at all is left out."""
@@ -158,8 +141,7 @@ class Bench:
             known = {**asdict(same[0]), "protocol": protocol, "budget_bytes": budget}
         else:
             known = self._trained(key, protocol, budget, plan, settings)
-        with (self.folder / "runs.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(known) + "\n")
+        append_events(self.folder / "runs.jsonl", [json.dumps(known)])
         return Run(**known)
 
     def _trained(
@@ -169,7 +151,7 @@ class Bench:
         name = f"{settings.variant}-{budget}-{settings.train.seed}-{settings.train.steps}"
         checkpoints = self.folder / "checkpoints" / name
         result = train(settings, clock, folder=checkpoints)
-        metrics = _on_val(settings, result.checkpoint)
+        metrics = evaluate_split(settings, result.checkpoint, "val")
         shutil.rmtree(checkpoints)
         return {
             "key": key,
@@ -183,20 +165,6 @@ class Bench:
             "miou": metrics.miou,
             "pixel_accuracy": metrics.pixel_accuracy,
         }
-
-
-def _on_val(settings: Settings, checkpoint: Path) -> Metrics:
-    device = choose_device(settings.runtime.device)
-    data = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, "val")
-    limit = settings.evaluate.max_images
-    return evaluate(
-        load_checkpoint(checkpoint).segmenter().to(device),
-        evaluation_loader(data, num_workers=settings.runtime.num_workers, limit=limit),
-        frequencies=data.label_space.frequencies,
-        device=device,
-        title="val",
-        total=min(len(data), limit or len(data)),
-    ).metrics
 
 
 def same_time_steps(own: Run, reference: Run) -> int:

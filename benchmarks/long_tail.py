@@ -15,23 +15,13 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.record import describe_machine, save
-from benchmarks.runs import Runs, table
+from benchmarks.runs import Runs, show
 from pipeline.runtime.signals import run_command
 
 SETTINGS: dict[str, dict[str, object]] = {
     "neither": {},
     "logit_adjustment: 1": {"loss.logit_adjustment": 1.0},
     "class_weights: effective_number": {"loss.class_weights": "effective_number"},
-}
-COLUMNS = {
-    "miou": "mIoU",
-    "miou_rare": "rare",
-    "miou_common": "common",
-    "miou_frequent": "frequent",
-    "miou_stuff": "stuff",
-    "mean_accuracy": "class accuracy",
-    "pixel_accuracy": "pixel accuracy",
 }
 
 
@@ -45,11 +35,7 @@ def main(
     """Train the variant with each setting and compare."""
     runs = Runs(params, folder.resolve())
     rows = {name: runs.results(name, variant, changes, seeds) for name, changes in SETTINGS.items()}
-    title = f"{variant}, {seeds} seeds, on val: per cent, mean ± standard deviation over the seeds"
-    sections = [describe_machine("cpu"), title, table(rows, COLUMNS)]
-    print("\n\n".join(sections))
-    if keep:
-        print(f"\nsaved {save('long_tail', 'cpu', sections)}")
+    show("long_tail", f"{variant}, ", rows, keep=keep)
 
 
 if __name__ == "__main__":

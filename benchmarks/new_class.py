@@ -11,8 +11,8 @@ old       mIoU of the other classes on their own pixels, less that of the networ
           takes from them.
 all ten   all ten added one after the other: mean IoU of the ten and mIoU of all classes present in val.
 
-Finished cells are lines of FOLDER/cells.jsonl, and trainings go on where they were stopped: the same command
-goes on.
+Finished cells are lines of FOLDER/cells.jsonl, each with the identity of its training. A training goes on
+where it was stopped, and a finished one is taken as it is: the same command goes on.
 """
 
 from __future__ import annotations
@@ -34,23 +34,25 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.record import describe_machine, save
+from benchmarks.runs import bootstrap_once
 from models.nearest import predict_classes
 from pipeline.checkpoint.format import Checkpoint, load_checkpoint
+from pipeline.checkpoint.identity import Identity
+from pipeline.checkpoint.run_folder import RunFolder
+from pipeline.checkpoint.unfinished import is_finished
 from pipeline.classes.edit import add_class
 from pipeline.classes.examples import read_examples
 from pipeline.classes.new_class import find_row
 from pipeline.config.load import load_settings
 from pipeline.config.paths import bootstrapped_folder
 from pipeline.config.schema import Settings
-from pipeline.data.bootstrap.build import bootstrap
-from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.data.loading.batch import IGNORE_INDEX
 from pipeline.data.loading.dataset import SegmentationDataset
-from pipeline.data.tiny.generate import generate_tiny
 from pipeline.evaluation.metrics import ClassCounts
 from pipeline.inference.windows import network_output
 from pipeline.runtime.device import set_threads
 from pipeline.runtime.signals import run_command
+from pipeline.tracking.journal import append_events, read_events
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
 
@@ -69,6 +71,7 @@ class Cell:
     pictures: int
     draw: int
     tune: bool
+    training: str  # the identity of the training without the ten
     new: float
     old: float  # change of the mIoU
     every: float  # mIoU of all classes, for all ten
@@ -82,7 +85,6 @@ class Bench:
         self.variant, self.folder = variant, folder
         overrides: dict[str, object] = {} if steps is None else {"train.steps": steps}
         self.plain = load_settings(params, variant=variant, overrides=overrides)
-        generate_tiny(self.plain.data.root)
         self.full = self._bootstrapped("all", self.plain)
         self.train_set, self.val = self._split("train"), self._split("val")
         self.space = self.val.label_space
@@ -95,29 +97,28 @@ class Bench:
 
     def _bootstrapped(self, name: str, settings: Settings) -> Settings:
         settings = settings.model_copy(update={"project": self.folder / name})
-        if not (bootstrapped_folder(settings) / "manifest.json").is_file():
-            data = settings.data
-            options = BootstrapOptions(
-                holdout_fraction=data.holdout_fraction,
-                holdout_seed=data.holdout_seed,
-                overlap=data.overlap,
-                keep_classes=data.keep_classes,
-            )
-            bootstrap(data.root, bootstrapped_folder(settings), options)
+        bootstrap_once(settings)
         return settings
 
     def _split(self, split: str) -> SegmentationDataset:
         return SegmentationDataset(bootstrapped_folder(self.full), self.full.data.root, split)
 
     def _trained(self, settings: Settings) -> Checkpoint:
-        folder = settings.project / "checkpoints" / self.variant
+        folder = RunFolder(settings.project / "checkpoints" / self.variant)
+        if is_finished(folder, Identity.of(settings)):
+            return load_checkpoint(folder.best)
         print(f"{self.variant}: training in {settings.project.name}", file=sys.stderr, flush=True)
-        return load_checkpoint(train(settings, NoTracker(), folder=folder).checkpoint)
+        return load_checkpoint(train(settings, NoTracker(), folder=folder.path).checkpoint)
 
     @cached_property
     def base(self) -> Checkpoint:
         """Trained without the ten."""
         return self._trained(self.fewer)
+
+    @cached_property
+    def base_name(self) -> str:
+        """Identity of that training: a cell belongs to one network."""
+        return Identity.of(self.fewer).name
 
     @cached_property
     def truths(self) -> list[Tensor]:
@@ -204,10 +205,10 @@ class Bench:
             "pictures": pictures,
             "draw": draw,
             "tune": tune,
+            "training": self.base_name,
         }
         path = self.folder / "cells.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        for line in map(json.loads, lines):
+        for line in read_events(path):
             if key.items() <= line.items():
                 return Cell(**line)
         began = time.perf_counter()
@@ -219,8 +220,7 @@ class Bench:
         found = self.predicted(changed, self.outputs, ids)
         new, every = self.every(found) if class_id == 0 else (self.new(found, class_id), float("nan"))
         cell = Cell(**key, new=new, old=self.old(found) - self.old_before, every=every, seconds=seconds)  # type: ignore[arg-type]
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(cell)) + "\n")
+        append_events(path, [json.dumps(asdict(cell))])
         return cell
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Train settings from several seeds on the embedded dataset and evaluate them on val.
+"""What benchmarks that train share: data made once, evaluation of a split, runs from several seeds.
 
 A finished run is a line of FOLDER/runs.jsonl, so that the same command goes on where it was stopped.
 """
@@ -13,21 +13,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.record import describe_machine, save
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings
 from pipeline.config.paths import TINY, bootstrapped_folder
 from pipeline.config.schema import Settings
 from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.bootstrap.options import BootstrapOptions
+from pipeline.data.layouts.layout import LayoutOptions
 from pipeline.data.loading.dataset import SegmentationDataset
 from pipeline.data.loading.loaders import evaluation_loader
 from pipeline.data.tiny.generate import generate_tiny
 from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.metrics import Metrics
 from pipeline.runtime.device import choose_device
+from pipeline.tracking.journal import append_events, read_events
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
 
 Result = Mapping[str, float | None]
+COLUMNS = {
+    "miou": "mIoU",
+    "miou_rare": "rare",
+    "miou_common": "common",
+    "miou_frequent": "frequent",
+    "miou_stuff": "stuff",
+    "mean_accuracy": "class accuracy",
+    "pixel_accuracy": "pixel accuracy",
+}
 
 
 @dataclass(frozen=True)
@@ -50,36 +63,38 @@ class Runs:
         settings = load_settings(self.params, variant=variant, overrides=changes)
         settings = settings.model_copy(update={"project": self.folder})
         key = json.dumps(settings.flat() | {"threads": settings.runtime.threads}, sort_keys=True)
-        for line in self._lines():
+        for line in read_events(self.folder / "runs.jsonl"):
             if line["key"] == key:
                 return line["metrics"]
         print(f"{name}, seed {settings.train.seed}", file=sys.stderr, flush=True)
         metrics = self._train(settings)
-        with (self.folder / "runs.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "name": name, "metrics": metrics}) + "\n")
+        append_events(
+            self.folder / "runs.jsonl", [json.dumps({"key": key, "name": name, "metrics": metrics})]
+        )
         return metrics
 
     def _train(self, settings: Settings) -> Result:
         bootstrap_once(settings)
         checkpoints = self.folder / "checkpoints"
         result = train(settings, NoTracker(), folder=checkpoints)
-        device = choose_device(settings.runtime.device)
-        data = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, "val")
-        evaluation = evaluate(
-            load_checkpoint(result.checkpoint).segmenter().to(device),
-            evaluation_loader(data, num_workers=settings.runtime.num_workers),
-            frequencies=data.label_space.frequencies,
-            device=device,
-            title="val",
-            total=len(data),
-        )
+        metrics = evaluate_split(settings, result.checkpoint, "val")
         shutil.rmtree(checkpoints)
-        return evaluation.metrics.flat()
+        return metrics.flat()
 
-    def _lines(self) -> list[dict]:
-        path = self.folder / "runs.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+
+def evaluate_split(settings: Settings, checkpoint: Path, split: str) -> Metrics:
+    """Evaluate a checkpoint on `evaluate.max_images` images of a split."""
+    device = choose_device(settings.runtime.device)
+    data = SegmentationDataset(bootstrapped_folder(settings), settings.data.root, split)
+    limit = settings.evaluate.max_images
+    return evaluate(
+        load_checkpoint(checkpoint).segmenter().to(device),
+        evaluation_loader(data, num_workers=settings.runtime.num_workers, limit=limit),
+        frequencies=data.label_space.frequencies,
+        device=device,
+        title=split,
+        total=min(len(data), limit or len(data)),
+    ).metrics
 
 
 def bootstrap_once(settings: Settings) -> None:
@@ -89,12 +104,24 @@ def bootstrap_once(settings: Settings) -> None:
         generate_tiny(data.root)
     if not (bootstrapped_folder(settings) / "manifest.json").is_file():
         options = BootstrapOptions(
+            layout=data.layout,
             holdout_fraction=data.holdout_fraction,
             holdout_seed=data.holdout_seed,
             overlap=data.overlap,
             keep_classes=data.keep_classes,
+            of_layout=LayoutOptions(data.voc.augmented, data.cocostuff.classes),
         )
         bootstrap(data.root, bootstrapped_folder(settings), options)
+
+
+def show(name: str, about: str, rows: Mapping[str, Sequence[Result]], *, keep: bool) -> None:
+    """Print the table of a benchmark, and save it as benchmarks/results/NAME where it is to be kept."""
+    seeds = max(map(len, rows.values()))
+    title = f"{about}{seeds} seeds, on val: per cent, mean ± standard deviation over the seeds"
+    sections = [describe_machine("cpu"), title, table(rows, COLUMNS)]
+    print("\n\n".join(sections))
+    if keep:
+        print(f"\nsaved {save(name, 'cpu', sections)}")
 
 
 def table(rows: Mapping[str, Sequence[Result]], columns: Mapping[str, str]) -> str:

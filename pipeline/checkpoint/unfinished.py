@@ -9,6 +9,7 @@ A training that starts where a finished one lies works in such a folder until it
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shlex
 import sys
@@ -18,6 +19,7 @@ from pipeline.checkpoint.format import Checkpoint
 from pipeline.checkpoint.identity import Identity, identity_name, identity_of
 from pipeline.checkpoint.run_folder import RunFolder
 from pipeline.runtime.device import GIB, MIB
+from pipeline.runtime.errors import KilosegError
 
 PREFIX = "unfinished-"
 _MOST_DIFFERENCES = 8
@@ -49,6 +51,14 @@ def find_unfinished(main: RunFolder, identity: Identity) -> tuple[RunFolder, Che
         if not identity.differences(checkpoint):
             return folder, checkpoint
     return None
+
+
+def is_finished(folder: RunFolder, identity: Identity) -> bool:
+    """Tell whether the training of this identity has ended in the folder; False where nothing can be read."""
+    with contextlib.suppress(KilosegError):
+        last = folder.latest(header_only=True)
+        return last is not None and bool(last.progress["finished"]) and not identity.differences(last)
+    return False
 
 
 def start(main: RunFolder, identity: Identity, *, keep: bool = True) -> Started:

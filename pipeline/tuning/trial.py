@@ -6,7 +6,6 @@ resumes from what the folder holds.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 import traceback
@@ -16,6 +15,8 @@ from typing import Any
 
 from pipeline.checkpoint.format import Checkpoint, load_checkpoint
 from pipeline.checkpoint.identity import Identity
+from pipeline.checkpoint.run_folder import RunFolder
+from pipeline.checkpoint.unfinished import is_finished
 from pipeline.config.load import with_overrides
 from pipeline.config.paths import label_space_file
 from pipeline.config.schema import Settings
@@ -117,7 +118,8 @@ def _attempt(
 def _train_and_evaluate(
     record: TrialRecord, plan: SweepPlan, settings: Settings, place: Path, tracker: TrialTracker
 ) -> TrialRecord:
-    if not _training_is_finished(settings, place):
+    # an earlier process may have been killed between training and evaluation
+    if not is_finished(RunFolder(place), Identity.of(settings)):
         train(settings, tracker, folder=place)
     progress = load_checkpoint(place / "last.safetensors", header_only=True).progress
     metrics = _evaluate(settings, load_checkpoint(place / "best.safetensors"))
@@ -139,14 +141,6 @@ def _train_and_evaluate(
     }
     step = settings.train.steps
     return TrialRecord(record.number, record.values, "finished", metrics[plan.objectives[0]], metrics, step)
-
-
-def _training_is_finished(settings: Settings, place: Path) -> bool:
-    """Tell whether an earlier process finished the training but was killed before the evaluation."""
-    with contextlib.suppress(KilosegError):
-        last = load_checkpoint(place / "last.safetensors", header_only=True)
-        return bool(last.progress["finished"]) and not Identity.of(settings).differences(last)
-    return False
 
 
 def _evaluate(settings: Settings, checkpoint: Checkpoint) -> dict[str, float]:

@@ -16,7 +16,7 @@ from models.segmenter import SegmenterConfig
 from pipeline.checkpoint.format import Checkpoint, load_checkpoint
 from pipeline.checkpoint.identity import Identity
 from pipeline.checkpoint.run_folder import RunFolder
-from pipeline.checkpoint.unfinished import find_unfinished, start
+from pipeline.checkpoint.unfinished import find_unfinished, is_finished, start
 from pipeline.config.load import load_settings
 
 
@@ -215,6 +215,21 @@ def kills(monkeypatch: pytest.MonkeyPatch, prepare: Any, work: Any) -> Iterator[
             except Killed:
                 pass
         yield number
+
+
+def test_a_training_is_finished_in_its_folder_for_its_own_settings_alone(
+    folder: RunFolder, project: Path
+) -> None:
+    of = identity()
+    assert not is_finished(main, of)
+    leave(main, of, 3)
+    assert not is_finished(main, of)
+    finish(main, of, 8)
+    assert is_finished(main, of)
+    assert not is_finished(main, identity(train__learning_rate=0.5))
+    for path in main.files():
+        path.write_bytes(b"cut")
+    assert not is_finished(main, of)
 
 
 @pytest.mark.slow
