@@ -66,7 +66,7 @@ def reason_against_numba() -> str | None:
     if folder is not None and any(folder.glob("*.o")):
         return None
     try:
-        with _LOCK:
+        with _LOCK, machine_code.no_garbage_collection():
             importlib.import_module("numba")
     except Exception as error:  # built for another numpy or processor, say
         reason = f"numba cannot be imported: {error}"

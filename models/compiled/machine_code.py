@@ -80,7 +80,7 @@ def make_object(function: Callable[..., Any], signature: Signature, symbol: str)
         None where this numba compiles it in another way than expected.
     """
     llvm: Any = importlib.import_module("llvmlite.binding")
-    with _no_garbage_collection():
+    with no_garbage_collection():
         dispatcher = _dispatcher(function, signature.text)
         module = llvm.parse_assembly(dispatcher.inspect_llvm(dispatcher.signatures[0]))
         own = [
@@ -134,7 +134,7 @@ def load(code: bytes, signature: Signature, symbol: str) -> Callable[..., Any]:
 
 def make_callable(function: Callable[..., Any], signature: Signature) -> Callable[..., Any]:
     """Compile a kernel by numba for this process."""
-    with _no_garbage_collection():
+    with no_garbage_collection():
         compiled: Callable[..., Any] = _dispatcher(function, signature.text, no_cpython_wrapper=False)
     return compiled
 
@@ -195,7 +195,7 @@ def _target_machine() -> Any:
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Do not look for garbage while a compiler makes millions of objects, a tenth of its time."""
     enabled = gc.isenabled()
     gc.disable()
