@@ -19,6 +19,7 @@ from examples.softmax_in_any_network import Classifier, loss_of, prediction_of
 from models import features_before
 from tests.models.allocation import extra_bytes
 
+pytestmark = pytest.mark.slow
 SIZE = 32
 NO_WEIGHTS = {"weights": None, "weights_backbone": None}
 

@@ -217,9 +217,7 @@ def kills(monkeypatch: pytest.MonkeyPatch, prepare: Any, work: Any) -> Iterator[
         yield number
 
 
-def test_a_training_is_finished_in_its_folder_for_its_own_settings_alone(
-    folder: RunFolder, project: Path
-) -> None:
+def test_a_training_is_finished_in_its_folder_for_its_own_settings_alone(main: RunFolder) -> None:
     of = identity()
     assert not is_finished(main, of)
     leave(main, of, 3)

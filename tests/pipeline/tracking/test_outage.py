@@ -29,6 +29,8 @@ from tests.command import pipeline_here
 from tests.paths import ROOT
 from tests.pipeline.tracking.stores import Store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def settings(project: Path, empty_store: Path) -> Settings:
