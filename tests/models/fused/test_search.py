@@ -14,7 +14,7 @@ from tests.models.fused.comparison import (
     unit_rows,
 )
 
-pytestmark = pytest.mark.usefixtures("fused_kernels_run_here", "one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fused_kernels_run_here", "one_thread")]
 
 
 @needs_triton
