@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.metadata
 import io
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from pipeline.tracking.mlflow_run import is_active
 from pipeline.tracking.mlflow_store import STORE_ERRORS, experiment_id, explain, open_client
 from pipeline.tracking.tracker import tracking_uri
 
+_STORE = "MLFLOW_TRACKING_URI"
 _NAME = re.compile(r"[^/:]+")
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 SERVED_MODEL = Path(__file__).with_name("served_model.py")
@@ -71,17 +74,30 @@ def register(settings: Settings, path: Path, name: str, alias: str | None = None
     checkpoint = load_checkpoint(path)
     client = open_client(settings)
     try:
-        mlflow.set_tracking_uri(tracking_uri(settings))
         run_id = checkpoint.progress.get("run_id")
         if run_id is not None and not is_active(client, run_id):
             run_id = None
-        version = _log(client, settings, path, checkpoint, name, run_id)
+        with _logging_to(tracking_uri(settings)):
+            version = _log(client, settings, path, checkpoint, name, run_id)
         if alias is not None:
             client.set_registered_model_alias(name, alias, str(version))
     except STORE_ERRORS as error:
         raise explain(settings, error) from error
     uri = f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
     return Registered(name, version, uri, run_id)
+
+
+@contextlib.contextmanager
+def _logging_to(uri: str) -> Iterator[None]:
+    """Make a store the one of MLflow's functions that take no client, in the block alone."""
+    before = os.environ.get(_STORE)  # MLflow keeps what it was told there too
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # forgets it, and the variable
+        if before is not None:
+            os.environ[_STORE] = before
 
 
 def _check_names(name: str, alias: str | None) -> None:

@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import yaml
@@ -110,6 +111,14 @@ def registered(settings: Settings, evaluated: str) -> str:
         return register(settings, best_checkpoint_file(settings), "photos", "champion").uri
     finally:
         del os.environ["MLFLOW_TRACKING_URI"]
+
+
+@pytest.mark.process
+def test_registering_leaves_mlflows_choice_of_a_store_alone(
+    registered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///elsewhere.db")
+    assert mlflow.get_tracking_uri() == "sqlite:///elsewhere.db"
 
 
 @pytest.fixture(scope="module")
