@@ -29,11 +29,12 @@ import typer
 from torch import Tensor
 
 from benchmarks.record import describe_machine, save
+from models.heads import find_classes
 from models.segmenter import Segmenter, SegmenterConfig, build_segmenter
 from pipeline.evaluation.boundary import BoundaryCounts
 from pipeline.evaluation.calibration import Calibration, ClassScores
 from pipeline.evaluation.confused_pairs import ConfusedPairs
-from pipeline.evaluation.evaluate import Details, predicted_classes
+from pipeline.evaluation.evaluate import Details
 from pipeline.evaluation.metrics import ClassCounts
 from pipeline.evaluation.per_image import PerImage
 from pipeline.memory.predict import allocated_cpu_bytes
@@ -87,7 +88,7 @@ def make_scene(num_classes: int, backbone: str, side: int, head: str, device: to
     segmenter = build_segmenter(config).to(device).eval()
     image = torch.rand(1, 3, side, side * 5 // 4, device=device)
     output = segmenter(image)
-    prediction = predicted_classes(segmenter, output, (image.shape[2], image.shape[3]))
+    prediction = find_classes(segmenter.head, output, (image.shape[2], image.shape[3]))
     patches = torch.randint(0, min(num_classes, 40), (1, 1, 8, 10), device=device).float()
     target = F.interpolate(patches, size=image.shape[2:], mode="nearest")[:, 0].long()
     drawn = torch.rand(target.shape, device=device)
@@ -100,7 +101,7 @@ def make_scene(num_classes: int, backbone: str, side: int, head: str, device: to
 @torch.no_grad()
 def evaluate_whole(scene: Scene) -> None:
     output = scene.segmenter(scene.image)
-    prediction = predicted_classes(scene.segmenter, output, scene.size)
+    prediction = find_classes(scene.segmenter.head, output, scene.size)
     ClassCounts(scene.classes, output.device).update(prediction, scene.target)
     count_all(scene, prediction)
 
@@ -112,7 +113,7 @@ def network_alone(scene: Scene) -> Tensor:
 
 @torch.no_grad()
 def search_alone(scene: Scene) -> Tensor:
-    return predicted_classes(scene.segmenter, scene.output, scene.size)
+    return find_classes(scene.segmenter.head, scene.output, scene.size)
 
 
 def count_all(scene: Scene, prediction: Tensor) -> Details:

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from benchmarks.record import describe_machine, save
 from benchmarks.runs import bootstrap_once
-from models.nearest import predict_classes
+from models.heads import find_classes
 from pipeline.checkpoint.format import Checkpoint, load_checkpoint
 from pipeline.checkpoint.identity import Identity
 from pipeline.checkpoint.run_folder import RunFolder
@@ -138,19 +138,10 @@ class Bench:
     def predicted(self, checkpoint: Checkpoint, outputs: list[Tensor], class_ids: list[int]) -> list[Tensor]:
         """Search val; rows of the checkpoint's table are classes with these ids."""
         head, table = checkpoint.segmenter().head, torch.tensor(class_ids)
-        with torch.no_grad():
-            return [
-                table[
-                    predict_classes(
-                        output,
-                        head.class_embeddings,
-                        tuple(truth.shape),  # type: ignore[arg-type]
-                        bias=head.bias,
-                        similarity="distance" if head.bias is None else "dot",
-                    )[0]
-                ]
-                for output, truth in zip(outputs, self.truths, strict=True)
-            ]
+        return [
+            table[find_classes(head, output, (truth.shape[0], truth.shape[1]))[0]]
+            for output, truth in zip(outputs, self.truths, strict=True)
+        ]
 
     def iou(self, predicted: list[Tensor], ignored: Iterable[int]) -> tuple[Tensor, Tensor]:
         """Return IoU and true pixels by class id less 1, where pixels of `ignored` count nowhere."""

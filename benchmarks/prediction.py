@@ -30,8 +30,7 @@ import typer
 from torch import Tensor
 
 from benchmarks.record import describe_machine, free_bytes, save
-from models.embeddings import Similarity
-from models.nearest import predict_classes
+from models.heads import find_classes
 from models.segmenter import Segmenter, SegmenterConfig, build_segmenter
 from pipeline.data.labels.label_space import ClassEntry, LabelSpace
 from pipeline.inference.predictor import Predictor
@@ -114,11 +113,7 @@ def ids_alone(segmenter: Segmenter, image: Tensor, size: tuple[int, int]) -> Ten
 @torch.no_grad()
 def search_ids(segmenter: Segmenter, output: Tensor, size: tuple[int, int]) -> Tensor:
     """Without confidence, as evaluation does."""
-    head = segmenter.head
-    similarity: Similarity = "distance" if head.bias is None else "dot"
-    return predict_classes(output, head.class_embeddings, size, bias=head.bias, similarity=similarity)[
-        0
-    ].cpu()
+    return find_classes(segmenter.head, output, size)[0].cpu()
 
 
 @torch.no_grad()

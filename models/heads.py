@@ -35,6 +35,8 @@ class EmbeddingHead(nn.Module):
 
     bias: None = None
     """No class has an advantage."""
+    similarity: Literal["distance", "dot"] = "distance"
+    """By which a pixel's class is found."""
 
     def __init__(
         self, in_channels: int, embedding_dim: int, num_classes: int, *, project: bool = True
@@ -72,7 +74,7 @@ class EmbeddingHead(nn.Module):
         Returns:
             (N, *size) int64 train ids.
         """
-        return _predict(self, features, size, "distance", work_bytes)
+        return find_classes(self, self(features), size, work_bytes=work_bytes)
 
 
 class SoftmaxHead(nn.Module):
@@ -82,6 +84,9 @@ class SoftmaxHead(nn.Module):
         in_channels: D, of the decoded features.
         num_classes: C.
     """
+
+    similarity: Literal["distance", "dot"] = "dot"
+    """By which a pixel's class is found."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -119,22 +124,34 @@ class SoftmaxHead(nn.Module):
         Returns:
             (N, *size) int64 train ids.
         """
-        return _predict(self, features, size, "dot", work_bytes)
+        return find_classes(self, self(features), size, work_bytes=work_bytes)
 
 
-def _predict(
+@torch.no_grad()
+def find_classes(
     head: EmbeddingHead | SoftmaxHead,
-    features: Tensor,
+    output: Tensor,
     size: tuple[int, int],
-    similarity: Literal["distance", "dot"],
-    work_bytes: int,
+    *,
+    work_bytes: int = WORK_BYTES,
 ) -> Tensor:
+    """Find the class of each pixel from a head's output, for those who need the output too.
+
+    Args:
+        head: whose classes are searched.
+        output: (N, D, h, w) that the head, or a whole `Segmenter`, gave.
+        size: height and width of the result.
+        work_bytes: size of the work buffer of the search.
+
+    Returns:
+        (N, *size) int64 train ids.
+    """
     return predict_classes(
-        head(features),
+        output,
         head.class_embeddings,
         size,
         bias=head.bias,
-        similarity=similarity,
+        similarity=head.similarity,
         work_bytes=work_bytes,
     )
 

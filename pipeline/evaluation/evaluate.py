@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from models.nearest import predict_classes
+from models.heads import find_classes
 from models.segmenter import Segmenter
 from pipeline.data.loading.batch import Batch
 from pipeline.evaluation.boundary import BoundaryCounts
@@ -130,7 +129,7 @@ def evaluate(
                 began = time.perf_counter()
                 pixels = batch.images.to(device, non_blocking=True).float() / 255
                 output = segmenter(pixels)
-                prediction = predicted_classes(segmenter, output, (pixels.shape[2], pixels.shape[3]))
+                prediction = find_classes(segmenter.head, output, (pixels.shape[2], pixels.shape[3]))
                 target = batch.target.to(device)
                 counts.update(prediction, target)
                 if device.type == "cuda":
@@ -147,10 +146,3 @@ def evaluate(
     metrics = summarize(counts, frequencies, measurable=measurable)
     rate = images / max(seconds, 1e-9) if images else None
     return Evaluation(metrics, counts, images, rate, details)
-
-
-def predicted_classes(segmenter: Segmenter, output: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return (N, *size) train ids, as `Segmenter.predict`, from the output (N, D, h, w) of the network."""
-    head = segmenter.head
-    similarity: Literal["distance", "dot"] = "distance" if head.bias is None else "dot"
-    return predict_classes(output, head.class_embeddings, size, bias=head.bias, similarity=similarity)
