@@ -45,7 +45,7 @@ def table(inputs: Inputs, candidates: list[Candidate], bound: float | None) -> s
             continue
         seconds, extra = min(candidate.seconds), candidate.extra_bytes or 0
         faster = f"{min(dense.seconds) / seconds:.2f}" if dense.seconds else "-"
-        lighter = f"{dense.extra_bytes / extra:.1f}" if dense.extra_bytes and extra else "-"
+        lighter = f"{dense.extra_bytes / extra:.1f}" if dense.extra_bytes and extra > 2**10 else "-"
         over = f"{seconds / bound:.2f}" if bound is not None else "-"
         lines.append(
             f"{candidate.name:34}{seconds * 1e3:>10,.2f} ms{faster:>10}"

@@ -22,7 +22,7 @@ from .embeddings import (
     full_precision,
     never_compiled,
 )
-from .fused import MAX_NEAREST, fused_nearest_classes, to_kernel_dtype
+from .fused import MAX_NEAREST, fused_classes_of_map, fused_nearest_classes, to_kernel_dtypes
 from .implementation import implementation_for
 from .tiled import search as tiled_search
 from .tiled.search import class_keys, search_cells
@@ -72,7 +72,7 @@ def nearest_classes(
     fused_knows = k <= MAX_NEAREST
     implementation = implementation_for(pixel_embeddings, class_embeddings, fused_knows=fused_knows)
     if implementation == "fused":
-        embeddings = to_kernel_dtype(pixel_embeddings), to_kernel_dtype(class_embeddings)
+        embeddings = to_kernel_dtypes(pixel_embeddings, class_embeddings)
         return fused_nearest_classes(*embeddings, k, similarity=similarity, bias=bias)
     with full_precision(pixel_embeddings):
         keys = class_keys(pixel_embeddings, class_embeddings, bias, similarity)
@@ -122,9 +122,20 @@ def predict_classes(
     check_search_bias(similarity, bias)
     check_class_vectors(len(class_embeddings), embeddings, bias=bias)
     low_res = embeddings.shape[2:]
-    full_res = tuple(size) if size is not None else tuple(low_res)
+    height, width = size if size is not None else low_res
+    full_res = (height, width)
     factor = None if align_corners else whole_factor(low_res, full_res)
     implementation = implementation_for(embeddings, class_embeddings)
+    if implementation == "fused" and not align_corners:
+        maps, table = to_kernel_dtypes(embeddings, class_embeddings)
+        result = torch.empty((len(maps), *full_res), dtype=torch.int64, device=maps.device)
+        for image, of_image in zip(maps, result, strict=True):
+            of_image.copy_(
+                fused_classes_of_map(
+                    image, table, full_res, similarity=similarity, bias=bias, work_bytes=work_bytes
+                )
+            )
+        return result
     search = compiled_search if implementation == "compiled" else tiled_search
     with full_precision(embeddings):
         keys = class_keys(embeddings, class_embeddings, bias, similarity)

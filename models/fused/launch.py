@@ -19,24 +19,31 @@ from torch import Tensor
 TRITON_INSTALLED = find_spec("triton") is not None
 SMALLEST_DIM = 4
 LARGEST_DIM = 512
+LARGEST_FAST_DIM = 64
+"""Above, float32 rows take longer in the kernels than torch's matrix products do (H200, docs/LOG.md)."""
 LARGEST_TILE = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Size of one program: pixels, classes, warps, loads in flight, most registers of a thread."""
+    """Size of one program: pixels, classes, warps, loads in flight.
+
+    The rows that a program keeps (pixels, or classes in `class_backward`) are fewer than 64, or its warps no
+    multiple of 4. Triton then multiplies by `mma.sync` on every GPU. Larger ones make it `wgmma` on an H100
+    or H200, which ptxas before 13.3 miscompiles: it overwrites registers that are still read (CUDA 13.3's
+    release notes; Triton up to 3.9 has ptxas 12). On an H200 the gradients were garbage and addresses out of
+    range. What it would gain there: nothing up to D = 16.
+    """
 
     pixels: int
     classes: int
     warps: int
     stages: int
-    registers: int | None = None
 
     def options(self) -> dict[str, Any]:
         """Return Triton's launch options, with fused multiply-adds: from 3.10 on not its default."""
-        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
-        return options if self.registers is None else options | {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
 LARGE_SHARED_MEMORY = 200 * 1024
@@ -65,13 +72,16 @@ def small_tile(constants: dict[str, Any], device: torch.device) -> Tile | None:
 
 
 def supports(pixel_embeddings: Tensor, class_embeddings: Tensor) -> bool:
-    """Tell whether the kernels apply to these two tensors: the one rule for choosing them.
+    """Tell whether the kernels apply to these two tensors and are fast: the one rule for choosing them.
 
     They apply where Triton is installed, D is 4..512, both are fp32, bf16 or fp16 (the kernels accumulate in
-    fp32, so float64 stays in torch), and both lie on one CUDA device. While TRITON_INTERPRET=1 is set they
-    may lie anywhere: for tests only, Triton's interpreter is thousands of times slower.
+    fp32, so float64 stays in torch), and both lie on one CUDA device. They are fast with pixels in bf16, and
+    up to D = 64 with the other dtypes. While TRITON_INTERPRET=1 is set the tensors may lie anywhere: for
+    tests only, Triton's interpreter is thousands of times slower.
     """
-    return _reason_against(pixel_embeddings, class_embeddings) is None
+    if _reason_against(pixel_embeddings, class_embeddings) is not None:
+        return False
+    return class_embeddings.shape[-1] <= LARGEST_FAST_DIM or pixel_embeddings.dtype == torch.bfloat16
 
 
 def require(pixel_embeddings: Tensor, class_embeddings: Tensor) -> None:
@@ -104,9 +114,19 @@ def _reason_against(pixel_embeddings: Tensor, class_embeddings: Tensor) -> Excep
     return None
 
 
-def to_kernel_dtype(tensor: Tensor) -> Tensor:
-    """Return the tensor in the dtype that losses and search pass to the kernels: float16 as float32."""
-    return tensor.float() if tensor.dtype == torch.float16 else tensor
+def to_kernel_dtypes(pixel_embeddings: Tensor, class_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both in the dtypes that losses and search pass to the kernels: float16 as float32.
+
+    Beside pixels in bf16, classes of more than 64 numbers are rounded to bf16, as torch's autocast rounds the
+    weight of a linear layer or convolution. Shorter ones keep their precision, which costs little there.
+    """
+    pixels, classes = (
+        tensor.float() if tensor.dtype == torch.float16 else tensor
+        for tensor in (pixel_embeddings, class_embeddings)
+    )
+    if pixels.dtype == torch.bfloat16 and classes.shape[-1] > LARGEST_FAST_DIM:
+        classes = classes.to(torch.bfloat16)
+    return pixels, classes
 
 
 def kernel_constants(pixel_dtype: torch.dtype, class_dtype: torch.dtype, dim: int) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -22,29 +21,36 @@ CLASS_PROGRAMS = 1024
 SLICE_PIXELS = 512
 """Fewest pixels of a slice; below, writing its partial gradient costs more than it saves."""
 
-# By padded D, and by whether all rows are bf16. Chosen by what ptxas reports for sm_90 under Triton 3.6 and
-# 3.9: no spills in the loop, then fewest instructions for a pair of pixel and class, then most programs at
-# once (a limit of 168 registers makes room for three of 128 threads). Up to D = 64 that holds everywhere;
-# fp32 above it spills. Which of them is fastest is open until they run on a GPU.
+# By padded D, and by whether all rows are bf16: the fastest on an H200 (docs/LOG.md).
 FORWARD_TILES = {
-    (16, True): Tile(64, 64, 4, 2, 168),
-    (32, True): Tile(64, 64, 4, 2),
-    (64, True): Tile(64, 64, 4, 2),
-    (128, True): Tile(64, 64, 4, 2),
-    (256, True): Tile(64, 32, 8, 2),
-    (512, True): Tile(32, 32, 8, 1),
-    (16, False): Tile(64, 64, 4, 2, 168),
-    (32, False): Tile(64, 64, 4, 2),
-    (64, False): Tile(128, 32, 8, 2),
-    (128, False): Tile(128, 32, 8, 2),
-    (256, False): Tile(64, 16, 8, 2),
+    (16, True): Tile(32, 64, 2, 2),
+    (32, True): Tile(64, 32, 2, 2),
+    (64, True): Tile(64, 32, 2, 2),
+    (128, True): Tile(64, 32, 2, 2),
+    (256, True): Tile(32, 64, 4, 2),
+    (512, True): Tile(16, 32, 4, 1),
+    (16, False): Tile(32, 32, 1, 2),
+    (32, False): Tile(32, 32, 2, 2),
+    (64, False): Tile(64, 16, 2, 2),
+    (128, False): Tile(32, 32, 4, 2),
+    (256, False): Tile(32, 32, 4, 2),
     (512, False): Tile(16, 16, 4, 1),
 }
-
-
-def transposed(tile: Tile) -> Tile:
-    """Return the tile of the class gradient, where a program keeps classes and loops over pixels."""
-    return dataclasses.replace(tile, pixels=tile.classes, classes=tile.pixels)
+# Of the class gradient, where a program keeps classes and loops over pixels.
+CLASS_TILES = {
+    (16, True): Tile(64, 32, 2, 2),
+    (32, True): Tile(64, 32, 2, 2),
+    (64, True): Tile(32, 32, 1, 2),
+    (128, True): Tile(32, 32, 2, 3),
+    (256, True): Tile(64, 16, 2, 2),
+    (512, True): Tile(32, 16, 4, 1),
+    (16, False): Tile(32, 64, 1, 2),
+    (32, False): Tile(32, 32, 2, 2),
+    (64, False): Tile(64, 32, 2, 2),
+    (128, False): Tile(64, 32, 4, 2),
+    (256, False): Tile(16, 16, 2, 2),
+    (512, False): Tile(16, 16, 4, 1),
+}
 
 
 @dataclass
@@ -97,8 +103,9 @@ class LossPass:
         self.constants = kernel_constants(pixel_dtype, class_embeddings.dtype, dim)
         self.constants["DISTANCE"] = options.similarity == "distance"
         key = self.constants["PADDED_DIM"], self.constants["ROW_PARTS"] == 1
-        self.forward_tile = small_tile(self.constants, device) or FORWARD_TILES[key]
-        self.class_tile = transposed(self.forward_tile)
+        small = small_tile(self.constants, device)
+        self.forward_tile = small or FORWARD_TILES[key]
+        self.class_tile = small or CLASS_TILES[key]
         self.classes = class_embeddings
         scaled_bias = None if bias is None else bias.float() * options.temperature
         self.terms = class_terms(class_embeddings, options.similarity, FAR_AWAY, scaled_bias)

@@ -5,19 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..embeddings import check_search_bias, check_similarity
+from ..embeddings import WORK_BYTES, check_search_bias, check_similarity
 from .launch import Tile, class_terms, kernel_constants, on_device_of, require, small_tile
+from .upsample import rows_per_band, upsample_rows
 
 MAX_NEAREST = 64
 """Longest list that still fits a program's registers; `models.nearest` has no such limit."""
 
-# By padded D; see FORWARD_TILES in models.fused.loss_pass for how they were chosen.
-SEARCH_TILES = {
-    16: Tile(64, 64, 4, 2),
-    32: Tile(64, 64, 4, 2),
-    64: Tile(64, 64, 4, 2),
-    128: Tile(64, 32, 8, 2),
-    256: Tile(64, 16, 8, 2),
+# By padded D; see FORWARD_TILES in models.fused.loss_pass.
+NEAREST_TILES = {
+    16: Tile(64, 16, 2, 2),
+    32: Tile(64, 16, 2, 2),
+    64: Tile(64, 16, 2, 2),
+    128: Tile(64, 16, 2, 2),
+    256: Tile(16, 32, 4, 2),
+    512: Tile(16, 16, 4, 1),
+}
+LIST_TILES = {
+    16: Tile(16, 32, 1, 2),
+    32: Tile(16, 32, 1, 2),
+    64: Tile(32, 32, 1, 2),
+    128: Tile(32, 16, 2, 2),
+    256: Tile(16, 32, 4, 2),
     512: Tile(16, 16, 4, 1),
 }
 
@@ -65,7 +74,8 @@ def fused_nearest_classes(
     if len(pixels) == 0:
         return found
     constants = kernel_constants(pixels.dtype, classes.dtype, dim)
-    tile = small_tile(constants, pixels.device) or SEARCH_TILES[constants["PADDED_DIM"]]
+    tile = small_tile(constants, pixels.device)
+    tile = tile or (NEAREST_TILES if k == 1 else LIST_TILES)[constants["PADDED_DIM"]]
     for name in ("FACTOR_PARTS", "ROW_PARTS", "PART"):
         del constants[name]
     grid = (-(-len(pixels) // tile.pixels),)
@@ -83,3 +93,44 @@ def fused_nearest_classes(
                 pixels, classes, terms, found, len(pixels), num_classes, k, factor, SLOTS=slots, **constants
             )
     return found
+
+
+@torch.no_grad()
+def fused_classes_of_map(
+    image: Tensor,
+    class_embeddings: Tensor,
+    size: tuple[int, int],
+    *,
+    similarity: str = "distance",
+    bias: Tensor | None = None,
+    work_bytes: int = WORK_BYTES,
+) -> Tensor:
+    """Find the nearest class of each pixel of a map that is upsampled bilinearly, a band of rows at a time.
+
+    Args:
+        image: (D, h, w), D of 4..512, fp32, bf16 or fp16; a band is interpolated into the same dtype.
+        class_embeddings: (C, D).
+        size: (H, W).
+        similarity: "distance", "dot" or "cosine".
+        bias: (C,), added to inner products.
+        work_bytes: bounds the band; at least one row of W pixels is taken.
+
+    Returns:
+        (H, W) int64.
+
+    Raises:
+        ValueError, RuntimeError: as `fused_nearest_classes`.
+    """
+    maps = image[None].permute(0, 2, 3, 1).contiguous()
+    (height, width), dim = size, len(image)
+    band_rows = rows_per_band(width, height, dim, maps.element_size(), work_bytes, with_gradient=False)
+    band = torch.empty(band_rows * width, dim, dtype=maps.dtype, device=maps.device)
+    found = torch.empty(height * width, dtype=torch.int64, device=maps.device)
+    for first in range(0, height, band_rows):
+        part = slice(first * width, min(first + band_rows, height) * width)
+        pixels = band[: part.stop - part.start]
+        with on_device_of(pixels):
+            upsample_rows(maps, pixels, first, size)
+        nearest = fused_nearest_classes(pixels, class_embeddings, 1, similarity=similarity, bias=bias)
+        found[part] = nearest[:, 0]
+    return found.view(size)

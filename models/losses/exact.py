@@ -30,7 +30,7 @@ from ..embeddings import (
     default_temperature,
     never_compiled,
 )
-from ..fused import fused_exact_cross_entropy, to_kernel_dtype
+from ..fused import fused_exact_cross_entropy, to_kernel_dtypes
 from ..gradients import Compute, keep_gradients
 from ..implementation import implementation_for
 from ..tiled import cross_entropy as tiled_rows
@@ -110,9 +110,7 @@ def exact_cross_entropy(
         if pixels is not None:
             embeddings = rows_of_pixels(embeddings, target.shape[1:], pixels)
             target = target.flatten()[pixels]
-        return fused_exact_cross_entropy(
-            to_kernel_dtype(embeddings), to_kernel_dtype(table), target, options, bias
-        )
+        return fused_exact_cross_entropy(*to_kernel_dtypes(embeddings, table), target, options, bias)
     check_target(target, len(table), ignore_index)
     compute: Compute
     if is_map:

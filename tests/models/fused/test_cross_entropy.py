@@ -14,6 +14,7 @@ from models.fused import launch as fused_launch
 from models.fused import loss_pass
 from tests.models.fused.comparison import (
     DEVICE,
+    HAS_GPU,
     assert_same,
     fused_loss,
     labels,
@@ -129,12 +130,7 @@ class TestTheLoss:
         wanted = with_gradients(plain_loss, *inputs)
         monkeypatch.setattr(loss_pass, "CHUNK_PIXELS", 128)
         monkeypatch.setattr(loss_pass, "SLICE_PIXELS", 40)
-        assert (
-            loss_pass.number_of_slices(
-                70, 8, 128, WORK_BYTES, loss_pass.transposed(loss_pass.FORWARD_TILES[16, False])
-            )
-            == 4
-        )
+        assert loss_pass.number_of_slices(70, 8, 128, WORK_BYTES, loss_pass.CLASS_TILES[16, False]) == 4
         assert_same(with_gradients(fused_loss, *inputs), wanted)
 
     def test_a_pixel_on_its_own_class_has_no_pull_and_loses_no_precision(self) -> None:
@@ -190,7 +186,8 @@ class TestTheLoss:
         launched = count_launches(monkeypatch)
         inputs[wanted] = inputs[wanted].clone().requires_grad_()
         (3 * fused_loss(*inputs, target)).backward()
-        assert torch.equal(inputs[wanted].grad, both[1 + wanted])
+        # another kernel: on a GPU its multiplications and additions may be fused otherwise
+        torch.testing.assert_close(inputs[wanted].grad, both[1 + wanted], rtol=0, atol=1e-6 if HAS_GPU else 0)
         assert launched == {"loss_forward": 1, "class_backward": wanted}
 
     def test_without_gradients_only_the_loss_is_computed(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,7 @@ def test_every_kernel_becomes_code_within_the_limits_of_the_machine(architecture
         assert kernel["shared_memory"] <= SHARED_MEMORY[architecture]
         if kernel["name"] in heavy:
             assert kernel["matrix_unit"], f"{kernel['name']} does not use the matrix unit"
+        assert not kernel["asynchronous"], f"{kernel['name']} is for wgmma: see models.fused.launch.Tile"
 
 
 def main() -> None:
@@ -121,7 +122,8 @@ def main() -> None:
             "constants": {name: str(value) for name, value in fixed.items()},
             "shared_memory": kernel.metadata.shared,
             "code_bytes": len(kernel.asm["cubin"]),
-            "matrix_unit": ("wgmma" if architecture == 90 else "mma.sync") in kernel.asm["ptx"],
+            "matrix_unit": "mma.sync" in kernel.asm["ptx"],
+            "asynchronous": "wgmma" in kernel.asm["ptx"],
             **resources(kernel.asm["cubin"]),
         }
         print(json.dumps(report), flush=True)

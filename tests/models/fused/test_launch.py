@@ -9,6 +9,7 @@ import torch
 
 from models import fused
 from models.fused import launch as fused_launch
+from models.fused import loss_pass, search
 from models.losses import exact
 from tests.models.fused.comparison import (
     DEVICE,
@@ -83,12 +84,36 @@ class TestTheRule:
         assert exact.exact_cross_entropy(pixels, classes, labels(5, 9)).isfinite()
         assert calls == []
 
-    @pytest.mark.parametrize("dim", [4, 512])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize(
+        ("dtype", "dims"),
+        [(torch.float32, (4, 64)), (torch.bfloat16, (4, 64, 65, 512)), (torch.float16, (4, 64))],
+    )
     def test_the_smallest_and_the_largest_size_are_the_kernels_in_three_precisions(
-        self, dim: int, dtype: torch.dtype
+        self, dtype: torch.dtype, dims: tuple[int, ...]
     ) -> None:
-        assert fused.supports(unit_rows(5, dim).to(dtype), unit_rows(9, dim))
+        assert all(fused.supports(unit_rows(5, dim).to(dtype), unit_rows(9, dim)) for dim in dims)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    def test_what_torch_multiplies_faster_is_the_kernels_only_where_they_are_forced(
+        self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        inputs = unit_rows(5, 65).to(dtype), unit_rows(9, 65), labels(5, 9)
+        assert not fused.supports(*inputs[:2])
+        calls = count_calls(monkeypatch)
+        exact.exact_cross_entropy(*inputs)
+        assert not calls
+        monkeypatch.setenv("KILOSEG_KERNELS", "fused")
+        exact.exact_cross_entropy(*inputs)
+        assert len(calls) == 1
+
+    @pytest.mark.parametrize("dim", [64, 65])
+    def test_long_classes_beside_pixels_in_bf16_are_rounded_as_autocast_rounds_a_weight(
+        self, dim: int
+    ) -> None:
+        pixels, classes = unit_rows(5, dim).bfloat16(), unit_rows(9, dim)
+        kept, rounded = fused.to_kernel_dtypes(pixels, classes)
+        assert kept is pixels
+        assert rounded.dtype == (torch.float32 if dim == 64 else torch.bfloat16)
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
@@ -145,3 +170,13 @@ class TestWhatIsRefused:
         assert not fused.supports(unit_rows(5, 6), unit_rows(4, 6))
         with pytest.raises(RuntimeError, match="need Triton, which is not installed"):
             fused.fused_nearest_classes(unit_rows(5, 6), unit_rows(4, 6), 1)
+
+
+def test_no_tile_is_one_for_wgmma() -> None:
+    """ptxas before 13.3 miscompiles those; see `models.fused.launch.Tile`."""
+    keeps_pixels = [*loss_pass.FORWARD_TILES.values(), *search.NEAREST_TILES.values()]
+    keeps_pixels += search.LIST_TILES.values()
+    small = list(fused_launch.SMALL_TILES.values())
+    rows = [(tile.pixels, tile.warps) for tile in keeps_pixels + small]
+    rows += [(tile.classes, tile.warps) for tile in [*loss_pass.CLASS_TILES.values(), *small]]
+    assert all(kept < 64 or warps % 4 for kept, warps in rows)

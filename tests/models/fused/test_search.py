@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from models import fused, nearest
 from tests.models.fused.comparison import (
@@ -81,6 +82,28 @@ class TestTheSearch:
         found = nearest.nearest_classes(pixels, classes, k)
         assert calls == ([k] if k <= fused.MAX_NEAREST else [])
         assert torch.equal(found, torch.cdist(pixels.double(), classes.double()).sort(1).indices[:, :k])
+
+    @pytest.mark.parametrize(("similarity", "work_bytes"), [("distance", 2**25), ("dot", 1_000)])
+    def test_of_upsampled_maps_equals_interpolating_first(self, similarity: str, work_bytes: int) -> None:
+        """In one band, and in bands of a row or two."""
+        maps = unit_rows(2 * 3 * 5, 6, 1).reshape(2, 3, 5, 6).permute(0, 3, 1, 2)
+        classes = unit_rows(37, 6, 2)
+        bias = torch.linspace(-1, 1, 37, device=DEVICE) if similarity == "dot" else None
+        found = nearest.predict_classes(
+            maps, classes, (12, 17), similarity=similarity, bias=bias, work_bytes=work_bytes
+        )
+        rows = F.interpolate(maps.double(), size=(12, 17), mode="bilinear").permute(0, 2, 3, 1).flatten(0, 2)
+        scores = plain_logits(rows, classes.double(), "cosine" if bias is not None else similarity, 1.0)
+        scores = scores if bias is None else scores + bias.double()
+        assert torch.equal(found, scores.argmax(1).view(2, 12, 17))
+        assert nearest.predict_classes(maps[:0], classes, (12, 17)).shape == (0, 12, 17)
+
+    def test_of_maps_with_aligned_corners_equals_interpolating_first(self) -> None:
+        maps, classes = unit_rows(15, 6, 1).reshape(1, 3, 5, 6).permute(0, 3, 1, 2), unit_rows(37, 6, 2)
+        found = nearest.predict_classes(maps, classes, (12, 17), align_corners=True)
+        upsampled = F.interpolate(maps.double(), size=(12, 17), mode="bilinear", align_corners=True)
+        scores = plain_logits(upsampled.permute(0, 2, 3, 1).flatten(0, 2), classes.double(), "distance", 1.0)
+        assert torch.equal(found, scores.argmax(1).view(1, 12, 17))
 
     def test_of_no_pixels_finds_none(self) -> None:
         assert fused.fused_nearest_classes(unit_rows(0, 6), unit_rows(9, 6), 2).shape == (0, 2)
