@@ -49,14 +49,18 @@ class Part:
 
 _TESTS = "pytest -q -p no:cacheprovider --confcutdir=tests/models tests/models/fused"
 _STEP = "benchmarks.step --device cuda --crop 512"
+_LOSS = "benchmarks.loss --device cuda --classes 1284 --repeats 2"
 PARTS = (
     Part("tests", f"{_TESTS} -m gpu", 100),
-    Part("loss", "benchmarks.loss --device cuda --classes 1284 --repeats 4", 90),
-    Part("step", f"{_STEP} --batch 10 --precision bf16 --classes 1284 --repeats 5", 80),
-    Part("memory", f"{_STEP} --batch 4 --classes 19 --classes 100000 --repeats 0", 60),
-    Part("kernel-tests", f"{_TESTS} -m 'not gpu' --ignore=tests/models/fused/test_kernels_compile.py", 100),
-    Part("loss-bf16", "benchmarks.loss --device cuda --classes 1284 --dtype bfloat16", 50),
-    Part("loss-of-many", "benchmarks.loss --device cuda --classes 150 --classes 10000", 60),
+    Part("loss", f"{_LOSS} --similarity cosine", 90),
+    Part("step", f"{_STEP} --batch 10 --precision bf16 --classes 1284 --repeats 5", 60),
+    Part("memory", f"{_STEP} --batch 4 --precision bf16 --classes 19 --classes 100000 --repeats 0", 50),
+    Part("step-fp32", f"{_STEP} --batch 4 --classes 1284 --repeats 3", 40),
+    Part(
+        "loss-of-a-classifier", f"{_LOSS} --dim 256 --pixels 524288 --similarity cosine --dtype bfloat16", 60
+    ),
+    Part("loss-bf16", f"{_LOSS} --similarity distance --dtype bfloat16", 80),
+    Part("kernel-tests", f"{_TESTS} -m 'not gpu' --ignore=tests/models/fused/test_kernels_compile.py", 60),
 )
 # The same on a CPU, the kernels in Triton's interpreter: to see that nothing fails for a silly reason.
 TOY_PARTS = (

@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MOST_UPSAMPLED = 2**31 - 1
+"""Numbers that torch's interpolation writes at once on a GPU: beyond, it raises for channels last."""
+
 
 def full_resolution_rows(output: Tensor, size: Sequence[int]) -> Tensor:
     """Upsample (N, K, h, w) to `size` (H, W), as rows (N * H * W, K), float32 (float64 for float64).
@@ -19,8 +22,14 @@ def full_resolution_rows(output: Tensor, size: Sequence[int]) -> Tensor:
     of rows are several times faster on the CPU than those of maps, and deterministic on the GPU.
     """
     channels_last = _at_least_float32(output).contiguous(memory_format=torch.channels_last)
-    upsampled = F.interpolate(channels_last, size=tuple(size), mode="bilinear", align_corners=False)
-    return upsampled.permute(0, 2, 3, 1).reshape(-1, output.shape[1])
+    of_an_image = max(1, output.shape[1] * size[0] * size[1])
+    rows = [
+        F.interpolate(images, size=tuple(size), mode="bilinear", align_corners=False)
+        .permute(0, 2, 3, 1)
+        .reshape(-1, output.shape[1])
+        for images in channels_last.split(max(1, MOST_UPSAMPLED // of_an_image))
+    ]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def rows_of_pixels(

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models import upsampling
 from models.upsampling import CellUpsampling, full_resolution_rows, rows_of_pixels, whole_factor
 
 SIZES = [((4, 6), (13, 22)), ((3, 2), (7, 5)), ((5, 4), (3, 2)), ((1, 1), (5, 3)), ((6, 6), (6, 6))]
@@ -17,6 +18,20 @@ def test_rows_are_the_upsampled_map_pixel_by_pixel(low: tuple[int, int], full: t
     upsampled = F.interpolate(output, size=full, mode="bilinear", align_corners=False)
     rows = full_resolution_rows(output, full)
     torch.testing.assert_close(rows.view(2, *full, 5), upsampled.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("most", [1, 5 * 13 * 22, 3 * 5 * 13 * 22])
+def test_what_a_gpu_cannot_write_at_once_is_upsampled_image_by_image(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = torch.randn(3, 5, 4, 6, requires_grad=True)
+    wanted = full_resolution_rows(output, (13, 22))
+    monkeypatch.setattr(upsampling, "MOST_UPSAMPLED", most)
+    found = full_resolution_rows(output, (13, 22))
+    assert torch.equal(found, wanted)
+    weights = torch.randn_like(found)
+    gradients = [torch.autograd.grad(rows, output, weights)[0] for rows in (found, wanted)]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize(("low", "full"), SIZES)
