@@ -3,7 +3,7 @@
 
 Run as a program, this file calls the public functions on CPU tensors, catches every launch, compiles it with
 its own tiles and constants, and prints one JSON line for each kernel; the test reads those lines. A process
-of its own: here Triton must not interpret.
+of its own, one for all cases: here Triton must not interpret.
 """
 
 import json
@@ -31,14 +31,18 @@ POINTERS = {
 }
 
 
-def compiled_kernels(architecture: int, case: str) -> list[dict[str, Any]]:
-    """What became of each launch of the given case ("dtype:D:similarity") for sm_`architecture`."""
+CASES = ["90:float32:16:distance", "90:bfloat16:64:cosine", "89:float32:512:dot"]
+
+
+@pytest.fixture(scope="module")
+def kernels_by_case() -> dict[str, list[dict[str, Any]]]:
+    """What became of each launch of each case, "architecture:dtype:D:similarity"."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
     with tempfile.TemporaryDirectory() as cache:
         environment["TRITON_CACHE_DIR"] = cache
         done = subprocess.run(
-            [sys.executable, __file__, str(architecture), case],
+            [sys.executable, __file__, *CASES],
             env=environment,
             cwd=ROOT,
             capture_output=True,
@@ -46,7 +50,11 @@ def compiled_kernels(architecture: int, case: str) -> list[dict[str, Any]]:
             check=False,
         )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    found: dict[str, list[dict[str, Any]]] = {case: [] for case in CASES}
+    for line in done.stdout.splitlines():
+        report = json.loads(line)
+        found[report["case"]].append(report)
+    return found
 
 
 def bundled(name: str) -> Path | None:
@@ -60,19 +68,18 @@ def bundled(name: str) -> Path | None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(bundled("ptxas") is None, reason="Triton or its ptxas is not installed here")
-@pytest.mark.parametrize(
-    ("architecture", "case"),
-    [(90, "float32:16:distance"), (90, "bfloat16:64:cosine"), (89, "float32:512:dot")],
-)
-def test_every_kernel_becomes_code_within_the_limits_of_the_machine(architecture: int, case: str) -> None:
-    kernels = compiled_kernels(architecture, case)
+@pytest.mark.parametrize("case", CASES)
+def test_every_kernel_becomes_code_within_the_limits_of_the_machine(
+    kernels_by_case: dict[str, list[dict[str, Any]]], case: str
+) -> None:
+    kernels, limit = kernels_by_case[case], SHARED_MEMORY[int(case.partition(":")[0])]
     heavy = {"loss_forward", "class_backward", "nearest_one", "nearest_many"}
     light = {"scale_in_place", "upsample_band", "add_band_gradient"}
     squares = {"squared_lengths"} if case.endswith("distance") else set()
     assert {kernel["name"] for kernel in kernels} == heavy | light | squares
     for kernel in kernels:
         assert kernel["code_bytes"] > 0
-        assert kernel["shared_memory"] <= SHARED_MEMORY[architecture]
+        assert kernel["shared_memory"] <= limit
         if kernel["name"] in heavy:
             assert kernel["matrix_unit"], f"{kernel['name']} does not use the matrix unit"
         assert not kernel["asynchronous"], f"{kernel['name']} is for wgmma: see models.fused.launch.Tile"
@@ -89,7 +96,7 @@ def main() -> None:
     from models.fused import search_kernels as fused_search_kernels
     from models.fused import upsample_kernels as fused_upsample_kernels
 
-    architecture = int(sys.argv[1])
+    architecture, case = 0, ""  # of the launches that are caught
     fused_launch.shared_memory = lambda device: SHARED_MEMORY[architecture]
     assert isinstance(fused_search_kernels.nearest_one, triton.JITFunction)
     assert isinstance(fused_upsample_kernels.upsample_band, triton.JITFunction)
@@ -110,13 +117,14 @@ def main() -> None:
                 attributes[place,] = [["tt.divisibility", 16]]
             else:
                 signature[name] = "fp32" if isinstance(value, float) else "i32"
-        key = f"{self.__name__} {signature} {fixed} {options}"
+        key = f"{case} {self.__name__} {signature} {fixed} {options}"
         if key in seen:
             return
         seen.add(key)
         source = ASTSource(self, signature, fixed, attributes)
         kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
         report = {
+            "case": case,
             "name": self.__name__,
             "signature": {name: kind for name, kind in signature.items() if kind.startswith("*")},
             "constants": {name: str(value) for name, value in fixed.items()},
@@ -130,8 +138,9 @@ def main() -> None:
 
     triton.JITFunction.run = compile_instead
     os.environ["TRITON_INTERPRET"] = "1"  # after the import: lets CPU tensors pass, interprets nothing
-    for case in sys.argv[2:]:
-        dtype_name, dim, similarity = case.split(":")
+    for case in sys.argv[1:]:
+        number, dtype_name, dim, similarity = case.split(":")
+        architecture = int(number)
         dtype = getattr(torch, dtype_name)
         pixels = torch.zeros(200, int(dim), dtype=dtype, requires_grad=True)
         maps = torch.zeros(1, int(dim), 4, 4, dtype=dtype, requires_grad=True)
