@@ -2,107 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pytest
-import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
-import torchvision
-import transformers
-from torch import Tensor, nn
+from torch import nn
 
-from examples import smp_networks, softmax_in_any_network, torchvision_networks, transformers_networks
 from examples.softmax_in_any_network import Classifier, loss_of, prediction_of
 from models import features_before
 from tests.models.allocation import extra_bytes
 
+if TYPE_CHECKING:
+    from tests.models.other_networks import Other
+
 pytestmark = pytest.mark.slow
 SIZE = 32
-NO_WEIGHTS = {"weights": None, "weights_backbone": None}
+NAMES = (
+    "smp DeepLabV3Plus",
+    "smp Segformer",
+    "smp Unet, 3 x 3",
+    "torchvision deeplabv3_resnet50",
+    "torchvision lraspp",
+    "transformers SegFormer",
+    "transformers UperNet",
+)
 
 
-class Other(NamedTuple):
-    """A network of somebody else: how to make it, its logits at full resolution, and what we take."""
+@pytest.fixture(scope="module")
+def others() -> Mapping[str, Other]:
+    """The networks; their packages are imported by the worker that runs these tests alone."""
+    from tests.models.other_networks import OTHERS
 
-    make: Callable[[int], nn.Module]
-    logits: Callable[[nn.Module, Tensor], Tensor]
-    take: Callable[[nn.Module, Tensor], Classifier]
-    align_corners: bool = False
-
-
-def _torchvision(name: str, classes: int) -> nn.Module:
-    return getattr(torchvision.models.segmentation, name)(**NO_WEIGHTS, num_classes=classes)
-
-
-def _upsampled(network: nn.Module, images: Tensor) -> Tensor:
-    """As the documentation of transformers does: its networks return logits at a quarter of the size."""
-    return F.interpolate(network(images).logits, size=images.shape[2:], mode="bilinear", align_corners=False)
-
-
-def _segformer(classes: int) -> nn.Module:
-    return transformers.SegformerForSemanticSegmentation(
-        transformers.SegformerConfig(
-            num_labels=classes,
-            hidden_sizes=[8, 16, 24, 32],
-            depths=[1, 1, 1, 1],
-            num_attention_heads=[1, 1, 2, 2],
-            decoder_hidden_size=32,
-        )
-    )
-
-
-def _upernet(classes: int) -> nn.Module:
-    backbone = transformers.ConvNextConfig(
-        hidden_sizes=[8, 12, 16, 24],
-        depths=[1, 1, 1, 1],
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    config = transformers.UperNetConfig(
-        backbone_config=backbone, num_labels=classes, hidden_size=24, use_auxiliary_head=False
-    )
-    return transformers.UperNetForSemanticSegmentation(config)
-
-
-def _smp(name: str, **options: object) -> Callable[[int], nn.Module]:
-    return lambda classes: getattr(smp, name)("resnet18", encoder_weights=None, classes=classes, **options)
-
-
-def _plain(network: nn.Module, images: Tensor) -> Tensor:
-    return network(images)
-
-
-def _out(network: nn.Module, images: Tensor) -> Tensor:
-    return network(images)["out"]
-
-
-OTHERS = {
-    "smp DeepLabV3Plus": Other(
-        _smp("DeepLabV3Plus", decoder_channels=16), _plain, smp_networks.take, align_corners=True
-    ),
-    "smp Segformer": Other(
-        _smp("Segformer", decoder_segmentation_channels=16), _plain, smp_networks.take, align_corners=True
-    ),
-    "smp Unet, 3 x 3": Other(_smp("Unet", decoder_channels=(32, 16, 16, 8, 4)), _plain, smp_networks.take),
-    "torchvision deeplabv3_resnet50": Other(
-        lambda classes: _torchvision("deeplabv3_resnet50", classes), _out, torchvision_networks.take
-    ),
-    "torchvision lraspp": Other(
-        lambda classes: _torchvision("lraspp_mobilenet_v3_large", classes), _out, torchvision_networks.take
-    ),
-    "transformers SegFormer": Other(_segformer, _upsampled, transformers_networks.take),
-    "transformers UperNet": Other(
-        _upernet, lambda network, images: network(images).logits, transformers_networks.take
-    ),
-}
+    assert tuple(OTHERS) == NAMES
+    return OTHERS
 
 
 @pytest.mark.training
-@pytest.mark.parametrize("name", OTHERS)
-def test_loss_gradients_and_prediction_are_those_of_the_networks_own_logits(name: str) -> None:
-    other, classes = OTHERS[name], 21
+@pytest.mark.parametrize("name", NAMES)
+def test_loss_gradients_and_prediction_are_those_of_the_networks_own_logits(
+    others: Mapping[str, Other], name: str
+) -> None:
+    other, classes = others[name], 21
     torch.manual_seed(0)
     network = other.make(classes).double().eval()  # dropout would be drawn twice
     images = torch.rand(2, 3, SIZE, SIZE, dtype=torch.float64)
@@ -130,10 +73,12 @@ def test_loss_gradients_and_prediction_are_those_of_the_networks_own_logits(name
     assert torch.equal(predicted[settled], logits.argmax(1)[settled])
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_loss_and_prediction_take_a_work_buffer_more_whatever_the_classes(name: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_loss_and_prediction_take_a_work_buffer_more_whatever_the_classes(
+    others: Mapping[str, Other], name: str
+) -> None:
     """All logits of 4,000 classes are 62 MiB here, and the usual loss holds them twice."""
-    other, size, classes = OTHERS[name], (64, 64), 4_000
+    other, size, classes = others[name], (64, 64), 4_000
     torch.manual_seed(0)
     with torch.no_grad():
         taken = other.take(other.make(classes).eval(), torch.rand(1, 3, *size))
@@ -165,15 +110,14 @@ def test_a_layer_that_is_not_called_is_named_and_nothing_stays_behind() -> None:
 
 @pytest.mark.training
 @pytest.mark.parametrize(
-    "train",
+    ("module", "arguments"),
     [
-        softmax_in_any_network.main,
-        partial(smp_networks.main, "Unet"),
-        partial(torchvision_networks.main, "lraspp_mobilenet_v3_large"),
-        partial(transformers_networks.main, "SegFormer"),
+        ("softmax_in_any_network", []),
+        ("smp_networks", ["Unet"]),
+        ("torchvision_networks", ["lraspp_mobilenet_v3_large"]),
+        ("transformers_networks", ["SegFormer"]),
     ],
-    ids=["any", "smp", "torchvision", "transformers"],
 )
-def test_the_examples_train(train: Callable[..., list[float]]) -> None:
-    losses = train(steps=3)
+def test_the_examples_train(module: str, arguments: list[str]) -> None:
+    losses = importlib.import_module(f"examples.{module}").main(*arguments, steps=3)
     assert losses[-1] < losses[0]

@@ -81,6 +81,7 @@ def test_every_decoder_takes_swin_whose_features_are_channels_last(decoder):
     assert (again.predict(images) == 1283).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", OTHER_DECODERS)
 @pytest.mark.parametrize("name", KINDS)
 def test_the_gradient_reaches_every_parameter_of_every_decoder(name, decoder):
@@ -91,6 +92,7 @@ def test_the_gradient_reaches_every_parameter_of_every_decoder(name, decoder):
     assert all(parameter.grad.isfinite().all() for parameter in segmenter.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", OTHER_DECODERS)
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit"])
 def test_every_decoder_is_rebuilt_from_its_arguments_and_predicts_classes_above_255(name, decoder):

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("fused_kernels_run_here", "one_thread")
 class TestTheRule:
     """`supports` alone decides whether losses and search use the kernels; here it may say yes on the CPU."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("similarity", ["distance", "cosine"])
     def test_the_loss_of_maps_is_the_kernels(self, similarity: str, monkeypatch: pytest.MonkeyPatch) -> None:
         maps = unit_rows(2 * 3 * 4, 6, 1).reshape(2, 3, 4, 6).permute(0, 3, 1, 2)

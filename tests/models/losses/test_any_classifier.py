@@ -83,7 +83,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("work_bytes", [2**25, 2**12, 400])
+@pytest.mark.parametrize("work_bytes", [2**25, 2**12, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shape", ["rows", "maps", "maps aligned", "odd maps", "same size"])
 def test_it_is_the_dense_loss_in_value_and_all_three_gradients(
     shape: str, work_bytes: int, options: dict[str, Any]

@@ -129,6 +129,7 @@ def test_very_cold_logits_neither_overflow_nor_vanish():
         torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 def test_it_works_in_a_compiled_step():
     """The loss leaves the graph; what is around it stays compiled."""
     pixels, classes, target = problem(40, 12, 8)

@@ -54,7 +54,7 @@ def test_the_size_of_the_work_buffer_changes_nothing(
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-@pytest.mark.parametrize("work_bytes", [2**25, 500])
+@pytest.mark.parametrize("work_bytes", [2**25, pytest.param(500, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "loss",
     [

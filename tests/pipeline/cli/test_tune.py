@@ -112,7 +112,9 @@ def test_a_name_in_use_is_refused(
         ({"variant": "nobody"}, [], 2, "unknown variant"),
         ({"fixed": {"model.embedding_dim": 4}}, [], 2, "both fixed and swept"),
         ({"objectives": ["peak_memory_gib"]}, [], 2, "[val/miou], [holdout/miou], or one of them"),
-        ({"memory_budget_gib": 0.001}, [], 4, "no point of the space fits"),
+        pytest.param(
+            {"memory_budget_gib": 0.001}, [], 4, "no point of the space fits", marks=pytest.mark.slow
+        ),
         ({}, ["--name", "a/b"], 2, "not a name"),
         ({}, ["--time-budget", "soon"], 2, "not a time"),
         ({}, ["--resume", "--trials", "3"], 2, "--extend"),

@@ -117,6 +117,7 @@ def test_a_class_of_equal_score_counts_as_higher_and_nothing_is_nothing() -> Non
     assert calibration.metrics() == {"calibration_error": pytest.approx(1 - 1 / 30), "top5_accuracy": 0.0}
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_at_100_000_classes() -> None:
     """Scores of 256 pixels would take 98 MiB."""
     head, output = head_of("embedding", 100_000), F.normalize(torch.randn(1, 6, 24, 24))

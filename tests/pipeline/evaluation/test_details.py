@@ -99,6 +99,7 @@ def test_more_pairs_than_are_held_are_short_by_no_more_than_is_said() -> None:
         assert 0 <= right.pixels - found.pixels <= held.missing
 
 
+@pytest.mark.slow
 def test_memory_grows_with_neither_classes_squared_nor_pixels_by_classes() -> None:
     """A matrix of 100,000 x 100,000 counts would take 75 GiB, a score a class of an image 3 GiB."""
     prediction, target = maps(0, 100_000, 1, 96, 96)

@@ -100,6 +100,7 @@ def test_memory_is_three_numbers_a_class() -> None:
     assert sum(tensor.numel() for tensor in kept) == 3_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["embedding", "softmax"])
 def test_validation_holds_neither_pixels_by_classes_nor_classes_by_classes(head: str) -> None:
     """Scores of one image would take 128 x 128 x 5,000 x 4 bytes = 312 MiB, a confusion matrix 190 MiB."""

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from scipy.stats import ttest_ind
 
 from pipeline.comparison.compare import compare
 from pipeline.comparison.output import as_text
@@ -69,6 +68,8 @@ def test_a_name_with_a_seed_is_the_variant_with_that_seed(tmp_path: Path) -> Non
 
 
 def test_a_difference_is_students_and_one_training_beside_several_is_one_more() -> None:
+    from scipy.stats import ttest_ind  # takes a second to import
+
     random = np.random.default_rng(0)
     for first, second in ((3, 4), (2, 2), (1, 3), (5, 1)):
         before, after = random.normal(0.3, 0.02, first), random.normal(0.33, 0.02, second)

@@ -1,4 +1,7 @@
-"""Exported models give the class ids of `Predictor`, run by the libraries that they are for."""
+"""Exported models give the class ids of `Predictor`, run by the libraries that they are for.
+
+Those are imported by the tests that use them: collecting all tests would take seconds longer in each worker.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,6 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 
@@ -57,6 +58,8 @@ def batch(*pictures: np.ndarray) -> np.ndarray:
 def test_onnxruntime_gives_the_products_classes_for_any_batch_and_size(
     onnx_file: Path, predictor: Predictor, number: int, height: int, width: int
 ) -> None:
+    import onnxruntime
+
     pictures = [photo(height, width, seed) for seed in range(number)]
     class_ids, confidence = onnxruntime.InferenceSession(onnx_file).run(None, {"image": batch(*pictures)})
     assert (class_ids.dtype, confidence.dtype) == (np.int32, np.float32)
@@ -68,6 +71,8 @@ def test_onnxruntime_gives_the_products_classes_for_any_batch_and_size(
 
 
 def test_the_file_says_what_goes_in_and_what_comes_out(onnx_file: Path) -> None:
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(onnx_file)
     (image,) = session.get_inputs()
     assert (image.name, image.type) == ("image", "tensor(uint8)")
@@ -84,6 +89,8 @@ def test_the_file_says_what_goes_in_and_what_comes_out(onnx_file: Path) -> None:
 
 def test_scores_of_all_classes_exist_for_a_piece_of_fixed_size_only(onnx_file: Path) -> None:
     """What is multiplied with the (D, C) table lies inside the scan, whose pieces have a fixed size."""
+    import onnx
+
     model = onnx.load(onnx_file)
     (table,) = [one.name for one in model.graph.initializer if list(one.dims) == [8, NUM_CLASSES]]
     assert not [node.name for node in model.graph.node if table in node.input]

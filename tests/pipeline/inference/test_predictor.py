@@ -205,6 +205,7 @@ def test_the_best_variant_has_the_largest_miou_and_a_checkpoint(tmp_path: Path) 
     assert best_variant(tmp_path) == tmp_path / "checkpoints" / "b" / "best.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fits", "hint"), [(130, "--window 128 fits"), (40, "--window 32 fits"), (8, "not even")]
 )

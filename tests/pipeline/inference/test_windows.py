@@ -95,6 +95,7 @@ def test_windows_equal_an_average_by_hand_in_another_order(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_batches_do_not_change_the_result(predictor: Predictor) -> None:
     images = [picture(70, 90), picture(70, 90, 1), picture(33, 50, 2)]
     views = Views(window=40, flip=True, scales=(0.75, 1.0))

@@ -51,6 +51,7 @@ class Opened:
     """A page of a file, what it said on the console, and what it asked for from outside."""
 
     def __init__(self, browser: Any, path: Path, width: int) -> None:
+        self.width = width
         self.context = browser.new_context(viewport={"width": width, "height": 800}, offline=True)
         self.page = self.context.new_page()
         self.said: list[str] = []
@@ -60,18 +61,23 @@ class Opened:
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(path.as_uri())
 
-    def close_quietly(self) -> None:
-        self.context.close()
+    def check_quiet(self) -> None:
         assert self.said == []
         assert [one for one in self.asked if not one.startswith(("file:", "data:", "blob:"))] == []
 
 
-@pytest.mark.parametrize("width", [375, 1280])
+@pytest.fixture(scope="module", params=[375, 1280])
+def opened(request: pytest.FixtureRequest, page_file: Path, browser: Any) -> Iterator[Opened]:
+    """The page in a window of each width, for all tests: drawing all of it takes seconds."""
+    opened = Opened(browser, page_file, request.param)
+    yield opened
+    opened.context.close()
+
+
 class TestThePage:
     pytestmark = in_a_browser
 
-    def test_the_table_sorts_and_filters(self, page_file: Path, browser: Any, width: int) -> None:
-        opened = Opened(browser, page_file, width)
+    def test_the_table_sorts_and_filters(self, opened: Opened) -> None:
         page = opened.page
         page.locator("#class-filter").evaluate("field => field.scrollIntoView()")  # else it is not laid out
         rows = page.locator("#all-classes tbody tr:visible th")
@@ -87,26 +93,28 @@ class TestThePage:
         page.get_by_label("Find a class or group").fill("COMMON")
         assert sorted(rows.all_inner_texts()) == ["cat & dog", "umlaut ä"]
         assert page.locator("#class-count").inner_text() == "2 of 6"
-        assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out sideways
-        opened.close_quietly()
+        page.get_by_label("Find a class or group").fill("")
+        assert rows.count() == 6
+        assert (
+            page.evaluate("document.documentElement.scrollWidth") <= opened.width
+        )  # nothing sticks out sideways
+        opened.check_quiet()
 
-    def test_charts_are_drawn_and_told_in_words(self, page_file: Path, browser: Any, width: int) -> None:
-        opened = Opened(browser, page_file, width)
+    def test_charts_are_drawn_and_told_in_words(self, opened: Opened) -> None:
         page = opened.page
         page.wait_for_function("!document.querySelector('[data-chart]:not([data-drawn])')")
         charts = page.locator("[data-chart] svg")
         assert charts.count() == page.locator("[data-chart]").count() == 8
         boxes = [box for chart in charts.all() if (box := chart.bounding_box())]
-        assert all(60 < box["width"] <= width and box["height"] > 60 for box in boxes)
+        assert all(60 < box["width"] <= opened.width and box["height"] > 60 for box in boxes)
         described = page.locator("[data-chart][role='graphics-document'][aria-label]")
         assert len({one.get_attribute("aria-label") for one in described.all()}) == 8
         point = page.locator("[data-chart=accuracy] .mark-symbol path").first
         point.hover()
         assert "mIoU: 43.00%" in page.locator("#tip").inner_text()
-        opened.close_quietly()
+        opened.check_quiet()
 
-    def test_the_gallery_switches_names_and_counts(self, page_file: Path, browser: Any, width: int) -> None:
-        opened = Opened(browser, page_file, width)
+    def test_the_gallery_switches_names_and_counts(self, opened: Opened) -> None:
         page, gallery = opened.page, opened.page.locator("#gallery")
         page.wait_for_selector("#gallery[data-shown='random 0']")
         assert gallery.locator("h3").all_inner_texts() == [
@@ -139,7 +147,7 @@ class TestThePage:
         page.locator("#all-classes a", has_text="3").first.click()  # an image of another kind
         page.wait_for_selector("#gallery[data-shown='best 1']")
         assert page.locator("#image-3").is_visible()
-        opened.close_quietly()
+        opened.check_quiet()
 
 
 def luminance(color: str) -> float:

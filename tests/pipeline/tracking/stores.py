@@ -1,4 +1,7 @@
-"""Stores for tests: MLflow's own web application, on a socket that may go away and come back."""
+"""Stores for tests: MLflow's own web application, on a socket that may go away and come back.
+
+It is imported when a store is made: collecting tests would take seconds longer in each worker.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.server import app as mlflow_application
-from mlflow.server import handlers
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from werkzeug.serving import make_server
 
 
@@ -28,8 +28,12 @@ class Store:
     """MLflow's own web application over the store in a folder."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from mlflow.server import app, handlers
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
         store = SqlAlchemyStore(f"sqlite:///{folder / 'mlflow.db'}", str(folder / "mlartifacts"))
         monkeypatch.setattr(handlers, "_tracking_store", store)
+        self._mlflow = app
         self.curves_came, self.port = threading.Event(), free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.status = ""
@@ -42,7 +46,7 @@ class Store:
         if self.status:
             start_response(self.status, [("Content-Type", "text/plain")])
             return [b"no"]
-        answer = mlflow_application(environ, start_response)
+        answer = self._mlflow(environ, start_response)
         if b'"train/loss"' in body:
             self.curves_came.set()
         return answer

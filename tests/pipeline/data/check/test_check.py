@@ -486,6 +486,7 @@ JUNK = st.recursive(
     JUNK,
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
 def test_no_junk_anywhere_crashes_it_or_gets_past_it(
     tmp_path_factory: pytest.TempPathFactory, name: str, key: str, entry: str, junk: Any
 ) -> None:
