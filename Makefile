@@ -7,7 +7,9 @@ UV = $(shell command -v uv || echo $(BIN)/uv)
 # a worker more than there are cores, at most four, with one thread each: some tests wait
 CORES = $(shell getconf _NPROCESSORS_ONLN)
 WORKERS = $(shell [ $(CORES) -lt 3 ] && echo $$(($(CORES) + 1)) || echo 4)
-PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS)
+# compiled code is kept, whatever the surroundings say: without, each worker compiles all tests anew; hydra's
+# plugin, which no test uses, takes half a second of each
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -p no:hydra_pytest -n $(WORKERS)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
 import shutil
 import subprocess
@@ -25,23 +22,6 @@ def dvc(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment["PYTHONPATH"] = str(project)
     command = [sys.executable, "-m", "dvc", *arguments]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
-
-
-def dvc_here(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`dvc ...` in the process of the tests, which saves its imports: for commands that start no stage."""
-    from dvc.cli import main
-
-    said, errors = io.StringIO(), io.StringIO()
-    with contextlib.ExitStack() as stack:
-        for handler in logging.getLogger("dvc").handlers:  # they keep the streams of the first import
-            assert isinstance(handler, logging.StreamHandler)
-            stream = errors if handler.level >= logging.WARNING else said
-            stack.callback(handler.setStream, handler.setStream(stream) or handler.stream)
-        stack.enter_context(contextlib.chdir(project))
-        stack.enter_context(contextlib.redirect_stdout(said))
-        stack.enter_context(contextlib.redirect_stderr(errors))
-        code = main([*arguments])
-    return subprocess.CompletedProcess(arguments, code, said.getvalue(), errors.getvalue())
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from pipeline.report.plots_page import install
 from tests.command import pipeline_here
-from tests.stages.conftest import VARIANTS, dvc, dvc_here
+from tests.stages.conftest import VARIANTS, dvc
 
 
 @pytest.mark.process
@@ -62,18 +62,18 @@ def test_each_variant_is_one_finished_run_with_metrics_table_and_report(chain: P
 
 @pytest.mark.process
 def test_a_second_repro_runs_nothing(chain: Path) -> None:
-    result = dvc_here(chain, "repro")
+    result = dvc(chain, "repro")
     assert "Running stage" not in result.stdout
     assert "up to date" in result.stdout
 
 
 @pytest.mark.process
 def test_metrics_plots_and_params_can_be_shown(chain: Path) -> None:
-    shown = json.loads(dvc_here(chain, "metrics", "show", "--json").stdout)
+    shown = json.loads(dvc(chain, "metrics", "show", "--json").stdout)
     files = shown[""]["data"]
     assert {f"results/{variant}/metrics.json" for variant in VARIANTS} == set(files)
     install(chain)
-    plots = dvc_here(chain, "plots", "show", "--out", "plots")
+    plots = dvc(chain, "plots", "show", "--out", "plots")
     assert plots.returncode == 0, plots.stderr
     page = (chain / "plots" / "index.html").read_text()
     assert all(f"{name}.csv" in page for name in ("loss", "holdout", "groups", "calibration"))
@@ -109,7 +109,7 @@ def test_changing_one_variant_reruns_that_variant_only(chain: Path) -> None:
         params = yaml.safe_load(text)
         params["variants"]["exact"] = {"loss": {"temperature": 0.1}}
         (chain / "params.yaml").write_text(yaml.safe_dump(params))
-        planned = dvc_here(chain, "repro", "--dry").stdout
+        planned = dvc(chain, "repro", "--dry").stdout
     finally:
         (chain / "params.yaml").write_text(text)
     assert "Running stage 'train@exact'" in planned
@@ -124,7 +124,7 @@ def test_more_seeds_add_stages_and_train_no_variant_again(chain: Path) -> None:
         params = yaml.safe_load(text)
         params["seeds"] = {"variants": ["softmax"], "values": [1, 2]}
         (chain / "params.yaml").write_text(yaml.safe_dump(params))
-        planned = dvc_here(chain, "repro", "--dry", "average@softmax").stdout
+        planned = dvc(chain, "repro", "--dry", "average@softmax").stdout
     finally:
         (chain / "params.yaml").write_text(text)
     for seed in (1, 2):
