@@ -21,10 +21,10 @@ TOGETHER = {
 ONE_BY_ONE = (
     "tests/pipeline/tuning/test_survival.py",
     "tests/pipeline/training/test_interruption.py",
-    "tests/models/fused/test_kernels_compile.py",
 )
 EARLY = (
     *ONE_BY_ONE,
+    "tests/models/fused/test_kernels_compile.py",
     "tests/pipeline/tuning/",
     "tests/pipeline/inference/test_cluster.py",
     "tests/pipeline/memory/",
