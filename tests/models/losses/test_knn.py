@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.compiled import nearest_of_maps
+from models.compiled import nearest_of_maps, reason_against_numba
 from models.losses import exact_cross_entropy, knn_cross_entropy
 from tests.models.losses.dense import SIMILARITIES, assert_same_loss_and_gradients, dense_logits, problem
 
@@ -81,7 +81,7 @@ def test_knn_of_maps_chooses_among_upsampled_logits(
 
 
 def test_knn_of_maps_in_small_tiles_by_several_threads_is_the_same(each_implementation):
-    maps, classes, target = map_problem(400, 8, (9, 9), (72, 72))
+    maps, classes, target = map_problem(300, 8, (8, 8), (64, 64))
     maps.requires_grad_()
     options = {"similarity": "cosine", "num_negatives": 7}
 
@@ -97,6 +97,7 @@ def test_knn_of_maps_in_small_tiles_by_several_threads_is_the_same(each_implemen
             assert torch.equal(found, expected)
 
 
+@pytest.mark.skipif(reason_against_numba() is not None, reason="no numba here")
 def test_maps_are_compared_by_compiled_code_where_it_applies(monkeypatch):
     """The default setting of `essnet`; distances and few labels take the way of rows."""
     called = []
