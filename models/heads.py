@@ -109,8 +109,12 @@ class SoftmaxHead(nn.Module):
         return features
 
     def logits(self, features: Tensor) -> Tensor:
-        """Map (N, D, h, w) to all logits (N, C, h, w), whose memory grows with the classes."""
-        return self.classifier(features)
+        """Map (N, D, h, w) to all logits (N, C, h, w), whose memory grows with the classes.
+
+        They have the dtype of the features, also outside autocast: in bf16 weight and bias are rounded to it.
+        """
+        weight, bias = self.classifier.weight.to(features.dtype), self.bias.to(features.dtype)
+        return F.conv2d(features, weight, bias)
 
     @torch.no_grad()
     def predict(self, features: Tensor, size: tuple[int, int], *, work_bytes: int = WORK_BYTES) -> Tensor:

@@ -138,22 +138,57 @@ class ProductSide:
         """
         from .product_kernels import cells_of_products
 
-        count, needed = len(corners), self._needed
-        low = torch.addmm(self._offsets, corners, self._keys, out=buffers.tile(0, count))
-        weights = buffers.tile(count, count).zero_() if needed.any else buffers.tile(count, 0)
-        coverage = corners.new_zeros(count)
+        low, weights = self._tiles(corners, buffers)
+        coverage = corners.new_zeros(len(corners))
         lane.loss += cells_of_products(
             low.numpy(), low.amax(dim=1).numpy(), targets.ids, targets.ignore_index, block.numbers,
             *grid.arrays, self._factors, self._smooth, weights.numpy(), coverage.numpy(), buffers.work[:6],
             buffers.of_group,
         )  # fmt: skip
-        gradient = weights @ self.table if needed.pixels else None
-        if lane.sums is not None:
-            lane.sums.addmm_(weights.t(), corners)
-        if needed.bias and lane.columns is not None:
-            lane.columns.add_(weights.sum(dim=0))
+        gradient = self._add_corners(corners, weights, lane)
         if lane.smoothing is not None:
             lane.loss += lane.smoothing.add_pixels(corners, coverage, gradient)
+        return gradient
+
+    def compare_nearest_of_cells(
+        self,
+        corners: Tensor,
+        block: CellBlock,
+        grid: Grid,
+        targets: Targets,
+        num_negatives: int,
+        buffers: Buffers,
+        lane: Lane,
+    ) -> Tensor | None:
+        """Compare a block of cells, as `compare_cells`, with the targets and so many other classes only.
+
+        Takes no notice of class weights and label smoothing.
+        """
+        from .nearest_kernels import cells_of_nearest
+
+        low, weights = self._tiles(corners, buffers)
+        kept = np.empty((3, num_negatives), np.float32)
+        ids = np.empty((2, num_negatives), np.int64)
+        ids[0] = np.arange(num_negatives)
+        lane.loss += cells_of_nearest(
+            low.numpy(), targets.ids, targets.ignore_index, block.numbers, *grid.arrays,
+            weights.numpy(), buffers.work[:3], kept, ids,
+        )  # fmt: skip
+        return self._add_corners(corners, weights, lane)
+
+    def _tiles(self, corners: Tensor, buffers: Buffers) -> tuple[Tensor, Tensor]:
+        """Return the logits (q, C) of the (q, D) scaled corners, and zeros to add weights to, if wanted."""
+        count = len(corners)
+        low = torch.addmm(self._offsets, corners, self._keys, out=buffers.tile(0, count))
+        return low, buffers.tile(count, count).zero_() if self._needed.any else buffers.tile(count, 0)
+
+    def _add_corners(self, corners: Tensor, weights: Tensor, lane: Lane) -> Tensor | None:
+        """Add what (q, C) weights of corners give to the sums; return the corners' gradient, if wanted."""
+        gradient = weights @ self.table if self._needed.pixels else None
+        if lane.sums is not None:
+            lane.sums.addmm_(weights.t(), corners)
+        if self._needed.bias and lane.columns is not None:
+            lane.columns.add_(weights.sum(dim=0))
         return gradient
 
     def class_gradient(self, lanes: Sequence[Lane]) -> Tensor:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..compiled import nearest_of_maps
 from ..embeddings import (
     IGNORE_INDEX,
     WORK_BYTES,
     LossOptions,
     Similarity,
     check_class_vectors,
+    check_maps,
     check_rows,
     check_search_bias,
     check_target,
@@ -27,9 +30,11 @@ from ..embeddings import (
     never_compiled,
 )
 from ..gradients import LossAndGradients, Needed, keep_gradients
+from ..implementation import implementation_for
 from ..nearest import nearest_classes
 from ..tiled.cross_entropy import labeled_rows, row_chunks
 from ..tiled.threads import for_each, num_workers, pieces_of
+from ..upsampling import full_resolution_rows, rows_of_pixels
 
 
 @never_compiled
@@ -50,10 +55,14 @@ def knn_cross_entropy(
     num_negatives + 1 classes are searched; the target is dropped from them, or the furthest where it is not
     among them. A lower bound of `exact_cross_entropy`, and equal to it with num_negatives = C - 1.
 
+    Takes rows (P, D), or maps (N, D, h, w) with a target of any size (N, H, W), to which they are upsampled
+    bilinearly (not normalized again). By inner products, on the CPU and with numba, logits are upsampled
+    instead, a few pixels at a time; elsewhere maps are made into rows first.
+
     Args:
-        embeddings: (P, D) float.
+        embeddings: (P, D) or (N, D, h, w) float.
         class_embeddings: (C, D) float.
-        target: (P,) int64, 0..C-1 or `ignore_index`.
+        target: (P,) or (N, H, W) int64, 0..C-1 or `ignore_index`.
         num_negatives: K, other classes a pixel is compared with; at most C - 1 are used.
         bias: (C,) float, added to the logits; for inner products only, in the search too.
         temperature: divides the similarities; None as for `exact_cross_entropy`.
@@ -72,12 +81,31 @@ def knn_cross_entropy(
     options = LossOptions(temperature, similarity, ignore_index, work_bytes)
     check_search_bias(similarity, bias)
     check_class_vectors(len(class_embeddings), embeddings, bias=bias)
-    check_rows(embeddings, class_embeddings, target)
+    is_map = embeddings.dim() == 4
+    (check_maps if is_map else check_rows)(embeddings, class_embeddings, target)
     check_target(target, len(class_embeddings), ignore_index)
     check_num_negatives(num_negatives)
     used = min(num_negatives, len(class_embeddings) - 1)
-    compute = functools.partial(_cross_entropy_of_nearest, target=target, num_negatives=used, options=options)
+    of_pixels = _cross_entropy_of_nearest
+    if is_map:
+        labeled = int((target != ignore_index).sum())
+        shapes = embeddings.shape[2:], target.shape, class_embeddings.shape
+        compiled = implementation_for(embeddings, class_embeddings) == "compiled"
+        if compiled and nearest_of_maps.applies(*shapes, used, options, labeled):
+            of_pixels = nearest_of_maps.cross_entropy_of_nearest
+        else:
+            embeddings, target = _rows_of_labeled(embeddings, target, labeled, ignore_index)
+    compute = functools.partial(of_pixels, target=target, num_negatives=used, options=options)
     return keep_gradients(compute, embeddings, class_embeddings, bias)
+
+
+def _rows_of_labeled(maps: Tensor, target: Tensor, labeled: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Upsample maps to rows (P, D) with targets (P,); on the CPU, if less than half are labeled, of those."""
+    size, flat = target.shape[1:], target.flatten()
+    if maps.device.type != "cpu" or 2 * labeled >= len(flat):
+        return full_resolution_rows(maps, size), flat
+    pixels = (flat != ignore_index).nonzero()[:, 0]
+    return rows_of_pixels(maps, size, pixels), flat[pixels]
 
 
 def check_num_negatives(num_negatives: int) -> None:
@@ -133,8 +161,7 @@ def _cross_entropy_of_nearest(
             work_bytes=share,
         )
         ids = target_first(nearest, own)  # (p, 1+K)
-        compared = classes[ids]  # (p, 1+K, D)
-        logits, pixel_grads, class_grads = _logits_and_grads(pixels, compared, options)
+        logits, directions = _logits_and_directions(pixels, classes[ids], options)
         if added is not None:
             logits = logits + added[ids]
         losses = logits.logsumexp(dim=1) - logits[:, 0]
@@ -143,12 +170,12 @@ def _cross_entropy_of_nearest(
             return
         weights = logits.softmax(dim=1)
         weights[:, 0] -= 1
-        weights = weights.div_(count * options.temperature)[:, :, None]  # (p, 1+K, 1)
+        weights.div_(count * options.temperature)  # (p, 1+K)
         if pixel_gradient is not None:
-            pixel_gradient[chosen] = pixel_grads.mul(weights).sum(dim=1).to(pixel_gradient.dtype)
+            gradient = _gradient_of_pixels(weights, directions, classes, ids)
+            pixel_gradient[chosen] = gradient.to(pixel_gradient.dtype)
         if class_gradients:
-            weighted = class_grads * weights
-            class_gradients[worker].index_add_(0, ids.flatten(), weighted.flatten(0, 1))
+            _add_gradient_of_classes(class_gradients[worker], weights, directions, pixels, ids)
         if bias_gradients:
             bias_gradients[worker].index_add_(0, ids.flatten(), weights.flatten(), alpha=options.temperature)
 
@@ -182,10 +209,10 @@ def target_first(nearest: Tensor, target: Tensor) -> Tensor:
     return torch.cat([target[:, None], negatives], dim=1)
 
 
-def _logits_and_grads(
+def _logits_and_directions(
     pixels: Tensor, compared: Tensor, options: LossOptions
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits (p, 1+K) and their gradients for the pixels and the classes, times the temperature.
+) -> tuple[Tensor, Tensor | None]:
+    """Return logits (p, 1+K), and for distances the unit vectors (p, 1+K, D) from the classes to the pixels.
 
     Args:
         pixels: (p, D).
@@ -193,8 +220,26 @@ def _logits_and_grads(
         options: temperature and similarity.
     """
     if options.is_dot:
-        return torch.einsum("pd,pkd->pk", pixels, compared) / options.temperature, compared, pixels[:, None]
+        return torch.einsum("pd,pkd->pk", pixels, compared) / options.temperature, None
     differences = pixels[:, None] - compared
     distances = torch.linalg.vector_norm(differences, dim=2)
     directions = differences.div_(distances.masked_fill(distances == 0, 1)[:, :, None])
-    return -distances / options.temperature, -directions, directions
+    return -distances / options.temperature, directions
+
+
+def _gradient_of_pixels(weights: Tensor, directions: Tensor | None, classes: Tensor, ids: Tensor) -> Tensor:
+    """Return the (p, D) gradient of the pixels, given the weights (p, 1+K) of the logits' gradients."""
+    if directions is None:
+        return F.embedding_bag(ids, classes, mode="sum", per_sample_weights=weights)
+    return torch.einsum("pk,pkd->pd", -weights, directions)
+
+
+def _add_gradient_of_classes(
+    gradient: Tensor, weights: Tensor, directions: Tensor | None, pixels: Tensor, ids: Tensor
+) -> None:
+    """Add to the (C, D) gradient of the classes; of products by columns, not all of them at once."""
+    if directions is not None:
+        gradient.index_add_(0, ids.flatten(), (directions * weights[:, :, None]).flatten(0, 1))
+        return
+    for own_ids, own_weights in zip(ids.unbind(dim=1), weights.unbind(dim=1), strict=True):
+        gradient.index_add_(0, own_ids, pixels * own_weights[:, None])

@@ -23,10 +23,12 @@ def ui(
     params: Params = PARAMS,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 5000,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Open MLflow's comparison UI on the store that the runs went to."""
     from pipeline.config.load import load_settings
     from pipeline.config.paths import artifacts_folder
+    from pipeline.tracking.browser import open_when_answered
     from pipeline.tracking.tracker import own_store, sqlite_path, tracking_uri
 
     settings = load_settings(params)
@@ -34,13 +36,16 @@ def ui(
     if uri.startswith(("http://", "https://")):
         address = hide_secrets(uri).rstrip("/") + _runs_address(settings)
         typer.echo(f"the runs are on the tracking server: open {address}")
+        if open_browser:
+            open_when_answered(address)
         return
     store = sqlite_path(uri)
     if store is not None and not store.is_file():
         hint = "make some first: dvc repro (after dvc pull, which brings none: dvc repro --force)"
         raise KilosegError("no runs yet", where=store, hint=hint)
     typer.echo(f"MLflow UI on {hide_secrets(uri)} (Ctrl-C ends it): open")
-    typer.echo(f"http://{host}:{port}{_runs_address(settings)}")
+    address = f"http://{host}:{port}{_runs_address(settings)}"
+    typer.echo(address)
     if store is not None and own_store(settings):
         from pipeline.tracking.relocate import relocate_artifacts
 
@@ -48,6 +53,8 @@ def ui(
         os.chdir(store.parent)
         uri = f"sqlite:///{store.name}"  # MLflow's server misreads a path with a percent sign
     sys.stdout.flush()
+    if open_browser:
+        open_when_answered(address)
     command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
     # not an option: everybody on the machine sees those, and an address may hold a password
     os.execve(sys.executable, command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri})

@@ -149,8 +149,8 @@ def evaluate_variant(settings: Settings) -> tuple[dict[str, Number], Checkpoint]
     device = choose_device(settings.runtime.device)
     memory = PeakMemory(device)
     checkpoint = best_checkpoint(settings)
-    on_one = bool(checkpoint.settings.get("train.deterministic")) and device.type == "cpu"
-    threads = set_threads(settings.runtime.threads, deterministic=on_one)
+    deterministic = bool(checkpoint.settings.get("train.deterministic"))
+    threads = set_threads(settings.runtime.threads, deterministic=deterministic, device=device)
     _warn_other_training(settings, checkpoint)
     segmenter = checkpoint.segmenter().to(device)
     pictures = evaluation_folder(settings) / PICTURES

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from models.compiled import nearest_of_maps
+from models.embeddings import LossOptions
 from models.heads import SoftmaxHead
-from models.implementation import forced
-from models.losses.exact import exact_cross_entropy
+from models.implementation import forced, implementation_on
 from models.losses.separation import separation_loss
 from models.segmenter import Segmenter
 from models.upsampling import full_resolution_rows, rows_of_pixels, whole_factor
@@ -33,9 +34,10 @@ from pipeline.train_step.loss import (
     Losses,
     dense_logits,
     dense_losses,
-    loss_options,
+    map_cross_entropy,
     needs_separation,
     row_cross_entropy,
+    takes_maps,
 )
 
 _FEW_CLASSES = 512  # as large a tile as any number of classes has, and pixels prepared for no more than that
@@ -92,15 +94,37 @@ class PixelSource:
 
     @classmethod
     def of(
-        cls, output_size: Sequence[int], target_shape: Sequence[int], settings: LossSettings
+        cls,
+        segmenter: Segmenter,
+        output_size: Sequence[int],
+        target_shape: Sequence[int],
+        settings: LossSettings,
     ) -> PixelSource:
-        """Return that of `segmentation_losses` for (h, w) and (N, H, W)."""
+        """Return that of `segmentation_losses` for a network, (h, w) and (N, H, W)."""
         in_step, budget = math.prod(target_shape), settings.pixel_budget
         compared = min(in_step, budget or in_step)
-        if settings.name != "exact":  # upsampled before the loss
+        if not _compares_maps(segmenter, output_size, target_shape, settings):  # upsampled before
             return cls(compared)
         factor = whole_factor(output_size, target_shape[1:]) if budget is None else None
         return cls(compared, True, factor)
+
+
+def _compares_maps(
+    segmenter: Segmenter, output_size: Sequence[int], target_shape: Sequence[int], settings: LossSettings
+) -> bool:
+    """Tell whether the loss makes no rows of the output, as `knn` does where no compiled code compares maps.
+
+    The loss of a GPU is measured in plain torch.
+    """
+    if settings.name != "knn":
+        return takes_maps(settings)
+    if torch.cuda.is_available() or implementation_on(torch.device("cpu")) != "compiled":
+        return False
+    head = segmenter.head
+    similarity = "dot" if isinstance(head, SoftmaxHead) else settings.similarity
+    options = LossOptions(similarity=similarity, work_bytes=settings.work_memory_mib * MIB)
+    shapes = output_size, target_shape, head.class_embeddings.shape
+    return takes_maps(settings) and nearest_of_maps.applies(*shapes, settings.num_negatives, options)
 
 
 @dataclass(frozen=True)
@@ -181,9 +205,11 @@ def _map_bytes(
     maps = rows.T.reshape(1, channels.dim, height, width).requires_grad_()
     size = 1, height * factor - beyond, width * factor - beyond
     target = (torch.arange(math.prod(size)) % num_classes).view(size)
-    options = loss_options(settings, classes)
-    inputs = maps, classes.embeddings, target
-    return _extra_bytes(lambda: exact_cross_entropy(*inputs, **options), *inputs) - maps.nbytes
+    of_all = settings.model_copy(update={"pixel_budget": None})
+    extra = _extra_bytes(
+        lambda: map_cross_entropy(maps, classes, target, of_all, None), maps, classes.embeddings, target
+    )
+    return extra - maps.nbytes
 
 
 def _unit_vectors(rows: int, dim: int) -> Tensor:
@@ -219,7 +245,7 @@ def losses_without_values(
         work: from `probe_work_memory`; unused for the loss `dense`, which needs no values.
     """
     head, size = segmenter.head, target.shape[-2:]
-    source = PixelSource.of(output.shape[2:], target.shape, settings)
+    source = PixelSource.of(segmenter, output.shape[2:], target.shape, settings)
     targets = target.flatten()
     if settings.name == "dense":
         output = dense_logits(head, output)

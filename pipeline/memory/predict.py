@@ -158,7 +158,7 @@ def predict_bytes(settings: Settings, num_classes: int) -> int:
     if settings.loss.name != "dense":
         crop = settings.train.crop_size, settings.train.crop_size
         target_shape = settings.train.micro_batch_size, *crop
-        source = PixelSource.of(segmenter.output_size(crop), target_shape, settings.loss)
+        source = PixelSource.of(segmenter, segmenter.output_size(crop), target_shape, settings.loss)
         work = probe_work_memory(settings.loss, num_classes, Channels.of(segmenter), source)
     mode, tracker = FakeTensorMode(), PeakTracker()
     _replace_tensors(segmenter, mode)

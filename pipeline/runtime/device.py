@@ -26,19 +26,24 @@ GIB = 2**30
 _MOST_WORKERS = 8
 
 
-def set_threads(threads: int | str, *, deterministic: bool = False) -> int:
+def set_threads(
+    threads: int | str, *, deterministic: bool = False, device: torch.device | None = None
+) -> int:
     """Set torch's CPU threads and return the number that may be used.
 
     Args:
         threads: a positive number, or "auto" for the cores this process may use. Processes that share a
             machine must share its cores: two with all threads each can be ten times slower than one.
-        deterministic: give torch one thread whatever the number, since it divides its sums among threads.
+        deterministic: on a CPU give torch one thread whatever the number, since it divides its sums among
+            threads.
+        device: that computes; None for a CPU.
             What does not, such as the compiled loss, may be given all of them (`threads_for`).
     """
     import torch
 
     number = resolve_threads(threads)
-    torch.set_num_threads(1 if deterministic else number)
+    on_a_cpu = device is None or device.type == "cpu"
+    torch.set_num_threads(1 if deterministic and on_a_cpu else number)
     keep_freed_memory()
     return number
 

@@ -1,10 +1,10 @@
 """Compute the training loss from the network's stride-4 output and a target.
 
-The output is upsampled bilinearly to the target's size: by the exact loss itself, for `knn` and `sampled` to
-rows. Unlabeled pixels are left out. Either head takes any of these losses: the softmax head's features are
-compared with the rows of its classifier, by inner products with a bias. The loss `dense` is the usual way of
-computing the softmax head's exact loss, from full-resolution logits of every class: it is the baseline whose
-memory we compare with. With a pixel budget only the drawn pixels are upsampled.
+The output is upsampled bilinearly to the target's size: by the losses `exact` and `knn` themselves, for
+`sampled` to rows. Unlabeled pixels are left out. Either head takes any of these losses: the softmax head's
+features are compared with the rows of its classifier, by inner products with a bias. The loss `dense` is the
+usual way of computing the softmax head's exact loss, from full-resolution logits of every class: it is the
+baseline whose memory we compare with. With a pixel budget only the drawn pixels are upsampled.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def segmentation_losses(
         return dense_losses(rows, targets, long_tail.weights)
     class_embeddings = head.class_embeddings  # (C, D), normalized once for both terms
     classes = Classes(class_embeddings, head.bias, long_tail)
-    if settings.name == "exact":
-        with threads_for(threads):
+    if takes_maps(settings):
+        with threads_for(threads if settings.name == "exact" else None):
             cross_entropy = map_cross_entropy(output, classes, target, settings, generator)
     else:
         rows, targets = labeled_rows(output, target, settings.pixel_budget, generator)
@@ -87,6 +87,11 @@ def segmentation_losses(
         )
         total = cross_entropy + settings.separation_weight * separation
     return Losses(total, cross_entropy.detach(), separation.detach())
+
+
+def takes_maps(settings: LossSettings) -> bool:
+    """Tell whether the loss upsamples the output itself: `knn` does where all pixels take part."""
+    return settings.name == "exact" or (settings.name == "knn" and settings.pixel_budget is None)
 
 
 def needs_separation(head: EmbeddingHead | SoftmaxHead, settings: LossSettings) -> bool:
@@ -165,11 +170,15 @@ def map_cross_entropy(
     settings: LossSettings,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Compute the exact cross-entropy of embeddings or features (N, D, h, w) against a target (N, H, W)."""
+    """Compute the cross-entropy `exact` or `knn` of an output (N, D, h, w) against a target (N, H, W)."""
+    options = loss_options(settings, classes)
+    if settings.name == "knn":
+        options["num_negatives"] = settings.num_negatives
+        return knn_cross_entropy(output, classes.embeddings, target, **options)
     pixels = None
     if settings.pixel_budget is not None:
         pixels = draw_pixels(target.flatten(), settings.pixel_budget, generator)
-    options = {**loss_options(settings, classes), "class_weights": classes.long_tail.weights}
+    options["class_weights"] = classes.long_tail.weights
     return exact_cross_entropy(output, classes.embeddings, target, pixels=pixels, **options)
 
 

@@ -87,8 +87,7 @@ def train(settings: Settings, tracker: Tracker, *, folder: Path | None = None) -
         OSError: a checkpoint cannot be written; the one before is kept.
     """
     device = choose_device(settings.runtime.device)
-    on_one = settings.train.deterministic and device.type == "cpu"
-    threads = set_threads(settings.runtime.threads, deterministic=on_one)
+    threads = set_threads(settings.runtime.threads, deterministic=settings.train.deterministic, device=device)
     into = RunFolder(folder or training_folder(settings))
     with into.locked(), numerics(settings.train, device):
         trainer = Trainer(settings, tracker, into, device, threads)

@@ -146,8 +146,7 @@ def _train_and_evaluate(
 def _evaluate(settings: Settings, checkpoint: Checkpoint) -> dict[str, float]:
     """Compute the metrics on val as the evaluate stage does."""
     device = choose_device(settings.runtime.device)
-    on_one = settings.train.deterministic and device.type == "cpu"
-    set_threads(settings.runtime.threads, deterministic=on_one)
+    set_threads(settings.runtime.threads, deterministic=settings.train.deterministic, device=device)
     memory = PeakMemory(device)
     result, _ = evaluate_checkpoint(settings, checkpoint, checkpoint.segmenter().to(device), "val")
     flat = result.metrics.flat()

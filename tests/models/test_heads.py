@@ -116,3 +116,13 @@ def test_among_classes_of_equal_logits_the_lowest_id_wins_in_every_slice():
 def test_sizes_below_one_are_refused(sizes):
     with pytest.raises(ValueError, match="is 0; allowed: 1 and more"):
         EmbeddingHead(4, **({"embedding_dim": 2} | sizes))
+
+
+def test_logits_have_the_dtype_of_the_features_as_under_autocast() -> None:
+    head, features = SoftmaxHead(6, 9), torch.randn(1, 6, 4, 5).bfloat16()
+    found = head.logits(features)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(found, head.classifier(features))
+    assert found.dtype == torch.bfloat16
+    features = features.float()
+    assert torch.equal(head.logits(features), head.classifier(features))

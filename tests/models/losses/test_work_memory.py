@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models.compiled import reason_against_numba
 from models.heads import EmbeddingHead, SoftmaxHead
 from models.losses.exact import exact_cross_entropy
 from models.losses.knn import knn_cross_entropy
@@ -55,6 +56,23 @@ def test_forward_and_backward_hold_inputs_worth_of_memory_and_the_buffer(loss, s
     inputs = 4 * dim * (num_pixels + num_classes)
     assert extra_bytes(call) <= 5 * inputs + BUFFER
     assert 5 * inputs + BUFFER < 4 * num_pixels * num_classes / 10  # one copy of the logits
+
+
+@pytest.mark.skipif(reason_against_numba() is not None, reason="no numba here")
+def test_knn_of_maps_makes_no_rows_of_the_pixels(way):
+    num_classes, dim, factor = 500, 32, 8
+    dtype, autocast = way
+    maps = F.normalize(torch.randn(2, dim, 24, 24), dim=1).to(dtype).requires_grad_()
+    classes = unit_rows(num_classes, dim, dtype)
+    target = torch.randint(0, num_classes, (2, 24 * factor, 24 * factor))
+
+    def call():
+        with autocast():
+            value = knn_cross_entropy(maps, classes, target, similarity="cosine", work_bytes=BUFFER)
+        torch.autograd.grad(value, (maps, classes))
+
+    inputs = 4 * (maps.numel() + classes.numel())
+    assert extra_bytes(call) <= 6 * inputs + BUFFER < 4 * dim * target.numel() / 3  # a third of the rows
 
 
 def test_so_does_the_exact_loss_where_a_tile_spans_only_some_classes():

@@ -202,3 +202,15 @@ def test_the_long_tail_is_that_of_the_images_to_train_on(project: Path) -> None:
     train(load_settings(variant="exact", overrides=overrides), balanced)
     # an untrained network knows nothing but the shares: the frequent classes of the batch are found likely
     assert balanced.losses[1] < plain.losses[1] - 0.5
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("variant", ["dense", "softmax"])
+def test_a_classifier_trains_in_bf16(project: Path, variant: str, undisturbed: UndisturbedRuns) -> None:
+    """As in float32 but for rounding, with its product in bf16 where all logits are formed."""
+    losses = [
+        undisturbed(variant, {"train.steps": 4, "train.precision": precision}).losses
+        for precision in ("fp32", "bf16")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[0] != losses[1]
