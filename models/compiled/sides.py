@@ -90,7 +90,6 @@ class ProductSide:
     def __init__(self, classes: Classes, options: LossOptions, needed: Needed) -> None:
         table, self._needed = classes.embeddings, needed
         self.table, self.scale = table, 1 / options.temperature
-        self._keys = (table * _LOG2E).t()
         self._offsets = (torch.zeros(len(table)) if classes.bias is None else classes.bias) * _LOG2E
         self._smoothing: Smoothing | None = None
         factors = torch.ones(len(table)) if classes.weights is None else classes.weights
@@ -112,7 +111,7 @@ class ProductSide:
         """
         from .product_kernels import rows_of_products
 
-        logits = torch.addmm(self._offsets, pixels, self._keys, out=buffers.tile(0, len(pixels)))
+        logits = self._logits_of(pixels, buffers)
         multipliers = pixels.new_empty(len(pixels))
         lane.loss += rows_of_products(
             logits.numpy(), target.numpy(), self._factors, self._smooth, multipliers.numpy()
@@ -176,10 +175,15 @@ class ProductSide:
         )  # fmt: skip
         return self._add_corners(corners, weights, lane)
 
+    def _logits_of(self, pixels: Tensor, buffers: Buffers) -> Tensor:
+        """Write logits (p, C) of (p, D) scaled pixels into the first tile, without a copy of the table."""
+        tile = buffers.tile(0, len(pixels))
+        return torch.addmm(self._offsets, pixels, self.table.t(), alpha=_LOG2E, out=tile)
+
     def _tiles(self, corners: Tensor, buffers: Buffers) -> tuple[Tensor, Tensor]:
         """Return the logits (q, C) of the (q, D) scaled corners, and zeros to add weights to, if wanted."""
         count = len(corners)
-        low = torch.addmm(self._offsets, corners, self._keys, out=buffers.tile(0, count))
+        low = self._logits_of(corners, buffers)
         return low, buffers.tile(count, count).zero_() if self._needed.any else buffers.tile(count, 0)
 
     def _add_corners(self, corners: Tensor, weights: Tensor, lane: Lane) -> Tensor | None:
@@ -228,7 +232,6 @@ class DistanceSide:
         self._numbers = self.table.numpy()
         self._norms = self.table.square().sum(dim=1)
         self._largest_norm = np.float32(self._norms.max())
-        self._keys = (-2 * self.table).t()
         bias = torch.zeros(len(self.table)) if classes.bias is None else classes.bias * _LOG2E
         self._bias, self._has_bias = bias.contiguous().numpy(), bool(bias.any())
         weights = torch.ones(len(self.table)) if classes.weights is None else classes.weights
@@ -242,7 +245,7 @@ class DistanceSide:
         """Add the loss of rows, see `ProductSide.compare_rows`."""
         from .distance_kernels import rows_of_distances
 
-        weights = torch.addmm(self._norms, pixels, self._keys, out=buffers.tile(0, len(pixels)))
+        weights = self._squares_of(pixels, buffers)
         multipliers, gradient = pixels.new_empty(len(pixels)), torch.empty_like(pixels)
         lane.loss += rows_of_distances(
             weights.numpy(), pixels.numpy(), self._numbers, self._bias, target.numpy(), self._factors,
@@ -262,7 +265,7 @@ class DistanceSide:
         from .distance_kernels import cells_of_distances
 
         count, needed = len(corners), self._needed
-        low = torch.addmm(self._norms, corners, self._keys, out=buffers.tile(0, count))
+        low = self._squares_of(corners, buffers)
         weights = buffers.tile(count, count).zero_() if needed.any else buffers.tile(count, 0)
         gradient = torch.zeros_like(corners)
         lane.loss += cells_of_distances(
@@ -280,7 +283,12 @@ class DistanceSide:
         """Return the (C, D) gradient of the class embeddings for the sum of the losses."""
         sums = sum_in_order([lane.sums for lane in lanes if lane.sums is not None])
         columns = sum_in_order([lane.columns for lane in lanes if lane.columns is not None])
-        return torch.addcmul(sums, self.table, columns[:, None], value=-1).div_(self._temperature)
+        return sums.addcmul_(self.table, columns[:, None], value=-1).div_(self._temperature)
+
+    def _squares_of(self, pixels: Tensor, buffers: Buffers) -> Tensor:
+        """Write |w|² - 2 e·w, (p, C), of (p, D) scaled pixels into the first tile."""
+        tile = buffers.tile(0, len(pixels))
+        return torch.addmm(self._norms, pixels, self.table.t(), alpha=-2, out=tile)
 
     def bias_gradient(self, lanes: Sequence[Lane]) -> Tensor:
         """Refuse: `models.tiled` computes it."""
