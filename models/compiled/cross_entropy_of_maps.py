@@ -27,7 +27,7 @@ from .grid import CellBlock, Grid, blocks_of
 from .lanes import num_workers, plan, run_lanes
 from .sides import Buffers, Targets, make_side
 
-_LABELED_PER_CORNER = 2  # labeled pixels of a block for each of its corners; with fewer, rows are faster
+LABELED_PER_CORNER = 2  # labeled pixels of a block for each of its corners; with fewer, rows are faster
 
 
 def cross_entropy_of_maps(
@@ -138,7 +138,7 @@ def _parts(
     labeled_of_blocks = _sums_between(of_rows, column_edges, axis=2)
     # 2. Keep the blocks with enough of them.
     heights, widths = np.diff(rows) + 1, np.diff(columns) + 1
-    worth = labeled_of_blocks >= _LABELED_PER_CORNER * heights[:, None] * widths  # (N, R, K)
+    worth = labeled_of_blocks >= LABELED_PER_CORNER * heights[:, None] * widths  # (N, R, K)
     blocks = [
         block for block, kept in zip(blocks_of(len(target), rows, columns), worth.flat, strict=True) if kept
     ]

@@ -17,12 +17,11 @@ from ..embeddings import LossOptions, full_precision
 from ..gradients import LossAndGradients, Needed
 from ..tiled.chunks import Classes
 from .cross_entropy import finish
+from .cross_entropy_of_maps import LABELED_PER_CORNER
 from .grid import CellBlock, Grid, blocks_of
 from .lanes import num_workers, plan, run_lanes
 from .search import MOST_NEAREST
 from .sides import Buffers, ProductSide, Targets
-
-_LABELED_PER_CORNER = 2  # with fewer labeled pixels for each corner, rows are faster
 
 
 def applies(
@@ -48,7 +47,7 @@ def applies(
     labeled = math.prod(target_shape) if labeled is None else labeled
     corners = target_shape[0] * math.prod(low_res)
     cut = plan(labeled, table_shape[0], table_shape[1], options.work_bytes)
-    return labeled >= _LABELED_PER_CORNER * corners > 0 and cut is not None and cut.rows >= 8
+    return labeled >= LABELED_PER_CORNER * corners > 0 and cut is not None and cut.rows >= 8
 
 
 def cross_entropy_of_nearest(

@@ -115,7 +115,8 @@ def to_kernel_dtypes(pixel_embeddings: Tensor, class_embeddings: Tensor) -> tupl
     """Return both in the dtypes that losses and search pass to the kernels: float16 as float32.
 
     Beside pixels in bf16, classes of more than 64 numbers are rounded to bf16, as torch's autocast rounds the
-    weight of a linear layer or convolution: 8 times faster at D = 256. Shorter ones keep their precision.
+    weight of a linear layer or convolution: 5 to 7 times faster at D = 256 (H200, docs/LOG.md). Shorter ones
+    keep their precision.
     """
     pixels, classes = (
         tensor.float() if tensor.dtype == torch.float16 else tensor

@@ -21,7 +21,8 @@ CLASS_PROGRAMS = 1024
 SLICE_PIXELS = 512
 """Fewest pixels of a slice; below, writing its partial gradient costs more than it saves."""
 
-# By padded D, and by whether all rows are bf16: the fastest on an H200 (docs/LOG.md).
+# By padded D, and by whether all rows are bf16. For 16, 64, 128 and 256 among the fastest on an H200, by
+# benchmarks/results/tiles-cuda-2026-11-26.txt; 32 and 512 were not timed and are like their neighbors.
 FORWARD_TILES = {
     (16, True): Tile(32, 64, 2, 2),
     (32, True): Tile(64, 32, 2, 2),

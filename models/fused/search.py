@@ -12,7 +12,7 @@ from .upsample import rows_per_band, upsample_rows
 MAX_NEAREST = 64
 """Longest list that still fits a program's registers; `models.nearest` has no such limit."""
 
-# By padded D; see FORWARD_TILES in models.fused.loss_pass.
+# By padded D; chosen as FORWARD_TILES in models.fused.loss_pass. Lists were timed up to D = 64 only.
 NEAREST_TILES = {
     16: Tile(64, 16, 2, 2),
     32: Tile(64, 16, 2, 2),

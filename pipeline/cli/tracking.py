@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,7 +38,7 @@ def ui(
         address = hide_secrets(uri).rstrip("/") + _runs_address(settings)
         typer.echo(f"the runs are on the tracking server: open {address}")
         if open_browser:
-            open_when_answered(address)
+            webbrowser.open(address)
         return
     store = sqlite_path(uri)
     if store is not None and not store.is_file():

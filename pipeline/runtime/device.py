@@ -35,9 +35,8 @@ def set_threads(
         threads: a positive number, or "auto" for the cores this process may use. Processes that share a
             machine must share its cores: two with all threads each can be ten times slower than one.
         deterministic: on a CPU give torch one thread whatever the number, since it divides its sums among
-            threads.
+            threads. What does not, such as the compiled loss, may be given all of them (`threads_for`).
         device: that computes; None for a CPU.
-            What does not, such as the compiled loss, may be given all of them (`threads_for`).
     """
     import torch
 

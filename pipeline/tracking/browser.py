@@ -1,4 +1,4 @@
-"""Open a web page in the browser as soon as its server answers.
+"""Open a page of this machine in the browser as soon as its server answers.
 
 Usage: python -m pipeline.tracking.browser ADDRESS
 """
@@ -16,7 +16,7 @@ _MOST_SECONDS = 60.0
 
 
 def open_when_answered(address: str) -> None:
-    """Start a process that waits for the server of `address` and opens the page; return at once.
+    """Start a process that waits for the server of `address`, which names a port, and opens the page.
 
     A process, since `pipeline ui` becomes the server itself.
     """
@@ -30,7 +30,7 @@ def wait_and_open(address: str, seconds: float = _MOST_SECONDS) -> bool:
     host = "127.0.0.1" if place.hostname in (None, "0.0.0.0", "::") else place.hostname
     while time.monotonic() < end:
         try:
-            socket.create_connection((host, place.port or 80), timeout=1).close()
+            socket.create_connection((host, place.port), timeout=1).close()
         except OSError:
             time.sleep(0.2)
             continue
