@@ -3,9 +3,12 @@
     python -m benchmarks.embedding_head --save
     python -m benchmarks.embedding_head --only embedding --seeds 1
 
-A row trains a variant of params.yaml, some with a setting changed. The seeds are the same in every row, so
-the order of the data is too. A run takes about half a minute on a core; one that is finished is kept in
-FOLDER, and the same command goes on where it was stopped. docs/LOG.md has what else was tried.
+    python -m benchmarks.embedding_head --trials --save
+
+A row trains a variant of params.yaml, some with a setting changed. With --trials the rows are `embedding`
+with changes that no setting makes (`embedding_trials`). The seeds are the same in every row, so the order of
+the data is too. A run takes about half a minute on a core; one that is finished is kept in FOLDER, and the
+same command goes on where it was stopped. docs/LOG.md has what else was tried.
 """
 
 from __future__ import annotations
@@ -16,7 +19,17 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.runs import Runs, show
+from benchmarks.embedding_trials import (
+    LearnedTemperature,
+    normalized_again,
+    orthogonal_rows,
+    spread_rows,
+    with_loss,
+    with_margin,
+    with_table,
+    with_table_rate,
+)
+from benchmarks.runs import Runs, Trial, show
 from pipeline.runtime.errors import UsageError
 from pipeline.runtime.signals import run_command
 
@@ -34,20 +47,39 @@ ROWS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
+TRIALS: dict[str, Trial | None] = {
+    "embedding": None,
+    "learned temperature, rate 0.01": lambda: with_loss(LearnedTemperature(0.01)),
+    "learned temperature, rate 0.1": lambda: with_loss(LearnedTemperature(0.1)),
+    "margin 0.05": lambda: with_loss(with_margin(0.05)),
+    "margin 0.2": lambda: with_loss(with_margin(0.2)),
+    "class table's rate x 0.3": lambda: with_table_rate(0.3),
+    "class table's rate x 3": lambda: with_table_rate(3.0),
+    "orthogonal start": lambda: with_table(orthogonal_rows),
+    "spread start": lambda: with_table(spread_rows),
+    "normalized after upsampling": lambda: with_loss(normalized_again),
+}
+
+
 def main(
     only: Annotated[list[str] | None, typer.Option(help="Rows by name; default: all.")] = None,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
+    trials: Annotated[bool, typer.Option("--trials", help="The changes that no setting makes.")] = False,
     params: Annotated[Path, typer.Option(help="The settings file.")] = Path("params.yaml"),
     folder: Annotated[Path, typer.Option(help="Where data and results are kept.")] = Path("data/runs"),
     keep: Annotated[bool, typer.Option("--save", help="Write the table to benchmarks/results/.")] = False,
 ) -> None:
     """Train every row from every seed and compare."""
-    unknown = set(only or []) - set(ROWS)
+    known = TRIALS if trials else ROWS
+    unknown = set(only or []) - set(known)
     if unknown:
-        raise UsageError("unknown row", found=", ".join(sorted(unknown)), allowed="; ".join(ROWS))
+        raise UsageError("unknown row", found=", ".join(sorted(unknown)), allowed="; ".join(known))
     runs = Runs(params, folder.resolve())
-    rows = {name: runs.results(name, *ROWS[name], seeds) for name in only or ROWS}
-    show("embedding_head", "", rows, keep=keep)
+    rows = {}
+    for name in only or known:
+        of_row = ("embedding", {}, seeds, TRIALS[name]) if trials else (*ROWS[name], seeds)
+        rows[name] = runs.results(name, *of_row)
+    show("embedding_trials" if trials else "embedding_head", "", rows, keep=keep)
 
 
 if __name__ == "__main__":

@@ -4,28 +4,30 @@
     python -m benchmarks.equal_memory --device cuda --root ROOT --images 600000 --budget 8GiB --budget 44GiB \
         --set model.backbone=resnet50 --set train.crop_size=512 --set train.batch_size=10 --save
 
-Every variant gets the largest crop and batch that are predicted to fit each budget (`equal_memory_plan`), and
-is trained on the same number of images. Then once more for the same time: that of `softmax` in this budget,
-in seconds of the processor (on a GPU, of the clock), measured in the trainings before. mIoU is that of the
-last weights on val; nothing is chosen.
+Every variant gets the largest crop that is predicted to fit each budget (`equal_memory_plan`), and its own
+learning rate: of `RATE_FACTORS` times the recipe's, the one that ends at the best mIoU on the held-out part
+of the training set, from seed 0. So it is trained on the same number of images. Then once more for the same
+time: that of `softmax` in this budget, in seconds of the processor (on a GPU, of the clock), measured in the
+trainings before. mIoU is that of the last weights on val, by which nothing is chosen.
 
 Without --root the data are pictures drawn so that every class occurs (`pipeline.data.tiny.every_class`), and
 the recipe is `RECIPE` on top of params.yaml. It imports `pipeline`, whose training it runs.
 
 A finished training is a line of FOLDER/runs.jsonl; the same command goes on where it was stopped. Trainings
-come in the order of what they tell: all variants at one seed first. `--table` shows what is there,
-`--dry-run` what fits each budget.
+come in the order of what they tell: all variants at one seed first, with their rates. `--table` shows what is
+there, `--dry-run` what fits each budget.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,6 +67,7 @@ RECIPE: dict[str, object] = {
     "train.scale_max": 1.0,
     "runtime.num_workers": 0,
 }
+RATE_FACTORS = (1.0, 0.3, 0.1)
 SAME_TIME = 0.05  # a training whose time is this close already is not done again
 
 
@@ -111,8 +114,10 @@ class Bench:
         return int(read_manifest(bootstrapped_folder(settings))["num_classes"])
 
     def runs(self) -> list[Run]:
-        """Read the finished trainings."""
-        return [Run(**line) for line in read_events(self.folder / "runs.jsonl")]
+        """Read the finished trainings; those of an older version lack something and are done again."""
+        names = {field.name for field in fields(Run)}
+        lines = read_events(self.folder / "runs.jsonl")
+        return [Run(**line) for line in lines if line.keys() == names]
 
     def plans(self, budgets: Sequence[int], num_classes: int) -> dict[tuple[str, int], Plan]:
         """Find what fits, by variant and budget, and print it; what does not fit at all is left out."""
@@ -126,18 +131,36 @@ class Bench:
                 if plan is not None:
                     found[variant, budget] = plan
                     size = f"{plan.crop_size} x {plan.crop_size}"
-                    fits = f"{plan.batch_size} x {size}, {plan.predicted_bytes / MIB:.1f} MiB predicted"
+                    parts = f" in {plan.accumulation_steps} parts" if plan.accumulation_steps > 1 else ""
+                    fits = (
+                        f"{plan.batch_size} x {size}{parts}, {plan.predicted_bytes / MIB:.1f} MiB predicted"
+                    )
                 print(f"{budget / MIB:,.0f} MiB, {variant}: {fits}", file=sys.stderr, flush=True)
         return found
 
-    def run(self, protocol: str, budget: int, plan: Plan, settings: Settings) -> Run:
-        """Train and evaluate, or find the same training among the finished ones."""
+    def run(self, protocol: str, budget: int, plan: Plan, settings: Settings, *, number: str) -> Run:
+        """Train and evaluate, or find the same training among the finished ones.
+
+        Args:
+            protocol: of `Run`.
+            budget: in bytes.
+            plan: what fits it.
+            settings: of the training.
+            number: of the training, to be shown.
+        """
+        train = settings.train
+        print(
+            f"[{number}] {protocol}: {settings.variant}, {budget / MIB:,.0f} MiB, seed {train.seed}: "
+            f"{train.steps:,} steps of {plan.batch_size} x {plan.crop_size}, rate {train.learning_rate:.3g}",
+            file=sys.stderr,
+            flush=True,
+        )
         key = json.dumps(settings.flat(), sort_keys=True)
         same = [run for run in self.runs() if run.key == key]
         for run in same:
             if (run.protocol, run.budget_bytes) == (protocol, budget):
                 return run
-        if same:  # another budget, or the other protocol, came to the same settings
+        if same:  # another budget, or another protocol, came to the same settings
             known = {**asdict(same[0]), "protocol": protocol, "budget_bytes": budget}
         else:
             known = self._trained(key, protocol, budget, plan, settings)
@@ -148,20 +171,24 @@ class Bench:
         self, key: str, protocol: str, budget: int, plan: Plan, settings: Settings
     ) -> dict[str, Any]:
         clock = StepClock(choose_device(settings.runtime.device).type == "cuda")
-        name = f"{settings.variant}-{budget}-{settings.train.seed}-{settings.train.steps}"
-        checkpoints = self.folder / "checkpoints" / name
+        train_settings = settings.train
+        name = f"{settings.variant}-{budget}-{train_settings.seed}-{train_settings.steps}"
+        checkpoints = self.folder / "checkpoints" / f"{name}-{train_settings.learning_rate:.4g}"
         result = train(settings, clock, folder=checkpoints)
         metrics = evaluate_split(settings, result.checkpoint, "val")
         shutil.rmtree(checkpoints)
+        _, held_out, _ = result.state.validation_curve[-1]
         return {
             "key": key,
             "protocol": protocol,
             "variant": settings.variant,
             "budget_bytes": budget,
-            "seed": settings.train.seed,
+            "seed": train_settings.seed,
             **asdict(plan),
-            "steps": settings.train.steps,
+            "learning_rate": train_settings.learning_rate,
+            "steps": train_settings.steps,
             "seconds_per_step": clock.seconds_per_step(),
+            "held_out_miou": held_out or 0.0,
             "miou": metrics.miou,
             "pixel_accuracy": metrics.pixel_accuracy,
         }
@@ -174,44 +201,58 @@ def same_time_steps(own: Run, reference: Run) -> int:
 
 
 def all_runs(
-    bench: Bench, plans: Mapping[tuple[str, int], Plan], images: int, seeds: int, *, equal_time: bool
+    bench: Bench,
+    plans: Mapping[tuple[str, int], Plan],
+    images: int,
+    seeds: int,
+    *,
+    own_rate: bool,
+    equal_time: bool,
 ) -> Iterator[Run]:
-    """Yield the trainings in the order of what they tell: the same images, all seeds; then the same time."""
-    total = len(plans) * seeds * (1 + equal_time)
-    done: dict[tuple[str, int, int], Run] = {}
+    """Yield the trainings in the order of what they tell: the same images, all seeds; then the same time.
 
-    def made(number: int, protocol: str, budget: int, settings: Settings) -> Run:
-        plan, steps = plans[str(settings.variant), budget], settings.train.steps
-        print(
-            f"[{number}/{total}] equal {protocol}: {settings.variant}, {budget / MIB:,.0f} MiB, seed "
-            f"{settings.train.seed}: {steps:,} steps of {plan.batch_size} x {plan.crop_size}",
-            file=sys.stderr,
-            flush=True,
-        )
-        return bench.run(protocol, budget, plan, settings)
+    With `own_rate` those that look for the rate come before the first seed's.
+    """
+    factors = RATE_FACTORS if own_rate else (1.0,)
+    total = len(plans) * (seeds * (1 + equal_time) + (len(factors) if own_rate else 0))
+    numbers = (f"{number}/{total}" for number in itertools.count(1))
+    rates: dict[tuple[str, int], float] = {}
+    first: dict[tuple[str, int], Run] = {}
 
-    number = 0
+    def made(protocol: str, variant: str, budget: int, seed: int, factor: float, **length: int) -> Run:
+        plan = plans[variant, budget]
+        settings = planned_settings(bench.settings(variant, seed), plan, rate_factor=factor, **length)
+        return bench.run(protocol, budget, plan, settings, number=next(numbers))
+
     for seed in range(seeds):
-        for (variant, budget), plan in plans.items():
-            number += 1
-            settings = planned_settings(bench.settings(variant, seed), plan, images=images)
-            done[variant, budget, seed] = made(number, "images", budget, settings)
-            yield done[variant, budget, seed]
+        for variant, budget in plans:
+            if seed == 0:
+                tried = {}
+                for factor in factors if own_rate else ():
+                    tried[factor] = made("rates", variant, budget, 0, factor, images=images)
+                    yield tried[factor]
+                rates[variant, budget] = best_factor(tried)
+            run = made("images", variant, budget, seed, rates[variant, budget], images=images)
+            first.setdefault((variant, budget), run)
+            yield run
     for seed in range(seeds if equal_time else 0):
-        for (variant, budget), plan in plans.items():
-            number += 1
-            if (reference := done.get((REFERENCE, budget, 0))) is None:
+        for variant, budget in plans:
+            if (reference := first.get((REFERENCE, budget))) is None:
                 continue
-            steps = same_time_steps(done[variant, budget, 0], reference)  # by seed 0's clock, for all seeds
-            yield made(
-                number, "time", budget, planned_settings(bench.settings(variant, seed), plan, steps=steps)
-            )
+            steps = same_time_steps(first[variant, budget], reference)  # by seed 0's clock, for all seeds
+            yield made("time", variant, budget, seed, rates[variant, budget], steps=steps)
+
+
+def best_factor(tried: Mapping[float, Run]) -> float:
+    """Return the factor of the rate that ended best on the held-out part; 1 where none was tried."""
+    return max(tried, key=lambda factor: tried[factor].held_out_miou, default=1.0)
 
 
 def main(
     budget: Annotated[list[str] | None, typer.Option(help="Memory of a step, as 48MiB; repeat it.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Seen in each training.")] = IMAGES,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
+    own_rate: Annotated[bool, typer.Option(help="Look for each variant's learning rate.")] = True,
     equal_time: Annotated[bool, typer.Option(help="Train again at the time of softmax.")] = True,
     root: Annotated[Path | None, typer.Option(help="Dataset; default: drawn, every class in it.")] = None,
     change: Annotated[
@@ -240,7 +281,7 @@ def main(
         plans = bench.plans([parse_budget(text) for text in budget or BUDGETS], num_classes)
         if dry_run:
             return
-        runs = list(all_runs(bench, plans, images, seeds, equal_time=equal_time))
+        runs = list(all_runs(bench, plans, images, seeds, own_rate=own_rate, equal_time=equal_time))
     text = [describe_machine(device), _recipe(bench, data.name, images), *tables(runs)]
     print("\n\n".join(text))
     if keep:
@@ -256,7 +297,7 @@ def _recipe(bench: Bench, name: str, images: int) -> str:
         f"data {name}; {model.backbone}, {model.decoder} {model.decoder_channels}, embedding dim "
         f"{model.embedding_dim}; {images:,} images a training; wanted: {train.images_per_step} crops of "
         f"{train.crop_size} x {train.crop_size}; {train.optimizer}, rate {train.learning_rate}, "
-        f"smaller with the batch"
+        f"of which each variant takes what is best for it"
     )
 
 

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 MIB = 2**20
 BASELINE = "dense"
+WORTH_DIVIDING_BY = 0.05  # mIoU in per cent: a factor over less means nothing
 TITLES = {"images": "same number of images", "time": "same time"}
 _STYLES = {"dense": ("#b3261e", "o"), "softmax": ("#1a5fb4", "s"), "embedding": ("#2e7d32", "^")}
 _OTHER = ("#8a6100", "D")
@@ -25,12 +26,14 @@ class Run:
 
     Attributes:
         key: its settings.
-        protocol: images or time, whichever is equal.
+        protocol: images or time, whichever is equal; rates where the learning rate was looked for.
         variant: of params.yaml.
         budget_bytes: of a step.
         seed: of weights, order and crops.
-        batch_size, crop_size, steps, predicted_bytes: what fitted.
+        batch_size, accumulation_steps, crop_size, predicted_bytes: what fitted.
+        learning_rate, steps: of the training.
         seconds_per_step: of the processor; on a GPU of the clock.
+        held_out_miou: on the held-out part of the training set, by which the rate is chosen.
         miou, pixel_accuracy: on val.
     """
 
@@ -40,10 +43,13 @@ class Run:
     budget_bytes: int
     seed: int
     batch_size: int
+    accumulation_steps: int
     crop_size: int
-    steps: int
     predicted_bytes: int
+    learning_rate: float
+    steps: int
     seconds_per_step: float
+    held_out_miou: float
     miou: float
     pixel_accuracy: float
 
@@ -61,35 +67,52 @@ def _grouped(runs: Sequence[Run], protocol: str) -> Groups:
 
 
 def tables(runs: Sequence[Run]) -> list[str]:
-    """Return a table for each protocol: mean and standard deviation over the seeds, and times `dense`."""
-    return [
+    """Return the rates that were tried, and a table for each protocol: mean, spread, and times `dense`."""
+    found = [
         f"Equal memory, {title}\n{_table(groups)}"
         for protocol, title in TITLES.items()
         if (groups := _grouped(runs, protocol))
     ]
+    tried = _grouped(runs, "rates")
+    rates = f"Learning rates: mIoU % of each on the held-out part, seed 0\n{_rates(tried)}"
+    return [rates, *found] if tried else found
+
+
+def _rates(groups: Groups) -> str:
+    lines = [f"{'budget MiB':>10}  variant"]
+    for (budget, variant), rows in groups.items():
+        cells = "".join(f"{f'{row.learning_rate:.3g}:':>10}{100 * row.held_out_miou:>6.2f}" for row in rows)
+        lines.append(f"{budget / MIB:>10,.0f}  {variant:10}{cells}")
+    return "\n".join(lines)
 
 
 def _table(groups: Groups) -> str:
     lines = [
-        f"{'budget MiB':>10}  {'variant':10}{'crops':>12}{'steps':>9}{'predicted MiB':>15}{'s in all':>10}"
-        f"{'seeds':>7}{'mIoU %':>15}{'pixel acc. %':>15}{'times dense':>13}"
+        f"{'budget MiB':>10}  {'variant':10}{'crops':>9}{'at a time':>11}{'rate':>8}{'steps':>8}"
+        f"{'predicted MiB':>15}{'s in all':>10}{'seeds':>7}{'mIoU %':>15}{'pixel acc. %':>15}{'x dense':>9}"
     ]
     for (budget, variant), rows in groups.items():
         first, mious = rows[0], [100 * row.miou for row in rows]
         seconds = statistics.mean(row.steps * row.seconds_per_step for row in rows)
-        baseline = groups.get((budget, BASELINE))
-        against = "" if baseline is None else f"{statistics.mean(mious) / _mean_percent(baseline):.2f}"
         crops = f"{first.batch_size} x {first.crop_size}"
+        at_a_time = -(-first.batch_size // first.accumulation_steps)
         lines.append(
-            f"{budget / MIB:>10,.0f}  {variant:10}{crops:>12}{first.steps:>9,}"
-            f"{first.predicted_bytes / MIB:>15.1f}{seconds:>10.0f}{len(rows):>7}{_spread(mious):>15}"
-            f"{_spread([100 * row.pixel_accuracy for row in rows]):>15}{against:>13}"
+            f"{budget / MIB:>10,.0f}  {variant:10}{crops:>9}{at_a_time:>11}{first.learning_rate:>8.3g}"
+            f"{first.steps:>8,}{first.predicted_bytes / MIB:>15.1f}{seconds:>10.0f}{len(rows):>7}"
+            f"{_spread(mious):>15}{_spread([100 * row.pixel_accuracy for row in rows]):>15}"
+            f"{_factor(mious, groups.get((budget, BASELINE))):>9}"
         )
     return "\n".join(lines)
 
 
+def _factor(mious: Sequence[float], baseline: Sequence[Run] | None) -> str:
+    """Return the factor over a baseline that learned anything."""
+    reached = 0.0 if baseline is None else _mean_percent(baseline)
+    return f"{statistics.mean(mious) / reached:.2f}" if reached >= WORTH_DIVIDING_BY else "-"
+
+
 def _mean_percent(rows: Sequence[Run]) -> float:
-    return max(1e-9, statistics.mean(100 * row.miou for row in rows))
+    return statistics.mean(100 * row.miou for row in rows)
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -1,8 +1,9 @@
 """Decide what each variant trains with in a budget of memory: crop, batch, learning rate and steps.
 
-The recipe (the settings) says what is wanted; a budget takes away from it. The crop is kept as large as two
-images of it fit (batch norm needs two), then the batch, both by the prediction of `pipeline memory`. Weights,
-gradients and the optimizer's state count, as they do on a GPU.
+The recipe (the settings) says what is wanted; a budget takes away from it. The crop is kept as large as one
+image of it fits, by the prediction of `pipeline memory`. A step has the recipe's images everywhere: as many
+at a time as fit, their gradients accumulated, which costs time and no memory. Only batch norm knows the
+difference. Weights, gradients and the optimizer's state count, as they do on a GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from pipeline.config.load import with_overrides
 from pipeline.config.schema import Settings
 from pipeline.memory.predict import predict_bytes, with_changes
 
-FEWEST_IMAGES = 2
 _UNDIVIDED: dict[str, object] = {"accumulation_steps": 1, "effective_batch_size": None}
 
 
@@ -27,11 +27,13 @@ class Plan:
 
     Attributes:
         batch_size: images of a step.
+        accumulation_steps: parts into which they are divided.
         crop_size: side of their squares in pixels.
         predicted_bytes: of the step.
     """
 
     batch_size: int
+    accumulation_steps: int
     crop_size: int
     predicted_bytes: int
 
@@ -58,49 +60,51 @@ def prediction(settings: Settings, num_classes: int) -> Prediction:
 
 
 def largest_plan(settings: Settings, predicted: Prediction, budget_bytes: int) -> Plan | None:
-    """Find the largest crop of which `FEWEST_IMAGES` fit, then the most images up to the recipe's.
+    """Find the largest crop of which one image fits, and divide the recipe's images as seldom as fits.
+
+    Two images must fit where the backbone's last map has a single cell: batch norm needs two values.
 
     Args:
-        settings: one variant's; `train.batch_size` and `train.crop_size` are the most that is wanted.
+        settings: one variant's; `train.batch_size` and `train.crop_size` are what is wanted.
         predicted: of its steps; grows with the images.
         budget_bytes: of a step.
 
     Returns:
         None where the smallest crop does not fit either.
     """
-    wanted = settings.train.images_per_step
     for crop in crop_sizes(settings.train.crop_size, settings.model.output_stride):
-        if predicted(FEWEST_IMAGES, crop) > budget_bytes:
+        fewest = 1 if crop > settings.model.output_stride else 2
+        if predicted(fewest, crop) > budget_bytes:
             continue
-        enough = range(FEWEST_IMAGES, max(wanted, FEWEST_IMAGES) + 1)
+        wanted = max(fewest, settings.train.images_per_step)
+        enough = range(fewest, wanted + 1)
         too_many = bisect_right(enough, budget_bytes, key=lambda images: predicted(images, crop))
-        images = enough[too_many - 1]
-        return Plan(images, crop, predicted(images, crop))
+        parts = math.ceil(wanted / enough[too_many - 1])
+        if wanted // parts < fewest:  # an odd number by twos: the last one would be alone
+            parts, wanted = parts - 1, wanted - 1
+        return Plan(wanted, parts, crop, predicted(math.ceil(wanted / parts), crop))
     return None
 
 
 def planned_settings(
-    settings: Settings, plan: Plan, *, images: int | None = None, steps: int = 1
+    settings: Settings, plan: Plan, *, rate_factor: float = 1.0, images: int | None = None, steps: int = 1
 ) -> Settings:
     """Return the settings of a training with a plan.
-
-    A smaller batch has a smaller learning rate: in proportion for SGD, by the root of it for AdamW.
 
     Args:
         settings: the recipe of one variant.
         plan: what fits.
+        rate_factor: times the recipe's learning rate.
         images: seen in all; the steps follow from it. None for `steps`.
         steps: of the optimizer.
     """
-    train = settings.train
-    share = plan.batch_size / train.images_per_step
     steps = steps if images is None else max(1, round(images / plan.batch_size))
-    rate = train.learning_rate * (math.sqrt(share) if train.optimizer == "adamw" else share)
     changes: dict[str, object] = {
-        **_UNDIVIDED,
         "batch_size": plan.batch_size,
+        "accumulation_steps": plan.accumulation_steps,
+        "effective_batch_size": None,
         "crop_size": plan.crop_size,
-        "learning_rate": rate,
+        "learning_rate": settings.train.learning_rate * rate_factor,
         "steps": steps,
         "validate_every": steps,
     }

@@ -9,7 +9,8 @@ import json
 import shutil
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
 
 Result = Mapping[str, float | None]
+Trial = Callable[[], AbstractContextManager[None]]
+"""Of a change that no setting makes: in force within the context."""
 COLUMNS = {
     "miou": "mIoU",
     "miou_rare": "rare",
@@ -55,19 +58,26 @@ class Runs:
     params: Path
     folder: Path
 
-    def results(self, name: str, variant: str, changes: Mapping[str, object], seeds: int) -> list[Result]:
-        """Return the metrics on val of each seed, trained as the variant with the changes on top."""
-        return [self._result(name, variant, {**changes, "train.seed": seed}) for seed in range(seeds)]
+    def results(
+        self, name: str, variant: str, changes: Mapping[str, object], seeds: int, trial: Trial | None = None
+    ) -> list[Result]:
+        """Return the metrics on val of each seed, trained as the variant with the changes on top.
 
-    def _result(self, name: str, variant: str, changes: Mapping[str, object]) -> Result:
+        With a trial, trainings are made within it, and known again by the name.
+        """
+        return [self._result(name, variant, {**changes, "train.seed": seed}, trial) for seed in range(seeds)]
+
+    def _result(self, name: str, variant: str, changes: Mapping[str, object], trial: Trial | None) -> Result:
         settings = load_settings(self.params, variant=variant, overrides=changes)
         settings = settings.model_copy(update={"project": self.folder})
-        key = json.dumps(settings.flat() | {"threads": settings.runtime.threads}, sort_keys=True)
+        facts = settings.flat() | {"threads": settings.runtime.threads}
+        key = json.dumps(facts if trial is None else facts | {"trial": name}, sort_keys=True)
         for line in read_events(self.folder / "runs.jsonl"):
             if line["key"] == key:
                 return line["metrics"]
         print(f"{name}, seed {settings.train.seed}", file=sys.stderr, flush=True)
-        metrics = self._train(settings)
+        with nullcontext() if trial is None else trial():
+            metrics = self._train(settings)
         append_events(
             self.folder / "runs.jsonl", [json.dumps({"key": key, "name": name, "metrics": metrics})]
         )
