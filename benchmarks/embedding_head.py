@@ -77,8 +77,8 @@ def main(
     runs = Runs(params, folder.resolve())
     rows = {}
     for name in only or known:
-        of_row = ("embedding", {}, seeds, TRIALS[name]) if trials else (*ROWS[name], seeds)
-        rows[name] = runs.results(name, *of_row)
+        variant, changes = ("embedding", {}) if trials else ROWS[name]
+        rows[name] = runs.results(name, variant, changes, seeds, TRIALS[name] if trials else None)
     show("embedding_trials" if trials else "embedding_head", "", rows, keep=keep)
 
 
