@@ -67,7 +67,9 @@ RECIPE: dict[str, object] = {
     "train.scale_max": 1.0,
     "runtime.num_workers": 0,
 }
-RATE_FACTORS = (1.0, 0.3, 0.1)
+RATE_FACTORS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
+FIRST_FACTORS = (1.0, 0.3, 0.1)
+"""The others are tried where the best one has a neighbor that was not."""
 SAME_TIME = 0.05  # a training whose time is this close already is not done again
 
 
@@ -213,9 +215,8 @@ def all_runs(
 
     With `own_rate` those that look for the rate come before the first seed's.
     """
-    factors = RATE_FACTORS if own_rate else (1.0,)
-    total = len(plans) * (seeds * (1 + equal_time) + (len(factors) if own_rate else 0))
-    numbers = (f"{number}/{total}" for number in itertools.count(1))
+    least = len(plans) * (seeds * (1 + equal_time) + (len(FIRST_FACTORS) if own_rate else 0))
+    numbers = (f"{number} of {least} or more" for number in itertools.count(1))
     rates: dict[tuple[str, int], float] = {}
     first: dict[tuple[str, int], Run] = {}
 
@@ -227,8 +228,8 @@ def all_runs(
     for seed in range(seeds):
         for variant, budget in plans:
             if seed == 0:
-                tried = {}
-                for factor in factors if own_rate else ():
+                tried: dict[float, Run] = {}
+                while own_rate and (factor := next_factor(tried)) is not None:
                     tried[factor] = made("rates", variant, budget, 0, factor, images=images)
                     yield tried[factor]
                 rates[variant, budget] = best_factor(tried)
@@ -241,6 +242,16 @@ def all_runs(
                 continue
             steps = same_time_steps(first[variant, budget], reference)  # by seed 0's clock, for all seeds
             yield made("time", variant, budget, seed, rates[variant, budget], steps=steps)
+
+
+def next_factor(tried: Mapping[float, Run]) -> float | None:
+    """Return the factor of the rate to try next; None when both neighbors of the best one are worse."""
+    for factor in FIRST_FACTORS:
+        if factor not in tried:
+            return factor
+    place = RATE_FACTORS.index(best_factor(tried))
+    neighbors = RATE_FACTORS[max(0, place - 1) : place + 2]
+    return next((factor for factor in neighbors if factor not in tried), None)
 
 
 def best_factor(tried: Mapping[float, Run]) -> float:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from benchmarks import equal_memory, equal_memory_plan
-from benchmarks.equal_memory import Bench, all_runs, same_time_steps
+from benchmarks.equal_memory import Bench, all_runs, best_factor, next_factor, same_time_steps
 from benchmarks.equal_memory_page import Run, draw, tables
 from benchmarks.equal_memory_plan import Plan, crop_sizes, largest_plan, planned_settings, prediction
 from pipeline.config.load import load_settings
@@ -144,7 +145,8 @@ def test_rates_are_chosen_first_and_finished_runs_are_not_trained_again(
 
     first = told()
     tries = [("rates", 0, "dense", 20, pytest.approx(0.02 * factor)) for factor in (1.0, 0.3, 0.1)]
-    assert first[:4] == [*tries, ("images", 0, "dense", 20, pytest.approx(0.002))]
+    assert first[:3] == tries
+    assert first[4] == ("images", 0, "dense", 20, pytest.approx(0.002))  # after 0.03 times the rate
     images = [run[1:] for run in first if run[0] == "images"]
     chosen = [("dense", 20, pytest.approx(0.002)), ("softmax", 20, 0.02), ("softmax", 20, 0.02)]
     assert images == [(seed, *of) for seed in (0, 1) for of in chosen]
@@ -152,10 +154,36 @@ def test_rates_are_chosen_first_and_finished_runs_are_not_trained_again(
     assert [run[1:] for run in first if run[0] == "time"] == [
         (seed, *of) for seed in (0, 1) for of in same_time
     ]
-    assert len(trained) == 10  # a rate that was tried is no training more, and neither is softmax elsewhere
+    assert len(trained) == 12  # a rate that was tried is no training more, and neither is softmax elsewhere
     assert told() == first
-    assert len(trained) == 10
+    assert len(trained) == 12
     assert {run[-1] for run in told(own_rate=False)} == {0.02}
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [
+        (1.0, [1.0, 0.3, 0.1, 3.0]),
+        (0.3, [1.0, 0.3, 0.1]),
+        (10.0, [1.0, 0.3, 0.1, 3.0, 10.0]),
+        (0.03, [1.0, 0.3, 0.1, 0.03, 0.01]),
+    ],
+)
+def test_rates_are_tried_until_the_best_has_a_worse_one_on_either_side(
+    best: float, tried: list[float]
+) -> None:
+    found: dict[float, Run] = {}
+    while (factor := next_factor(found)) is not None:
+        found[factor] = dataclasses.replace(RUN, held_out_miou=1 / (1 + abs(math.log(factor / best))))
+    assert list(found) == tried
+    assert best_factor(found) == best
+
+
+def test_a_rate_at_which_nothing_is_learned_is_not_raised_for_ever() -> None:
+    found: dict[float, Run] = {}
+    while (factor := next_factor(found)) is not None:
+        found[factor] = dataclasses.replace(RUN, held_out_miou=0.0)
+    assert list(found) == [1.0, 0.3, 0.1, 3.0]
 
 
 def test_a_training_of_an_older_version_is_done_again(tmp_path: Path) -> None:
