@@ -55,6 +55,7 @@ TRIALS: dict[str, Trial | None] = {
     "margin 0.2": lambda: with_loss(with_margin(0.2)),
     "class table's rate x 0.3": lambda: with_table_rate(0.3),
     "class table's rate x 3": lambda: with_table_rate(3.0),
+    "class table's rate x 10": lambda: with_table_rate(10.0),
     "orthogonal start": lambda: with_table(orthogonal_rows),
     "spread start": lambda: with_table(spread_rows),
     "normalized after upsampling": lambda: with_loss(normalized_again),

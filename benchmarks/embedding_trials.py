@@ -120,9 +120,9 @@ def with_table(make: Callable[[int, int], Tensor]) -> Iterator[None]:
         segmenter = build(*arguments)
         assert isinstance(segmenter.head, EmbeddingHead)
         table = segmenter.head.class_table
+        made = make(*table.shape) * table.detach().norm(dim=1).mean()
         with torch.no_grad():
-            length = table.norm(dim=1).mean()
-            table.copy_(make(*table.shape) * length)
+            table.copy_(made)
         return segmenter
 
     with patch.object(trainer, "build_model", build_with_table):

@@ -80,7 +80,7 @@ def test_a_trials_loss_table_and_rate_are_in_force_within_their_context_only() -
     with trials.with_loss(lambda *maps: torch.tensor(3.0)):
         found = loss.segmentation_losses(_segmenter(), *_maps()[::2], settings.loss)
     assert found.cross_entropy == 3.0
-    with trials.with_table(trials.orthogonal_rows):
+    with trials.with_table(trials.spread_rows):
         table = trainer.build_model(settings.model, 70).head.class_table
     torch.testing.assert_close(table.norm(dim=1), table.norm(dim=1).mean().expand(70))
     with trials.with_table_rate(3.0):
