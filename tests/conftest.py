@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
@@ -38,6 +40,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
     config.option.loadscopereorder = False
     return Schedule(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_end_by_system_exit() -> Iterator[None]:
+    """Let a command that is called in this process end as under a debugger, not take the process with it."""
+    with mock.patch("pipeline.runtime.process.is_watched", return_value=True):
+        yield
 
 
 @pytest.fixture(scope="session")
