@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 import pipeline.runtime.before_torch  # noqa: F401
+from pipeline.runtime.process import end_process
 from tests.schedule import rank, unit_of
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
@@ -22,6 +24,8 @@ os.environ["DVC_NO_ANALYTICS"] = "true"
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hold `make test-fast` to what it says, in the processes that run tests."""
+    if hasattr(config, "workerinput"):
+        gc.disable()  # until the tests are collected
     runs_tests = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
     if os.environ.get("KILOSEG_FAST") and runs_tests:
         from tests.fast import guard
@@ -32,6 +36,20 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest units first, so that no worker is left with one at the end."""
     items.sort(key=lambda item: rank(unit_of(item.nodeid)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave out of a worker's searches for cycles what stays to its end: modules and tests."""
+    if hasattr(session.config, "workerinput"):
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End a worker at once: freeing its objects takes seconds."""
+    if hasattr(config, "workerinput"):
+        end_process(0)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
