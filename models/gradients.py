@@ -1,7 +1,8 @@
 """Keep the gradients that a loss computes together with its value, for autograd.
 
-Every loss here has its gradients when it has its value. `keep_gradients` is the one autograd function of all
-of them; backward only scales.
+Every loss here has its gradients when it has its value. `keep_gradients` is the autograd function of those in
+torch and in compiled code; backward only scales. `scaled_gradients` and `saved_to_change` see to it that no
+second copy of a gradient is made: with 100,000 classes that of the class embeddings is as large as these.
 """
 
 from __future__ import annotations
@@ -75,11 +76,11 @@ class _KeptGradients(torch.autograd.Function):
 
 
 def scaled_gradients(ctx: Any, loss_gradient: Tensor) -> list[Tensor | None]:
-    """Return the saved gradients times that of the loss, without changing the saved ones."""
+    """Return the saved gradients times that of the loss."""
     with torch.no_grad():
         gradients = [
-            None if gradient is None else gradient * loss_gradient.to(gradient.dtype)
-            for gradient in ctx.saved_tensors
+            None if gradient is None else gradient.mul_(loss_gradient.to(gradient.dtype))
+            for gradient in saved_to_change(ctx)
         ]
     if not torch.is_grad_enabled():  # it is with create_graph=True
         return gradients
@@ -87,6 +88,24 @@ def scaled_gradients(ctx: Any, loss_gradient: Tensor) -> list[Tensor | None]:
         None if gradient is None else _FirstDerivativeOnly.apply(gradient.requires_grad_())
         for gradient in gradients
     ]
+
+
+def saved_to_change(ctx: Any) -> list[Tensor | None]:
+    """Return the saved tensors of a backward pass, to be changed in place.
+
+    They are the saved ones themselves, or copies where the pass keeps its graph and may so come again.
+    """
+    saved = list(ctx.saved_tensors)
+    return [None if tensor is None else tensor.clone() for tensor in saved] if _keeps_graph() else saved
+
+
+def _keeps_graph() -> bool:
+    """Tell whether the backward pass under way keeps its graph: retain_graph=True or create_graph=True.
+
+    PyTorch tells it to its own compiled graphs only (pytorch/pytorch#131038). Where it does not, say yes.
+    """
+    tell = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if tell is None else bool(tell())
 
 
 class _FirstDerivativeOnly(torch.autograd.Function):

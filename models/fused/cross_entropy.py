@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..embeddings import LossOptions
-from ..gradients import Needed
+from ..gradients import Needed, saved_to_change
 from .launch import on_device_of, require
-from .loss_pass import LossAndGrads, loss_and_grads_of_rows
+from .loss_pass import LossAndGrads, loss_and_grads_of_rows, scale_in_place
 from .upsample import loss_and_grads_of_maps
 
 
@@ -96,34 +96,24 @@ class _FusedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         needed = Needed(*(with_gradients and need for need in ctx.needs_input_grad[:3]))
         result = _loss_and_grads(pixel_embeddings, class_embeddings, bias, target, options, needed)
-        ctx.save_for_backward(pixel_embeddings, class_embeddings, bias, target)
-        ctx.options, ctx.needed = options, needed
-        ctx.result = result if with_gradients else None
+        ctx.save_for_backward(*result.gradients, result.labeled)
+        ctx.is_map = pixel_embeddings.dim() == 4
+        ctx.dtypes = pixel_embeddings.dtype, class_embeddings.dtype, None if bias is None else bias.dtype
         return result.loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        result: LossAndGrads | None = ctx.result
-        # Scaled in place: a scaled copy would double the largest tensor of the step. A second backward pass
-        # through a retained graph finds no result and computes it again.
-        ctx.result = None
-        pixel_embeddings, class_embeddings, bias, target = ctx.saved_tensors
-        if result is None:
-            result = _loss_and_grads(
-                pixel_embeddings, class_embeddings, bias, target, ctx.options, ctx.needed
-            )
-        with on_device_of(class_embeddings):
-            pixel_gradient, class_gradient, bias_gradient = result.scaled_gradients(grad_output)
-        if pixel_gradient is not None:
-            pixel_gradient = pixel_gradient.to(pixel_embeddings.dtype)
-            if pixel_embeddings.dim() == 4:
-                pixel_gradient = pixel_gradient.permute(0, 3, 1, 2)  # (N, h, w, D) -> (N, D, h, w)
-        if class_gradient is not None:
-            class_gradient = class_gradient.to(class_embeddings.dtype)
-        if bias_gradient is not None:
-            bias_gradient = bias_gradient.to(bias.dtype)
-        return pixel_gradient, class_gradient, bias_gradient, None, None, None
+        *gradients, labeled = saved_to_change(ctx)
+        with on_device_of(grad_output):
+            scale_in_place(gradients, grad_output, labeled)
+        pixels, classes, bias = (
+            None if gradient is None else gradient.to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        )
+        if pixels is not None and ctx.is_map:
+            pixels = pixels.permute(0, 3, 1, 2)  # (N, h, w, D) -> (N, D, h, w)
+        return pixels, classes, bias, None, None, None
 
 
 def _loss_and_grads(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -64,18 +65,22 @@ class LossAndGrads:
     class_gradient: Tensor | None  # (C, D) fp32
     bias_gradient: Tensor | None  # (C,) fp32
 
-    def scaled_gradients(self, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        """Multiply the gradients by grad_output / labeled, in place and in fp32, and return the three."""
-        from . import loss_kernels as kernels
+    @property
+    def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return those of the pixels, the classes and the bias."""
+        return self.pixel_gradient, self.class_gradient, self.bias_gradient
 
-        factor = (grad_output.double() / self.labeled).float().reshape(1)
-        block = 2048
-        gradients = self.pixel_gradient, self.class_gradient, self.bias_gradient
-        for gradient in gradients:
-            if gradient is not None and gradient.numel():
-                grid = (-(-gradient.numel() // block),)
-                kernels.scale_in_place[grid](gradient, factor, gradient.numel(), BLOCK=block)
-        return gradients
+
+def scale_in_place(gradients: Iterable[Tensor | None], loss_gradient: Tensor, labeled: Tensor) -> None:
+    """Multiply contiguous gradients of a summed loss by loss_gradient / labeled, in fp32."""
+    from . import loss_kernels as kernels
+
+    factor = (loss_gradient.double() / labeled).float().reshape(1)
+    block = 2048
+    for gradient in gradients:
+        if gradient is not None and gradient.numel():
+            grid = (-(-gradient.numel() // block),)
+            kernels.scale_in_place[grid](gradient, factor, gradient.numel(), BLOCK=block)
 
 
 class LossPass:
