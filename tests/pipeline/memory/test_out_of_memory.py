@@ -12,11 +12,12 @@ import pytest
 from pipeline.config.load import load_settings
 
 LIMITED = """
-import resource, sys
+import resource
+import pipeline.runtime.before_torch
 import torch
 from pathlib import Path
 from pipeline.memory.out_of_memory import explained_memory
-from pipeline.runtime.signals import run_command
+from pipeline.runtime.process import run_process
 from pipeline.config.load import load_settings
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
@@ -31,7 +32,7 @@ def main():
     with explained_memory(settings):
         train(settings, NoTracker())
 
-sys.exit(run_command(main))
+run_process(main)
 """
 
 
