@@ -32,6 +32,10 @@ EARLY = (
     "tests/pipeline/export/",
     "tests/pipeline/registry/",
     "tests/pipeline/training/",
+    "tests/pipeline/data/layouts/test_whole_chain.py",
+    "tests/pipeline/cli/",
+    "tests/models/test_",
+    "tests/test_repository.py",
 )
 
 
