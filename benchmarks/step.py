@@ -4,7 +4,9 @@
     python -m benchmarks.step --classes 19 --classes 100000 --repeats 0
 
 `network alone` is the same step with the mean of the output in place of a loss: what no loss can be faster
-than. `dense` forms all logits. `search` is the nearest class of every pixel from the network's output on,
+than. `products, exponentials` is what the classifier's exact loss cannot do without: the three products of
+low-resolution features, classes and gradients, and one exponential a pixel and class (CPU only). `dense`
+forms all logits. `search` is the nearest class of every pixel from the network's output on,
 `search (tiled)` the same in plain torch. Candidates take turns, the fastest turn counts. Memory is the most
 held in two steps of a new model, by torch's own count, and is measured apart. Needs torch, timm and typer;
 `benchmarks.training` measures the step of the pipeline beside other packages.
@@ -29,6 +31,7 @@ from torch import Tensor
 from benchmarks.loss_measure import available_bytes
 from benchmarks.record import describe_machine, save
 from benchmarks.targets import verdict
+from models.compiled import reason_against_numba
 from models.implementation import Name, forced
 from models.losses import exact_cross_entropy
 from models.nearest import predict_classes
@@ -38,7 +41,7 @@ from models.upsampling import full_resolution_rows
 MIB = 2**20
 CLASSES = (19, 1_284, 10_000)
 BACKBONES = {"cpu": "mobilenetv2_100", "cuda": "resnet50"}
-NETWORK, DENSE = "network alone", "dense"
+NETWORK, DENSE, LEAST = "network alone", "dense", "products, exponentials"
 _COPIES = 3  # of all logits, which `dense` holds at once
 
 
@@ -128,6 +131,24 @@ def make_step(setup: Setup, name: str, classes: int) -> Callable[[], None]:
     return step
 
 
+def make_least_loss(setup: Setup, classes: int) -> Callable[[], None]:
+    """Make the arithmetic of the classifier's loss, on (N h w, D + 1) features with a column of ones."""
+    from benchmarks.loss_bound import exponentials_alone
+
+    corners, dim = setup.batch * (setup.crop // 4) ** 2, 257
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(corners, dim, generator=generator)
+    weight = torch.randn(classes, dim, generator=generator)
+
+    def least() -> None:
+        logits = features @ weight.T
+        logits @ weight
+        logits.T @ features
+        exponentials_alone(setup.batch * setup.crop**2, classes)
+
+    return least
+
+
 def make_search(setup: Setup, head: str, classes: int, implementation: Name | None) -> Callable[[], None]:
     """Make the search of one image of the crop's size, of random output."""
     own = build(setup, head, classes).head
@@ -186,6 +207,9 @@ def measure(setup: Setup, classes: int, repeats: int, with_memory: bool) -> Grou
             row.table_bytes = 3 * 4 * classes * (16 if name in (NETWORK, "embedding") else 257)
         if repeats:
             calls.append((row, make_step(setup, name, classes)))
+    if repeats and setup.device == "cpu" and reason_against_numba() is None:
+        row = group.rows[LEAST] = Row(LEAST, classes)
+        calls.append((row, make_least_loss(setup, classes)))
     for head in ("embedding", "softmax") if repeats else ():
         for implementation in cast("tuple[Name | None, ...]", (None, "tiled")):
             name = f"search of {head}" + (f" ({implementation})" if implementation else "")
@@ -210,7 +234,8 @@ def table(groups: list[Group]) -> str:
                 lines.append(f"{row.name:30}{row.classes:>9,}  {row.left_out}")
                 continue
             timed = row.seconds < float("inf")
-            over = group.ratio(row.name, NETWORK) if not row.name.startswith("search") else None
+            is_step = row.name != LEAST and not row.name.startswith("search")
+            over = group.ratio(row.name, NETWORK) if is_step else None
             held = row.peak_bytes is not None
             lines.append(
                 f"{row.name:30}{row.classes:>9,}{1e3 * row.seconds if timed else 0:>11,.1f}"
@@ -235,6 +260,10 @@ def verdicts(groups: list[Group], device: str) -> Iterator[str]:
         most = group.ratio(DENSE, NETWORK)
         if most is not None:
             yield f"{where}: a loss that took no time would make a step {most:.2f} times faster than dense"
+        if most is not None and LEAST in group.rows:
+            seconds = group.rows[NETWORK].seconds + group.rows[LEAST].seconds
+            least = group.rows[DENSE].seconds / seconds
+            yield f"{where}: one of its products and exponentials alone, for softmax, {least:.2f} times"
     fewest = groups[0]
     for group in groups[1:]:
         for head in ("embedding", "softmax"):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .embeddings import WORK_BYTES
 from .nearest import predict_classes
+from .normalize import unit_length
 
 
 class EmbeddingHead(nn.Module):
@@ -54,11 +55,11 @@ class EmbeddingHead(nn.Module):
     @property
     def class_embeddings(self) -> Tensor:
         """Normalize the table to (C, D) float32 of length 1, differentiable, at every access."""
-        return _normalize(self.class_table)
+        return unit_length(self.class_table)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, in_channels, h, w) to pixel embeddings (N, D, h, w), float32 of length 1 per pixel."""
-        return _normalize(self.projection(features))
+        return unit_length(self.projection(features))
 
     @torch.no_grad()
     def predict(self, features: Tensor, size: tuple[int, int], *, work_bytes: int = WORK_BYTES) -> Tensor:
@@ -158,12 +159,6 @@ def find_classes(
         similarity=head.similarity,
         work_bytes=work_bytes,
     )
-
-
-def _normalize(vectors: Tensor) -> Tensor:
-    """Normalize along dimension 1, in float32: bfloat16 is too coarse to tell many classes apart."""
-    with torch.autocast(vectors.device.type, enabled=False):
-        return F.normalize(vectors.float(), dim=1, eps=1e-6)
 
 
 def _check_sizes(**sizes: int) -> None:

@@ -105,6 +105,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         *gradients, labeled = saved_to_change(ctx)
+        assert labeled is not None
         with on_device_of(grad_output):
             scale_in_place(gradients, grad_output, labeled)
         pixels, classes, bias = (

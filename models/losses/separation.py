@@ -9,6 +9,7 @@ from ..embeddings import WORK_BYTES, check_embeddings
 from ..nearest import nearest_classes
 
 _MAX_WORK_BYTES = 2 * 2**20  # C x C is small next to P x C: 2 MiB are enough
+_MANY = 4096  # classes whose distances are computed together
 
 
 def separation_loss(
@@ -17,7 +18,8 @@ def separation_loss(
     """Compute (1/C) sum over c of max(0, min_separation - distance from c to the nearest other class).
 
     The nearest is searched without a C x C matrix, and the gradient goes to both classes of a pair. Two
-    classes at exactly the same place get no gradient: the distance has no direction there.
+    classes at exactly the same place get no gradient: the distance has no direction there. Memory grows with
+    the pairs that lie too close, besides the gradient.
 
     Args:
         class_embeddings: (C, D) float.
@@ -42,5 +44,16 @@ def separation_loss(
         two = nearest_classes(class_embeddings, class_embeddings, 2, work_bytes=enough)
         own = torch.arange(num_classes, device=two.device)
         other = torch.where(two[:, 0] == own, two[:, 1], two[:, 0])
-        distances = torch.linalg.vector_norm(classes - classes[other], dim=1)
-        return (min_separation - distances).clamp_min(0).mean()
+        close = _closer_than(min_separation, classes.detach(), other)
+        pairs = classes[torch.cat([close, other[close]])]
+        distances = torch.linalg.vector_norm(pairs[: len(close)] - pairs[len(close) :], dim=1)
+        return (min_separation - distances).sum() / num_classes
+
+
+def _closer_than(distance: float, classes: Tensor, other: Tensor) -> Tensor:
+    """Find the classes that lie closer to their `other` one (C,), some at a time: most do not."""
+    gaps = [
+        torch.linalg.vector_norm(some - classes[their_other], dim=1)
+        for some, their_other in zip(classes.split(_MANY), other.split(_MANY), strict=True)
+    ]
+    return (torch.cat(gaps) < distance).nonzero()[:, 0]

@@ -22,6 +22,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from models.compiled import nearest_of_maps
 from models.embeddings import LossOptions
+from models.gradients import scaled_gradients
 from models.heads import SoftmaxHead
 from models.implementation import forced, implementation_on
 from models.losses.separation import separation_loss
@@ -264,11 +265,9 @@ def losses_without_values(
     total = _Allocate.apply(compared, class_embeddings, head.bias, work_bytes)
     separation = torch.zeros_like(total)
     if needs_separation(head, settings):
-        separation = _Allocate.apply(class_embeddings[:1], class_embeddings, None, work.separation)
-        other = torch.arange(len(class_embeddings))
-        separation = (
-            separation + torch.linalg.vector_norm(class_embeddings - class_embeddings[other], dim=1).mean()
-        )
+        _bytes(compared, work.separation)
+        too_close = torch.arange(0)  # few classes are, but of some dimensions, whose table is small
+        separation = class_embeddings[too_close].sum()
         total = total + settings.separation_weight * separation
     return Losses(total, total.detach(), separation.detach())
 
@@ -287,8 +286,7 @@ class _Allocate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        found = (None if saved is None else saved * gradients[0] for saved in ctx.saved_tensors)
-        return *found, None
+        return *scaled_gradients(ctx, gradients[0]), None
 
 
 def _bytes(like: Tensor, count: int) -> Tensor:

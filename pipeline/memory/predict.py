@@ -311,6 +311,7 @@ class _StateInUse:
         """Take a step on (N, 3, H, W) uint8 images in the order of training, on which the peak depends."""
         accumulate_gradients(
             forward or self.segmenter,
+            self.segmenter.head,
             self.optimizer,
             images,
             target,

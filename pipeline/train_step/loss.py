@@ -96,9 +96,7 @@ def takes_maps(settings: LossSettings) -> bool:
 
 def needs_separation(head: EmbeddingHead | SoftmaxHead, settings: LossSettings) -> bool:
     """Tell whether the loss has the term that keeps class embeddings apart: not those of a classifier."""
-    return (
-        isinstance(head, EmbeddingHead) and settings.separation_weight > 0 and len(head.class_embeddings) > 1
-    )
+    return isinstance(head, EmbeddingHead) and settings.separation_weight > 0 and len(head.class_table) > 1
 
 
 def dense_logits(head: EmbeddingHead | SoftmaxHead, output: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.implementation import implementation_on
 from models.segmenter import Segmenter
@@ -103,6 +103,7 @@ class TrainStep:
         try:
             found = accumulate_gradients(
                 self._forward,
+                self.segmenter.head,
                 self.optimizer,
                 images,
                 target,
@@ -143,6 +144,7 @@ def _loss_may_use_threads(train: TrainSettings, device: torch.device) -> bool:
 
 def accumulate_gradients(
     forward: Callable[[Tensor], Tensor],
+    head: nn.Module,
     optimizer: torch.optim.Optimizer,
     images: Tensor,
     target: Tensor,
@@ -159,7 +161,8 @@ def accumulate_gradients(
 
     Args:
         forward: (n, 3, H, W) floats in [0, 1] to the head's output.
-        optimizer: its old gradients are dropped after the first forward pass.
+        head: its old gradients are dropped before the first loss, which makes new ones as large.
+        optimizer: all old gradients are dropped after the first loss.
         images: (N, 3, H, W) uint8.
         target: (N, H, W) int64.
         settings: the train and loss sections count.
@@ -183,6 +186,8 @@ def accumulate_gradients(
         pixels = _as_floats(some_images, settings.train)
         with autocast(settings.train.precision, pixels.device.type):
             output = forward(pixels)
+        if index == 0:
+            head.zero_grad(set_to_none=True)
         found = losses(output, some_target, loss_settings)
         if weight is not None:
             found = Losses(found.total * weight, found.cross_entropy * weight, found.separation * weight)

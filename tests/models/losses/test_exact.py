@@ -78,6 +78,8 @@ def test_gradients_accumulate_and_scale_with_the_loss():
     once = classes.grad.clone()
     (3 * loss).backward()
     torch.testing.assert_close(classes.grad, 4 * once)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
 
 
 def test_a_second_derivative_is_refused():

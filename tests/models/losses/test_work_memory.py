@@ -88,6 +88,23 @@ def test_so_does_the_exact_loss_where_a_tile_spans_only_some_classes():
     assert extra_bytes(call) <= bound < 4 * num_pixels * num_classes
 
 
+@pytest.mark.skipif(reason_against_numba() is not None, reason="no numba here")
+def test_the_class_gradient_exists_once():
+    """Torch takes the one that the loss hands over, unless the graph is kept."""
+    num_classes, dim, buffer = 30_000, 64, 2**21
+    maps, classes = torch.randn(1, dim, 8, 8), unit_rows(num_classes, dim)
+    target = torch.randint(0, num_classes, (1, 32, 32))
+
+    def call(retain_graph):
+        loss = exact_cross_entropy(maps, classes, target, similarity="dot", work_bytes=buffer)
+        loss.backward(retain_graph=retain_graph)
+        classes.grad = None
+
+    once, kept = (extra_bytes(functools.partial(call, retain)) for retain in (False, True))
+    assert once <= 1.1 * classes.nbytes + buffer
+    assert kept >= 2 * classes.nbytes
+
+
 @pytest.mark.usefixtures("each_implementation")
 def test_identical_classes_stay_within_the_buffer_too():
     """Every pair is then too near for a matrix product: the worst case of the careful path."""

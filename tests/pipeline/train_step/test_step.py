@@ -31,7 +31,8 @@ def gradients_of(segmenter: Segmenter, settings: Settings, target: torch.Tensor,
 
     images = torch.randint(256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(1)).byte()
     optimizer = torch.optim.SGD(segmenter.parameters(), lr=0.1)
-    found = accumulate_gradients(segmenter, optimizer, images, target, settings, parts, losses)
+    batch = images, target, settings, parts
+    found = accumulate_gradients(segmenter, segmenter.head, optimizer, *batch, losses)
     return found, [parameter.grad.clone() for parameter in segmenter.parameters()]
 
 
@@ -56,6 +57,20 @@ def test_the_parts_of_a_batch_add_up_to_its_loss_and_gradient(
     torch.testing.assert_close(divided.separation, whole.separation)
     torch.testing.assert_close(divided.total, whole.total.detach())
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_heads_old_gradients_are_gone_when_the_loss_makes_new_ones(project: Path) -> None:
+    settings, segmenter, there = load_settings(variant="exact"), build(), []
+
+    def losses(output: torch.Tensor, target: torch.Tensor, loss: LossSettings) -> Losses:
+        there.append([parameter.grad is not None for parameter in segmenter.head.parameters()])
+        return segmentation_losses(segmenter, output, target, loss)
+
+    images, optimizer = torch.zeros(2, 3, 32, 32).byte(), torch.optim.SGD(segmenter.parameters(), lr=0.1)
+    for _ in range(2):
+        batch = images, some_target(slice(0, 0))[:2], settings, 2
+        accumulate_gradients(segmenter, segmenter.head, optimizer, *batch, losses)
+    assert [any(those) for those in there] == [False, True, False, True]  # parts of a batch add up
 
 
 def test_a_pixel_budget_is_of_a_step_not_of_its_parts(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
