@@ -25,6 +25,7 @@ ONE_BY_ONE = (
 EARLY = (
     *ONE_BY_ONE,
     "tests/models/fused/test_kernels_compile.py",
+    "tests/test_benchmark_gpu.py",
     "tests/pipeline/tuning/",
     "tests/pipeline/inference/test_cluster.py",
     "tests/pipeline/memory/",
