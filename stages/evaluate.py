@@ -12,7 +12,7 @@ from pipeline.checkpoint.format import load_checkpoint
 from pipeline.config.load import load_settings, variant_argument
 from pipeline.config.paths import best_checkpoint_file, evaluation_folder, results_folder
 from pipeline.evaluation.outputs import evaluate_variant
-from pipeline.runtime.signals import run_command
+from pipeline.runtime.process import run_process
 from pipeline.tracking.mlflow_tracker import open_run
 
 
@@ -34,4 +34,4 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: main(variant_argument(sys.argv))))
+    run_process(lambda: main(variant_argument(sys.argv)))

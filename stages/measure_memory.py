@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.config.load import load_settings
@@ -13,7 +12,7 @@ from pipeline.memory.predict import as_json, measuring_device, memory_rows
 from pipeline.memory.variants import variant_memory
 from pipeline.runtime.device import set_threads
 from pipeline.runtime.files import write_json
-from pipeline.runtime.signals import run_command
+from pipeline.runtime.process import run_process
 
 
 def main() -> None:
@@ -30,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_process(main)

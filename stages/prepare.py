@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.config.paths import TINY
 from pipeline.data.tiny.generate import generate_tiny
-from pipeline.runtime.signals import run_command
+from pipeline.runtime.process import run_process
 
 
 def main() -> None:
@@ -16,4 +14,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_process(main)

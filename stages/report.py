@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.config.load import load_settings
 from pipeline.config.paths import all_evaluations, all_results, bootstrapped_folder
 from pipeline.report.build import step_peaks, write_comparison, write_report
 from pipeline.report.plots import write_plots
-from pipeline.runtime.signals import run_command
+from pipeline.runtime.process import run_process
 from pipeline.tracking.mlflow_tracker import PATIENCE_SECONDS, log_to_finished_run
 from pipeline.tracking.saved_view import MEMORY
 
@@ -30,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_process(main)

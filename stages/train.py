@@ -10,7 +10,7 @@ import sys
 import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.config.load import load_settings, variant_argument
 from pipeline.memory.out_of_memory import explained_memory
-from pipeline.runtime.signals import run_command
+from pipeline.runtime.process import run_process
 from pipeline.tracking.mlflow_tracker import open_run
 from pipeline.training.outputs import write_training
 from pipeline.training.trainer import resumable_state, train
@@ -28,4 +28,4 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: main(variant_argument(sys.argv))))
+    run_process(lambda: main(variant_argument(sys.argv)))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
 
 import pipeline.runtime.before_torch  # noqa: F401
+from pipeline.runtime.process import end_process
 from tests.schedule import rank, unit_of
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
@@ -20,6 +24,8 @@ os.environ["DVC_NO_ANALYTICS"] = "true"
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hold `make test-fast` to what it says, in the processes that run tests."""
+    if hasattr(config, "workerinput"):
+        gc.disable()  # until the tests are collected
     runs_tests = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
     if os.environ.get("KILOSEG_FAST") and runs_tests:
         from tests.fast import guard
@@ -32,12 +38,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank(unit_of(item.nodeid)))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave out of a worker's searches for cycles what stays to its end: modules and tests."""
+    if hasattr(session.config, "workerinput"):
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End a worker at once: freeing its objects takes seconds."""
+    if hasattr(config, "workerinput"):
+        end_process(0)
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     """Deal out the tests by `tests/schedule.py`."""
     from tests.schedule import Schedule
 
     config.option.loadscopereorder = False
     return Schedule(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_end_by_system_exit() -> Iterator[None]:
+    """Let a command that is called in this process end as under a debugger, not take the process with it."""
+    with mock.patch("pipeline.runtime.process.is_watched", return_value=True):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ ONE_BY_ONE = (
 EARLY = (
     *ONE_BY_ONE,
     "tests/models/fused/test_kernels_compile.py",
+    "tests/test_benchmark_gpu.py",
     "tests/pipeline/tuning/",
     "tests/pipeline/inference/test_cluster.py",
     "tests/pipeline/memory/",
@@ -32,6 +33,10 @@ EARLY = (
     "tests/pipeline/export/",
     "tests/pipeline/registry/",
     "tests/pipeline/training/",
+    "tests/pipeline/data/layouts/test_whole_chain.py",
+    "tests/pipeline/cli/",
+    "tests/models/test_",
+    "tests/test_repository.py",
 )
 
 

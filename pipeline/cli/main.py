@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +21,7 @@ from pipeline.cli.registry import lineage, register
 from pipeline.cli.show import show
 from pipeline.cli.tracking import sync, ui
 from pipeline.cli.tune import app as tune_app
-from pipeline.runtime.signals import run_command
+from pipeline.runtime.process import run_process
 
 app = typer.Typer(
     name="pipeline",
@@ -99,7 +98,7 @@ def evaluate(
 
 def main() -> None:
     """Run the command and exit with its code; typer itself exits with code 2 on wrong usage."""
-    sys.exit(run_command(app))
+    run_process(app)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ def dvc(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment["PYTHONPATH"] = str(project)
+    # the copy has the same sources: what was compiled from them here need not be compiled again
+    environment.setdefault("NUMBA_CACHE_DIR", str(ROOT / "models" / "compiled" / "__pycache__"))
     command = [sys.executable, "-m", "dvc", *arguments]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
 

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,7 @@ def test_ctrl_c_ends_with_130_and_whole_files(trained: Path, tmp_path: Path) -> 
     )
     while not list((tmp_path / "out").glob("*.json")):
         assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said

@@ -52,6 +52,8 @@ def page(server: str) -> Iterator[object]:
 def test_a_photograph_is_dropped_pointed_at_and_asked_for_some_classes(
     page, server: str, predictor: Predictor, tmp_path: Path
 ) -> None:
+    from playwright.sync_api import expect  # waits without a script, which the page's policy refuses
+
     said: list[str] = []
     asked: list[str] = []
     page.on("console", lambda message: said.append(message.text))
@@ -97,7 +99,7 @@ def test_a_photograph_is_dropped_pointed_at_and_asked_for_some_classes(
     page.get_by_label("Find a class").fill("zebra")
     page.locator("#names input").check()
     two = predictor.searching(["zebra", 1284])(pixels)
-    page.wait_for_function(f"document.querySelectorAll('#found li').length === {len(two.classes)}")
+    expect(page.locator("#found li")).to_have_count(len(two.classes), timeout=20_000)
     assert page.locator("#found .name").all_inner_texts() == [one.name for one in two.classes]
     page.get_by_role("button", name="Search all classes").click()
     page.get_by_text(f"{len(expected.classes)} classes found").wait_for()

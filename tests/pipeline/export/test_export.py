@@ -104,9 +104,12 @@ def test_scores_of_all_classes_exist_for_a_piece_of_fixed_size_only(onnx_file: P
 
 def test_a_pt2_file_gives_the_products_classes_of_a_softmax_head(tmp_path: Path) -> None:
     trained = checkpoint("softmax", input_scale=0.75)
-    done = export_checkpoint(trained, tmp_path, format="torch")
-    extra = {"kiloseg.json": ""}
-    graph = torch.export.load(done.files[0], extra_files=extra).module()
+    trained.save(tmp_path / "best.safetensors")
+    out = tmp_path / "out"
+    arguments = ("--format", "torch", "--out", str(out))
+    assert pipeline_here("export", str(tmp_path / "best.safetensors"), *arguments) == 0
+    (file,), extra = out.iterdir(), {"kiloseg.json": ""}
+    graph = torch.export.load(file, extra_files=extra).module()
     assert json.loads(extra["kiloseg.json"])["arguments"]["head"] == "softmax"
     picture = photo(50, 77)
     (class_ids,) = graph(torch.from_numpy(batch(picture, picture)))
@@ -129,9 +132,11 @@ def test_the_graph_of_features_without_a_projection_gives_the_products_classes()
 def test_openvino_gives_the_products_classes_for_one_size(tmp_path: Path, predictor: Predictor) -> None:
     import openvino
 
-    done = export_checkpoint(checkpoint(), tmp_path, format="openvino", size=(64, 80))
+    arguments = ("--format", "openvino", "--size", "64x80", "--out", str(tmp_path / "out"))
+    assert pipeline_here("export", str(saved(tmp_path)), *arguments) == 0
     core = openvino.Core()
-    model = core.read_model(done.files[-1])
+    (file,) = (tmp_path / "out").glob("*.xml")
+    model = core.read_model(file)
     assert list(model.inputs[0].shape) == [1, 3, 64, 80]
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     picture = photo(64, 80)

@@ -12,11 +12,12 @@ import pytest
 from pipeline.config.load import load_settings
 
 LIMITED = """
-import resource, sys
+import resource
+import pipeline.runtime.before_torch
 import torch
 from pathlib import Path
 from pipeline.memory.out_of_memory import explained_memory
-from pipeline.runtime.signals import run_command
+from pipeline.runtime.process import run_process
 from pipeline.config.load import load_settings
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
@@ -25,13 +26,13 @@ torch.ones(1, requires_grad=True).sum().backward()  # starts autograd's threads,
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + 2**30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-settings = load_settings(variant="dense", overrides={"train.batch_size": 32, "train.crop_size": 192})
+settings = load_settings(variant="dense", overrides={"train.batch_size": 8, "train.crop_size": 192})
 
 def main():
     with explained_memory(settings):
         train(settings, NoTracker())
 
-sys.exit(run_command(main))
+run_process(main)
 """
 
 
@@ -45,11 +46,11 @@ def test_an_allocation_that_fails_is_explained_and_ends_with_code_4(bootstrapped
     assert done.returncode == 4, done.stderr
     message = done.stderr[done.stderr.index("error: out of memory") :]
     assert "Traceback" not in message
-    assert "batch_size 32, accumulation_steps 1, crop_size 192" in message
+    assert "batch_size 8, accumulation_steps 1, crop_size 192" in message
     assert "predicted need" in message
     division = re.search(
-        r"set train.accumulation_steps to (\d+): still 32 images a step, (\d+) at a time", message
+        r"set train.accumulation_steps to (\d+): still 8 images a step, (\d+) at a time", message
     )
     assert division, message
-    assert int(division[1]) * int(division[2]) >= 32
+    assert int(division[1]) * int(division[2]) >= 8
     assert re.search(r"or set train.batch_size to \d+ \(predicted", message), message

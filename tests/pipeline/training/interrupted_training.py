@@ -10,6 +10,7 @@ Each child writes its losses to PROJECT/losses/N.txt; what happened is printed a
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -19,8 +20,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pipeline.runtime.before_torch  # noqa: F401
 from pipeline.config.load import load_settings
 from pipeline.config.paths import checkpoint_folder
+from pipeline.runtime.process import run_process
 from pipeline.runtime.signals import run_command
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
@@ -117,11 +120,13 @@ def full_disk(project: Path) -> dict[str, object]:
     return {"codes": [first, finish(project, 2)], "left": left}
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Do what the arguments say and print it."""
     where, what = Path(sys.argv[1]), sys.argv[2:]
+    gc.freeze()  # the processes forked from here need not look through the modules
     if what == ["full-disk"]:
         print(json.dumps(full_disk(where)))
-        sys.exit()
+        return
     told = []
     for order, item in enumerate(what, start=1):
         wanted, _, at = item.partition("@")
@@ -129,3 +134,7 @@ if __name__ == "__main__":
     told.append({"signal": None, "code": finish(where, len(what) + 1)})
     told.append({"signal": None, "code": finish(where, 0, where / "whole")})
     print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    run_process(main)

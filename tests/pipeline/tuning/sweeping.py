@@ -124,7 +124,7 @@ def wait_until(true: Callable[[], Any], *, seconds: float = 300.0, what: str = "
     while not (found := true()):
         if time.monotonic() > end:
             raise TimeoutError(what)
-        time.sleep(0.1)
+        time.sleep(0.2)
     return found
 
 

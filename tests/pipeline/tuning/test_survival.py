@@ -220,9 +220,11 @@ def test_a_machine_of_the_cluster_dies_and_its_trials_go_on_elsewhere(
         f"--port={port}",
         "--num-cpus=0",
         "--include-dashboard=false",
+        "--include-log-monitor=false",
         f"--node-ip-address={host}",
     ]
     worker = [f"--address={address}", "--num-cpus=1", f"--node-ip-address={host}"]
+    worker.append("--include-log-monitor=false")
 
     def started_nodes() -> int:
         return (place / "ray.log").read_text().count("Ray runtime started")

@@ -178,6 +178,7 @@ def test_workers_end_with_a_command_that_is_killed(
     workers: set[str] = set()
     while process.poll() is None and len(workers) < 3:  # with the process that keeps track of resources
         workers |= set(children.read_text().split())
+        time.sleep(0.002)
     process.kill()
     process.wait()
     for _ in range(500):

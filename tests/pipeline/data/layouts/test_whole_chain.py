@@ -1,4 +1,4 @@
-"""From an official folder to the report: bootstrap, 30 steps of training, evaluation, report."""
+"""From an official folder to the report: bootstrap, 12 steps of training, evaluation, report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOLDERS = {  # the key in expected.json, and the images of val
     "ade20k": ("ade20k", ["ADE_val_00000001", "ADE_val_00000002"]),
     "cocostuff10k": ("cocostuff10k_171", ["COCO_train2014_000000000139", "COCO_train2014_000000001503"]),
 }
-STEPS = 30
+STEPS = 12
 
 
 def run_chain(project: Path, layout: str, root: Path, store: Path) -> dict[str, int]:
