@@ -74,7 +74,7 @@ def test_sync_sends_a_sweep_whose_store_was_away_until_its_end(
     store = sqlite_uri(project / "mlflow.db")
     parents, children = runs(store, "grid")
     assert [run.info.status for run in parents + children] == ["FINISHED"] * (1 + len(children))
-    assert len(children) >= 4
+    assert len(children) >= 3
     for run in children:
         assert steps_of(store, run, "train/loss") == list(range(1, 9))
 
