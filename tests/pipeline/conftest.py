@@ -14,11 +14,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory, bootstrapped_project: Path, 
 
     folder = tmp_path_factory.mktemp("swept") / "project"
     space = {"model.embedding_dim": {"grid": [4, 8]}, "loss.num_negatives": {"grid": [1, 3]}}
-    one = {
-        "space": space,
-        "trials": 3,
-        "max_concurrent": 1,
-    }  # a second worker would take longer to start than to work
+    # a second worker would take longer to start than to work
+    one = {"space": space, "trials": 3, "max_concurrent": 1, "pruning": False}
     project = make_project(folder, bootstrapped_project, empty_store, tune=one)
     result = tune(project, "--name", "grid")
     assert result.returncode == 0, result.stdout + result.stderr
