@@ -56,4 +56,4 @@ def _closer_than(distance: float, classes: Tensor, other: Tensor) -> Tensor:
         torch.linalg.vector_norm(some - classes[their_other], dim=1)
         for some, their_other in zip(classes.split(_MANY), other.split(_MANY), strict=True)
     ]
-    return (torch.cat(gaps) < distance).nonzero()[:, 0]
+    return (~(torch.cat(gaps) >= distance)).nonzero()[:, 0]  # NaN is among them, and so in the loss

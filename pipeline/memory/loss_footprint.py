@@ -266,7 +266,9 @@ def losses_without_values(
     separation = torch.zeros_like(total)
     if needs_separation(head, settings):
         _bytes(compared, work.separation)
-        too_close = torch.arange(0)  # few classes are, but of some dimensions, whose table is small
+        too_close = torch.arange(
+            0
+        )  # hardly any pair is; with few dimensions many are, but then tables are small
         separation = class_embeddings[too_close].sum()
         total = total + settings.separation_weight * separation
     return Losses(total, total.detach(), separation.detach())

@@ -12,12 +12,12 @@ import os
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables by which a user chooses how OpenMP's threads wait; one that is set wins over our choice."""
 OBJECTS_BETWEEN_COLLECTIONS = 10_000
-"""New objects before Python looks for cycles among them. At its own 700 to 2,000, looking takes a second of
-the five in which torch, torchvision and MLflow are loaded, and finds next to nothing."""
+"""Threshold of Python's garbage collection. At its own 700 to 2,000, collecting takes a second of the five in
+which torch, torchvision and MLflow are loaded, and finds next to nothing."""
 
 
 def prepare_libraries() -> None:
-    """Let OpenMP wait asleep, matplotlib draw without a display, and cycles be looked for less often."""
+    """Let OpenMP wait asleep, matplotlib draw without a display, and collect garbage less often."""
     if not any(name in os.environ for name in WAITING):
         os.environ["OMP_WAIT_POLICY"] = "passive"  # spinning, they take the cores from what they wait for
     os.environ["MPLBACKEND"] = "agg"  # a notebook's own backend is not installed everywhere

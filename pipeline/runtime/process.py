@@ -1,7 +1,7 @@
-"""Be the whole process of a command: begin it, run it, and end it without Python's slow last tidying.
+"""Run a command as the whole process, and skip the interpreter's teardown at its end.
 
-As an interpreter ends it frees the objects of some 4,000 modules one by one, which takes 1.5
-seconds with torch, torchvision and MLflow. The system does that at once. Figures: docs/LOG.md, 2026-11-26.
+Teardown frees the objects of some 4,000 modules one by one, which takes 1.5 seconds with torch, torchvision
+and MLflow. The operating system does that at once. Figures: docs/LOG.md, 2026-11-26.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run_process(function: Callable[[], object]) -> NoReturn:
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process at once after all that an end does but the freeing: see `run_process`."""
+    """End this process at once after all that the interpreter does but the teardown: see `run_process`."""
     threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter does, in this order
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

@@ -34,3 +34,9 @@ def test_separation_of_identical_and_of_single_classes_is_finite():
     assert loss.item() == pytest.approx(0.2)
     assert same.grad.isfinite().all()
     assert separation_loss(torch.ones(1, 4)).item() == 0
+
+
+def test_separation_of_a_class_that_is_not_a_number_is_none_either():
+    classes = torch.randn(5, 4)
+    classes[2] = math.nan
+    assert separation_loss(classes).isnan()
