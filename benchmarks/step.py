@@ -304,6 +304,7 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     keep_freed_memory()
+    gc.freeze()  # modules stay: what is left over can be collected without looking through them
     used = device or ("cuda" if torch.cuda.is_available() else "cpu")
     setup = Setup(used, backbone or BACKBONES[used], crop, batch, precision)
     groups: list[Group] = []

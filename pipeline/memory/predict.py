@@ -215,9 +215,14 @@ def allocated_cpu_bytes(call: Callable[[], object]) -> int:
     """
     from torch.profiler import ProfilerActivity, profile
 
-    gc.collect()  # what was left over from before must not be freed while counting
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        call()
+    collects = gc.isenabled()
+    gc.disable()  # what was left over from before must not be freed while counting
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            call()
+    finally:
+        if collects:
+            gc.enable()
     return max(itertools.accumulate(_allocations(profiled), initial=0))
 
 

@@ -69,6 +69,7 @@ def test_it_is_cross_entropy_on_all_logits_of_the_upsampled_maps(
 ):
     """Whole factors and others, blocks of any size, edges, unlabeled pixels, no memory for a block."""
     torch.manual_seed(height * width)
+    factor = min(factor, 2.5) if work_bytes == 1 else factor  # pixel by pixel, which takes long
     maps, classes, target = problem((2, 3, height, width), factor, num_classes, unlabeled=unlabeled)
     target[0, 0, 0] = 0  # at least one label
     options = {"similarity": similarity, "temperature": 0.1, "work_bytes": work_bytes}

@@ -103,7 +103,7 @@ def test_scores_of_all_classes_exist_for_a_piece_of_fixed_size_only(onnx_file: P
 
 
 def test_a_pt2_file_gives_the_products_classes_of_a_softmax_head(tmp_path: Path) -> None:
-    trained = checkpoint("softmax", input_scale=0.75)
+    trained = checkpoint("softmax", decoder="linear", input_scale=0.75)
     trained.save(tmp_path / "best.safetensors")
     out = tmp_path / "out"
     arguments = ("--format", "torch", "--out", str(out))

@@ -27,6 +27,7 @@ def checkpoint(
     head: str = "embedding",
     *,
     backbone: str = "test_resnet",
+    decoder: str = "deeplabv3plus",
     input_scale: float = 1.0,
     space: LabelSpace | None = None,
 ) -> Checkpoint:
@@ -36,6 +37,7 @@ def checkpoint(
     arguments = SegmenterConfig(
         num_classes=space.num_classes,
         backbone=backbone,
+        decoder=decoder,
         decoder_channels=16,
         embedding_dim=16 if unprojected else 8,
         projection="if_needed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def auto(**train_settings: object) -> Settings:
 
 @pytest.mark.training
 def test_a_batch_found_by_itself_keeps_the_images_of_a_step_and_resumes_with_its_division(
-    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    project: Path, capsys: pytest.CaptureFixture[str], predicted_once: None
 ) -> None:
     overrides = {"effective_batch_size": 5, "memory_budget_gib": 1.0}
     whole = predict_bytes(auto(**overrides), 1284)
@@ -109,13 +110,9 @@ def test_a_batch_found_by_itself_keeps_the_images_of_a_step_and_resumes_with_its
     state = resumable_state(settings)
     assert state is not None
     assert state.accumulation_steps == 2
-    monkeypatch.setattr(
-        "pipeline.training.trainer.find_accumulation", lambda *arguments: 5
-    )  # another GPU, say
-    result = train(settings, second)
+    with mock.patch("pipeline.training.trainer.find_accumulation", return_value=5):  # another GPU, say
+        result = train(settings, second)
     assert result.accumulation_steps == 2
-    monkeypatch.undo()
-    monkeypatch.chdir(project)
     train(settings, undisturbed, folder=project / "whole")
     assert {**first.losses, **second.losses} == undisturbed.losses
     fixed = Recorder()

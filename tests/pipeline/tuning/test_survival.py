@@ -34,7 +34,7 @@ from tests.pipeline.tuning.sweeping import (
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.training]
-LONG = {"steps": 100, "validate_every": 25, "checkpoint_every": 10}
+LONG = {"steps": 60, "validate_every": 20, "checkpoint_every": 10}
 
 
 @pytest.fixture
