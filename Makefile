@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV = $(shell command -v uv || echo $(BIN)/uv)
-# of one thread each; some tests wait, and three kept two cores busy for 77 % of the time
+# of one thread each, one more than two cores, as some tests wait; a fourth costs more imports than it saves
 CORES = $(shell getconf _NPROCESSORS_ONLN)
-WORKERS ?= 4
+WORKERS ?= 3
 # compiled code is kept, whatever the surroundings say: without, each worker compiles all tests anew; hydra's
 # plugin, which no test uses, takes half a second of each
 PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -p no:hydra_pytest -n $(WORKERS)
