@@ -112,15 +112,15 @@ def with_table_rate(factor: float) -> Iterator[None]:
 
 
 @contextmanager
-def with_table(make: Callable[[int, int], Tensor]) -> Iterator[None]:
-    """Start from other directions of the classes: rows (C, D), made as long as they were."""
+def with_table(make: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Start from another class table, made of the one (C, D) that there would be."""
     build = trainer.build_model
 
     def build_with_table(*arguments: Any) -> Segmenter:
         segmenter = build(*arguments)
         assert isinstance(segmenter.head, EmbeddingHead)
         table = segmenter.head.class_table
-        made = make(*table.shape) * table.detach().norm(dim=1).mean()
+        made = make(table.detach())
         with torch.no_grad():
             table.copy_(made)
         return segmenter
@@ -129,15 +129,22 @@ def with_table(make: Callable[[int, int], Tensor]) -> Iterator[None]:
         yield
 
 
-def orthogonal_rows(num_classes: int, dim: int) -> Tensor:
-    """Return (C, D) rows of length 1, orthogonal within each block of D, the blocks turned at random."""
+def rows_of_length(length: float) -> Callable[[Tensor], Tensor]:
+    """Return what gives rows this length; the shorter a row is, the further a step turns it."""
+    return lambda table: F.normalize(table, dim=1) * length
+
+
+def orthogonal_rows(table: Tensor) -> Tensor:
+    """Return rows as long, orthogonal within each block of D, the blocks turned at random."""
+    num_classes, dim = table.shape
     blocks = [torch.linalg.qr(torch.randn(dim, dim)).Q for _ in range(-(-num_classes // dim))]
-    return torch.cat(blocks)[:num_classes]
+    return torch.cat(blocks)[:num_classes] * table.norm(dim=1).mean()
 
 
-def spread_rows(num_classes: int, dim: int, steps: int = 300) -> Tensor:
-    """Return (C, D) rows of length 1 that repel one another until the nearest two are far apart."""
-    rows = torch.randn(num_classes, dim).requires_grad_()
+def spread_rows(table: Tensor, steps: int = 300) -> Tensor:
+    """Return rows as long that repel one another until the nearest two are far apart."""
+    num_classes = len(table)
+    rows = torch.randn_like(table).requires_grad_()
     optimizer = torch.optim.Adam([rows], lr=0.05)
     itself = torch.eye(num_classes, dtype=torch.bool)
     for _ in range(steps):
@@ -146,4 +153,4 @@ def spread_rows(num_classes: int, dim: int, steps: int = 300) -> Tensor:
         optimizer.zero_grad()
         (cosines * 30).logsumexp(dim=1).mean().backward()
         optimizer.step()
-    return F.normalize(rows.detach(), dim=1)
+    return F.normalize(rows.detach(), dim=1) * table.norm(dim=1).mean()

@@ -121,10 +121,12 @@ class Bench:
         lines = read_events(self.folder / "runs.jsonl")
         return [Run(**line) for line in lines if line.keys() == names]
 
-    def plans(self, budgets: Sequence[int], num_classes: int) -> dict[tuple[str, int], Plan]:
+    def plans(
+        self, budgets: Sequence[int], num_classes: int, variants: Sequence[str] = VARIANTS
+    ) -> dict[tuple[str, int], Plan]:
         """Find what fits, by variant and budget, and print it; what does not fit at all is left out."""
         found = {}
-        recipes = {variant: self.settings(variant, 0) for variant in VARIANTS}
+        recipes = {variant: self.settings(variant, 0) for variant in variants}
         predictions = {variant: prediction(recipe, num_classes) for variant, recipe in recipes.items()}
         for variant, recipe in recipes.items():
             for budget in budgets:
@@ -261,6 +263,7 @@ def best_factor(tried: Mapping[float, Run]) -> float:
 
 def main(
     budget: Annotated[list[str] | None, typer.Option(help="Memory of a step, as 48MiB; repeat it.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Default: all; repeat it for more.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Seen in each training.")] = IMAGES,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     own_rate: Annotated[bool, typer.Option(help="Look for each variant's learning rate.")] = True,
@@ -289,7 +292,8 @@ def main(
         runs = bench.runs()
     else:
         num_classes = bench.prepare()
-        plans = bench.plans([parse_budget(text) for text in budget or BUDGETS], num_classes)
+        budgets = [parse_budget(text) for text in budget or BUDGETS]
+        plans = bench.plans(budgets, num_classes, variant or VARIANTS)
         if dry_run:
             return
         runs = list(all_runs(bench, plans, images, seeds, own_rate=own_rate, equal_time=equal_time))

@@ -98,9 +98,10 @@ def _segmenter() -> trials.Segmenter:
 
 def test_orthogonal_and_spread_rows_are_far_from_one_another() -> None:
     torch.manual_seed(0)
-    rows = trials.orthogonal_rows(6, 4)
-    torch.testing.assert_close(rows[:4] @ rows[:4].T, torch.eye(4))
-    torch.testing.assert_close(rows.norm(dim=1), torch.ones(6))
-    spread = trials.spread_rows(4, 3, steps=200)  # best: the corners of a tetrahedron
+    rows = trials.orthogonal_rows(trials.rows_of_length(2.0)(torch.randn(6, 4)))
+    torch.testing.assert_close(rows[:4] @ rows[:4].T, 4 * torch.eye(4))
+    torch.testing.assert_close(rows.norm(dim=1), torch.full((6,), 2.0))
+    # best: the corners of a tetrahedron
+    spread = trials.spread_rows(trials.rows_of_length(1.0)(torch.randn(4, 3)), steps=200)
     cosines = (spread @ spread.T)[~torch.eye(4, dtype=torch.bool)]
     torch.testing.assert_close(cosines, torch.full((12,), -1 / 3), atol=0.02, rtol=0)
