@@ -51,8 +51,8 @@ class EmbeddingHead(nn.Module):
             )
         self.projection = nn.Conv2d(in_channels, embedding_dim, 1) if project else nn.Identity()
         rows = torch.empty(num_classes, embedding_dim).uniform_(-1, 1)
-        # Of length 1, other than in the paper: a step turns a row of length L by 1 / L^2 of what it turns
-        # this one. Uniform rows are sqrt(D / 3) long, so that at D = 64 they learn 21 times as slowly.
+        # Of length 1, other than in the paper: a step of SGD turns a row of length L by 1 / L^2 of what it
+        # turns this one. Uniform rows are sqrt(D / 3) long: at D = 64 they learn 21 times as slowly.
         self.class_table = nn.Parameter(F.normalize(rows, dim=1))
 
     @property
