@@ -134,6 +134,11 @@ def rows_of_length(length: float) -> Callable[[Tensor], Tensor]:
     return lambda table: F.normalize(table, dim=1) * length
 
 
+def rows_as_long_as_in_the_paper(table: Tensor) -> Tensor:
+    """Return rows of the mean length of rows drawn uniformly from -1 to 1."""
+    return F.normalize(table, dim=1) * (table.shape[1] / 3) ** 0.5
+
+
 def orthogonal_rows(table: Tensor) -> Tensor:
     """Return rows as long, orthogonal within each block of D, the blocks turned at random."""
     num_classes, dim = table.shape

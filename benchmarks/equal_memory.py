@@ -38,7 +38,7 @@ import pipeline.runtime.before_torch  # noqa: F401
 from benchmarks.equal_memory_page import Run, draw, tables
 from benchmarks.equal_memory_plan import Plan, largest_plan, planned_settings, prediction
 from benchmarks.record import describe_machine, save
-from benchmarks.runs import bootstrap_once, evaluate_split
+from benchmarks.runs import bootstrap_once, code_digest, evaluate_split
 from pipeline.cli.memory import parse_budget, parse_changes
 from pipeline.config.load import load_settings
 from pipeline.config.paths import bootstrapped_folder
@@ -116,10 +116,10 @@ class Bench:
         return int(read_manifest(bootstrapped_folder(settings))["num_classes"])
 
     def runs(self) -> list[Run]:
-        """Read the finished trainings; those of an older version lack something and are done again."""
-        names = {field.name for field in fields(Run)}
-        lines = read_events(self.folder / "runs.jsonl")
-        return [Run(**line) for line in lines if line.keys() == names]
+        """Read the finished trainings; those of other code, or that lack something, are done again."""
+        names, code = {field.name for field in fields(Run)}, code_digest()
+        lines = [line for line in read_events(self.folder / "runs.jsonl") if line.keys() == names]
+        return [Run(**line) for line in lines if json.loads(line["key"]).get("code") == code]
 
     def plans(
         self, budgets: Sequence[int], num_classes: int, variants: Sequence[str] = VARIANTS
@@ -159,7 +159,7 @@ class Bench:
             file=sys.stderr,
             flush=True,
         )
-        key = json.dumps(settings.flat(), sort_keys=True)
+        key = json.dumps({**settings.flat(), "code": code_digest()}, sort_keys=True)
         same = [run for run in self.runs() if run.key == key]
         for run in same:
             if (run.protocol, run.budget_bytes) == (protocol, budget):
@@ -263,7 +263,7 @@ def best_factor(tried: Mapping[float, Run]) -> float:
 
 def main(
     budget: Annotated[list[str] | None, typer.Option(help="Memory of a step, as 48MiB; repeat it.")] = None,
-    variant: Annotated[list[str] | None, typer.Option(help="Default: all; repeat it for more.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Default: all; equal time needs softmax.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Seen in each training.")] = IMAGES,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     own_rate: Annotated[bool, typer.Option(help="Look for each variant's learning rate.")] = True,

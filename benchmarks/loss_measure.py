@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,17 +42,23 @@ def peak_extra_bytes(candidate: Candidate) -> int:
         return torch.cuda.max_memory_allocated() - before
     if candidate.predicted_steps > MOST_PROFILED:
         return peak_resident_bytes(candidate)
-    gc.collect()  # what was left over from before must not be freed while counting
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as record:
-        turn(candidate)
-    events = record.profiler.kineto_results.events()
-    held = most = 0
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
+    return allocated_cpu_bytes(lambda: turn(candidate))
+
+
+def allocated_cpu_bytes(call: Callable[[], object]) -> int:
+    """Most bytes that torch's CPU allocator held at once for what `call` allocated, by torch's profiler."""
+    collects = gc.isenabled()
+    gc.disable()  # what was left over from before must not be freed while counting
+    try:
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, profile_memory=True) as record:
+            call()
+    finally:
+        if collects:
+            gc.enable()
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate((event.nbytes() for event in events), initial=0))
 
 
 def peak_resident_bytes(candidate: Candidate) -> int:

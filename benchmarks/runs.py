@@ -1,10 +1,13 @@
 """What benchmarks that train share: data made once, evaluation of a split, runs from several seeds.
 
-A finished run is a line of FOLDER/runs.jsonl, so that the same command goes on where it was stopped.
+A finished run is a line of FOLDER/runs.jsonl, so that the same command goes on where it was stopped. It is
+known by its settings and by the code that trained it.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import shutil
 import statistics
@@ -28,6 +31,7 @@ from pipeline.data.tiny.generate import generate_tiny
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.metrics import Metrics
 from pipeline.runtime.device import choose_device
+from pipeline.runtime.files import file_digest
 from pipeline.tracking.journal import append_events, read_events
 from pipeline.tracking.tracker import NoTracker
 from pipeline.training.trainer import train
@@ -70,7 +74,7 @@ class Runs:
     def _result(self, name: str, variant: str, changes: Mapping[str, object], trial: Trial | None) -> Result:
         settings = load_settings(self.params, variant=variant, overrides=changes)
         settings = settings.model_copy(update={"project": self.folder})
-        facts = settings.flat() | {"threads": settings.runtime.threads}
+        facts = settings.flat() | {"threads": settings.runtime.threads, "code": code_digest()}
         key = json.dumps(facts if trial is None else facts | {"trial": name}, sort_keys=True)
         for line in read_events(self.folder / "runs.jsonl"):
             if line["key"] == key:
@@ -90,6 +94,21 @@ class Runs:
         metrics = evaluate_split(settings, result.checkpoint, "val")
         shutil.rmtree(checkpoints)
         return metrics.flat()
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return a digest of the sources that train and evaluate: a run of others is not known."""
+    root = Path(__file__).parents[1]
+    folders = (
+        "models",
+        "pipeline/data/loading",
+        "pipeline/train_step",
+        "pipeline/training",
+        "pipeline/evaluation",
+    )
+    files = sorted(path for folder in folders for path in (root / folder).rglob("*.py"))
+    return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
 
 
 def evaluate_split(settings: Settings, checkpoint: Path, split: str) -> Metrics:

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from benchmarks.loss_measure import available_bytes
+from benchmarks.loss_measure import allocated_cpu_bytes, available_bytes
 from benchmarks.record import describe_machine, save
 from benchmarks.targets import verdict
 from models.compiled import reason_against_numba
@@ -169,22 +169,14 @@ def make_search(setup: Setup, head: str, classes: int, implementation: Name | No
 
 def peak_bytes(setup: Setup, name: str, classes: int) -> int:
     """Measure the most bytes held in two steps of a new model."""
-    gc.collect()
     if setup.device == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         two_steps(setup, name, classes)
         return torch.cuda.max_memory_allocated() - before
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as record:
-        two_steps(setup, name, classes)
-    held = most = 0
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
+    return allocated_cpu_bytes(lambda: two_steps(setup, name, classes))
 
 
 def two_steps(setup: Setup, name: str, classes: int) -> None:
@@ -304,7 +296,6 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     keep_freed_memory()
-    gc.freeze()  # modules stay: what is left over can be collected without looking through them
     used = device or ("cuda" if torch.cuda.is_available() else "cpu")
     setup = Setup(used, backbone or BACKBONES[used], crop, batch, precision)
     groups: list[Group] = []

@@ -13,6 +13,7 @@ from benchmarks import equal_memory, equal_memory_plan
 from benchmarks.equal_memory import Bench, all_runs, best_factor, next_factor, same_time_steps
 from benchmarks.equal_memory_page import Run, draw, tables
 from benchmarks.equal_memory_plan import Plan, crop_sizes, largest_plan, planned_settings, prediction
+from benchmarks.runs import code_digest
 from pipeline.config.load import load_settings
 from pipeline.config.schema import Settings
 from pipeline.runtime.device import MIB
@@ -186,13 +187,16 @@ def test_a_rate_at_which_nothing_is_learned_is_not_raised_for_ever() -> None:
     assert list(found) == [1.0, 0.3, 0.1, 3.0]
 
 
-def test_a_training_of_an_older_version_is_done_again(tmp_path: Path) -> None:
+def test_a_training_of_an_older_version_or_of_other_code_is_done_again(tmp_path: Path) -> None:
     bench = Bench(ROOT / "params.yaml", {}, tmp_path, embedded=True)
-    old = dataclasses.asdict(RUN)
+    known = dataclasses.replace(RUN, key=json.dumps({"code": code_digest()}))
+    other = dataclasses.replace(RUN, key=json.dumps({"code": "another"}))
+    unknown = dataclasses.replace(RUN, key="{}")
+    old = dataclasses.asdict(known)
     del old["held_out_miou"]
-    lines = [json.dumps(line) for line in (old, dataclasses.asdict(RUN))]
+    lines = [json.dumps(line) for line in (old, *map(dataclasses.asdict, (other, unknown, known)))]
     (tmp_path / "runs.jsonl").write_text("\n".join(lines) + "\n")
-    assert bench.runs() == [RUN]
+    assert bench.runs() == [known]
 
 
 def test_the_table_has_mean_spread_and_the_factor_over_dense() -> None:
