@@ -10,8 +10,8 @@ WORKERS ?= 3
 # compiled code is kept, whatever the surroundings say: without, each worker compiles all tests anew; hydra's
 # plugin, which no test uses, takes half a second of each
 PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -p no:hydra_pytest -n $(WORKERS)
-# what is compiled ahead are all modules of the packages but these, which are a quarter of them
-NEVER_IMPORTED = /(tests?|testing|pip|Cython|setuptools|celery|ray/rllib|transformers/models)/
+# what is compiled ahead are all modules of the packages but these, which are nearly half of them
+NEVER_IMPORTED = /(tests?|testing|pip|Cython|setuptools|celery|databricks|fontTools|hypothesis|mypyc?|onnxruntime|pygments|torchmetrics|_inductor|ray/(rllib|llm|serve)|transformers/models)/
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
