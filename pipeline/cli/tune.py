@@ -203,9 +203,11 @@ def _describe(plan: SweepPlan, space: Space) -> None:
     typer.echo(f"sweep {plan.name}: {plan.trials} trials from {start}, for {' and '.join(plan.objectives)}")
     for dimension in space.dimensions:
         typer.echo(f"  {dimension}")
+    if space.size < space.points:
+        typer.echo(f"  {space.points} points, {space.size} trainings: some differ only in unused settings")
     if plan.trials == space.size:
         typer.echo(f"  these are all {plan.trials} points of the space")
-    if space.grid_size > plan.trials:
+    elif space.grid_size > plan.trials:
         typer.echo(f"  only {plan.trials} of the grid's {space.grid_size} points are tried; raise --trials")
     if plan.memory_budget_gib is not None:
         typer.echo(f"  points predicted above {plan.memory_budget_gib:.2f} GiB are not trained")
@@ -228,7 +230,7 @@ def _show(sweep: Sweep) -> None:
     for record in ranked(records):
         table.add_row(
             ("* " if record.number in front else "") + str(record.number),
-            *(_short_number(record.values[key]) for key in plan.space),
+            *(_short_number(plan.used(record.values).get(key, "")) for key in plan.space),
             "" if record.score is None else f"{100 * record.score:.2f}",
             "" if record.memory_gib is None else f"{record.memory_gib:.3f}",
             record.outcome,

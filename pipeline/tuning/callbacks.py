@@ -122,7 +122,7 @@ def _pid(sweep: Sweep, record: TrialRecord) -> str:
 def log_outcome(sweep: Sweep, plan: SweepPlan, record: TrialRecord) -> None:
     """Print how a trial ended, in one line."""
     done = sum(other.done for other in sweep.records())
-    values = ", ".join(f"{key} {value}" for key, value in record.values.items())
+    values = ", ".join(f"{key} {value}" for key, value in plan.used(record.values).items())
     score = "" if record.score is None else f", mIoU {100 * record.score:.2f} %"
     line = f"trial {record.number} ({values}): {record.outcome}{score}; {done} of {plan.trials} done"
     print(line, file=sys.stderr, flush=True)

@@ -70,7 +70,7 @@ def _pareto(plan: SweepPlan, finished: Sequence[TrialRecord]) -> Figure:
     middle = (front[0].memory_gib or 0.0) / 2 + (front[-1].memory_gib or 0.0) / 2
     for record in front:
         right = (record.memory_gib or 0.0) > middle
-        values = ", ".join(f"{_short_key(key)} {value}" for key, value in record.values.items())
+        values = ", ".join(f"{_short_key(key)} {value}" for key, value in plan.used(record.values).items())
         axes.annotate(
             f"{record.number}: {values}",
             (record.memory_gib or 0.0, 100 * (record.score or 0.0)),

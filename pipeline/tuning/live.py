@@ -26,7 +26,7 @@ class TrialState:
 
     Attributes:
         number: of the trial.
-        values: of the swept settings, by dotted key.
+        values: of the swept settings that its training uses, by dotted key.
         outcome: as in its record.
         step: the last one logged.
         steps: that it takes.
@@ -58,7 +58,7 @@ def _state(sweep: Sweep, plan: SweepPlan, record: TrialRecord) -> TrialState:
     step = max((event["step"] for event in events), default=record.step)
     return TrialState(
         record.number,
-        record.values,
+        plan.used(record.values),
         record.outcome,
         step,
         steps,
@@ -106,7 +106,7 @@ def table(states: list[TrialState], plan: SweepPlan) -> Any:
     for state in sorted(states, key=lambda state: (state.outcome != "running", -state.number))[:_ROWS]:
         found.add_row(
             str(state.number),
-            *(_short(state.values[key]) for key in plan.space),
+            *(_short(state.values.get(key, "")) for key in plan.space),
             f"{state.step}/{state.steps}",
             "" if state.loss is None else f"{state.loss:.3f}",
             "" if state.miou is None else f"{100 * state.miou:.2f}",

@@ -118,7 +118,7 @@ class MlflowSync:
         marks = {"sweep": plan.name, "sweep_trial": str(record.number)}
         found = self._find(marks, TrialRun.known_id(folder))
         run_id = found or self._create_child(record, plan, marks)
-        run = TrialRun(self.client, run_id, folder, sweep=plan.name, resumed=found is not None)
+        run = TrialRun(self.client, run_id, folder, plan=plan, resumed=found is not None)
         params = trial_settings(plan, record.values).flat()
         if plan.threads is not None:
             params["environment.threads"] = plan.threads
@@ -133,7 +133,7 @@ class MlflowSync:
             "memory_kind": plan.memory_kind,
             "variant": self.settings.tune.variant or "default",
         }
-        name = trial_name(record)
+        name = trial_name(record, plan)
         return str(self.client.create_run(self._experiment, run_name=name, tags=tags).info.run_id)
 
     def _find(self, marks: dict[str, str], known: str | None) -> str | None:

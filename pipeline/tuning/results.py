@@ -79,7 +79,10 @@ def summary(records: Sequence[TrialRecord]) -> str:
 
 
 def results_csv(plan: SweepPlan, records: Sequence[TrialRecord]) -> str:
-    """Write one line per trial: number, outcome, swept values, mIoU, step, metrics, error; the best first."""
+    """Write one line per trial, the best first: number, outcome, values, mIoU, step, metrics, error.
+
+    A swept setting that a trial does not use has no value.
+    """
     keys = list(plan.space)
     front = {record.number for record in pareto_front(records)}
     metrics = sorted({name for record in records for name in record.metrics})
@@ -87,7 +90,7 @@ def results_csv(plan: SweepPlan, records: Sequence[TrialRecord]) -> str:
         [
             record.number,
             record.outcome,
-            *(record.values[key] for key in keys),
+            *(plan.used(record.values).get(key, "") for key in keys),
             "" if record.score is None else record.score,
             record.number in front,
             record.step,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import random
 from collections import deque
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,11 +21,10 @@ from optuna.trial import TrialState, create_trial
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import Searcher
 
-from pipeline.tuning.space import Space
+from pipeline.tuning.space import MAX_POINTS, Space
 from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord, read_journal
 
 _ASKS = 10
-_MAX_POINTS = 100_000
 
 
 class SweepSearch(Searcher):
@@ -78,24 +76,29 @@ class SweepSearch(Searcher):
         return {"trial": number}
 
     def _propose(self, number: int) -> tuple[dict[str, Any], optuna.Trial | None] | None:
-        """Propose a point not tried before: the same settings and seed would give the same result."""
-        grid, tried = self.space.grid_point(number), {_key(record.values) for record in self.sweep.records()}
-        if not self._distributions:
-            return grid, None
-        for _ in range(_ASKS):
+        """Propose a training not tried before: the same settings and seed would give the same result."""
+        tried = {self.space.training(record.values) for record in self.sweep.records()}
+        grid = self.space.grid_point(number)
+        for _ in range(_ASKS if self._distributions else 0):
             asked = self._study.ask(self._distributions)
             values = {**grid, **asked.params}
-            if _key(values) not in tried:
+            if self.space.training(values) not in tried:
                 return values, asked
             self._study.tell(asked, state=TrialState.FAIL)
-        if self.space.size > _MAX_POINTS:
+        if self.space.size > MAX_POINTS:
+            return None if self._distributions else (grid, None)
+        for turn in range(self.space.grid_size):
+            grid = self.space.grid_point(number + turn)
+            points = ({**grid, **point} for point in self.space.drawn_points())
+            if rest := [point for point in points if self.space.training(point) not in tried]:
+                break
+        else:
             return None
-        rest = [point for point in self.space.drawn_points() if _key({**grid, **point}) not in tried]
-        if not rest:
-            return None
-        point = random.Random(self.plan.seed + number).choice(rest)
-        self._study.enqueue_trial(point)
-        return {**grid, **point}, self._study.ask(self._distributions)
+        if not self._distributions:
+            return rest[0], None
+        values = random.Random(self.plan.seed + number).choice(rest)
+        self._study.enqueue_trial({key: values[key] for key in self._distributions})
+        return values, self._study.ask(self._distributions)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -142,10 +145,6 @@ class SweepSearch(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Do nothing: see `save`."""
-
-
-def _key(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True, default=str)
 
 
 class AshaScheduler(AsyncHyperBandScheduler):

@@ -7,13 +7,16 @@ values in turn. Every named value is checked against the settings before anythin
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.load import with_overrides
 from pipeline.config.schema import Settings
+from pipeline.config.unused import unused
 from pipeline.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 KINDS = ("choice", "uniform", "loguniform", "grid")
 _FORM = "KEY: {choice: [1, 2]}, {grid: [1, 2]}, {uniform: [low, high]} or {loguniform: [low, high]}"
 _MAX_CORNERS = 64
+MAX_POINTS = 100_000
+"""Of a space whose points are listed."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,15 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Space:
-    """Hold all swept settings, in the order of the settings file."""
+    """Hold all swept settings, in the order of the settings file.
+
+    Attributes:
+        dimensions: one a setting.
+        settings: what trials start from, as a tree.
+    """
 
     dimensions: tuple[Dimension, ...]
+    settings: Mapping[str, Any]
 
     @property
     def keys(self) -> list[str]:
@@ -87,15 +98,29 @@ class Space:
         return [dimension for dimension in self.dimensions if dimension.kind != "grid"]
 
     @property
-    def size(self) -> float:
-        """Count the different points, grids included; infinite if a dimension is continuous."""
+    def points(self) -> float:
+        """Count the points; infinite if a dimension is continuous."""
         return math.prod(dimension.size for dimension in self.dimensions)
+
+    @cached_property
+    def size(self) -> float:
+        """Count the different trainings, grids included; infinite if a dimension is continuous.
+
+        Points that differ only in settings they do not use count once, in spaces of up to MAX_POINTS points.
+        """
+        if self.points > MAX_POINTS:
+            return self.points
+        return len({self.training(point) for point in _points(self.dimensions)})
+
+    def training(self, values: Mapping[str, Any]) -> str:
+        """Name the training of a point: the same for all that differ only in settings they do not use."""
+        idle = unused(values, self.settings)
+        used = {key: value for key, value in values.items() if key not in idle}
+        return json.dumps(used, sort_keys=True, default=str)
 
     def drawn_points(self) -> Iterator[dict[str, Any]]:
         """Generate all points of the sampled dimensions, which must be finite."""
-        drawn = self.drawn
-        for values in itertools.product(*(dimension.candidates() for dimension in drawn)):
-            yield dict(zip((dimension.key for dimension in drawn), values, strict=True))
+        return _points(self.drawn)
 
     @property
     def grid_size(self) -> int:
@@ -117,6 +142,11 @@ class Space:
 
     def _grids(self) -> list[Dimension]:
         return [dimension for dimension in self.dimensions if dimension.kind == "grid"]
+
+
+def _points(dimensions: Sequence[Dimension]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*(dimension.candidates() for dimension in dimensions)):
+        yield dict(zip((dimension.key for dimension in dimensions), values, strict=True))
 
 
 def _ends(dimension: Dimension) -> list[Any]:
@@ -148,7 +178,7 @@ def read_space(space: Mapping[str, Mapping[str, list[Any]]], settings: Settings)
     for dimension in dimensions:
         for value in dimension.values:
             with_overrides(settings, {dimension.key: value}, where=f"{settings.file}: tune.space")
-    return Space(dimensions)
+    return Space(dimensions, settings.model_dump(mode="json"))
 
 
 def _dimension(key: str, ranges: Mapping[str, list[Any]], settings: Settings) -> Dimension:

@@ -11,14 +11,14 @@ from mlflow.entities import RunTag
 from pipeline.runtime.files import write_json
 from pipeline.tracking.mlflow_run import MlflowRun, send_results
 from pipeline.tracking.saved_view import NOTE_TAG, trial_note
-from pipeline.tuning.sweep import TrialRecord, read_journal
+from pipeline.tuning.sweep import SweepPlan, TrialRecord, read_journal
 
 _STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "infeasible": "FINISHED", "failed": "FAILED"}
 
 
-def trial_name(record: TrialRecord) -> str:
-    """Return the name of a trial's run: its number, what became of it if not finished, its values."""
-    swept = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in record.values.items())
+def trial_name(record: TrialRecord, plan: SweepPlan) -> str:
+    """Return the name of a trial's run: its number, what became of it if not finished, the values it uses."""
+    swept = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in plan.used(record.values).items())
     mark = "" if record.outcome not in _STATUS or record.outcome == "finished" else f"{record.outcome}, "
     return f"{record.number:03d}: {mark}{swept}"
 
@@ -30,12 +30,14 @@ class TrialRun:
         client: of the MLflow store.
         run_id: of the run, which exists.
         folder: the trial's.
-        sweep: its name.
+        plan: of its sweep.
         resumed: whether an earlier driver may have sent something.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, folder: Path, *, sweep: str, resumed: bool) -> None:
-        self.client, self.run_id, self.folder, self.sweep = client, run_id, folder, sweep
+    def __init__(
+        self, client: MlflowClient, run_id: str, folder: Path, *, plan: SweepPlan, resumed: bool
+    ) -> None:
+        self.client, self.run_id, self.folder, self.plan = client, run_id, folder, plan
         self.state = "unknown"  # later running, or the outcome it ended with
         self._curves = MlflowRun(client, run_id, resumed=resumed)
         write_json(folder / "mlflow.json", {"run_id": run_id})
@@ -62,8 +64,8 @@ class TrialRun:
             return
         tags = [RunTag("outcome", outcome)]
         if record is not None:
-            note = trial_note(self.sweep, record.number, record.values, outcome)
-            tags += [RunTag(NOTE_TAG, note), RunTag("mlflow.runName", trial_name(record))]
+            note = trial_note(self.plan.name, record.number, self.plan.used(record.values), outcome)
+            tags += [RunTag(NOTE_TAG, note), RunTag("mlflow.runName", trial_name(record, self.plan))]
             if record.error:
                 tags.append(RunTag("error", record.error[:5000]))
         results = {} if record is None else self._results(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,11 @@ import pytest
 from ray.tune.search import Searcher
 
 from pipeline.config.load import load_settings
+from pipeline.tuning.results import results_csv
 from pipeline.tuning.search import SweepSearch, build_scheduler
 from pipeline.tuning.space import read_space
 from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord, write_result
+from pipeline.tuning.trial_run import trial_name
 
 SPACE: dict[str, dict[str, list[Any]]] = {
     "model.embedding_dim": {"choice": [4, 8, 16]},
@@ -138,6 +141,27 @@ def test_a_point_is_never_tried_twice_and_a_finite_space_ends(project: Path) -> 
     assert points == {(dim, negatives) for dim in (4, 8) for negatives in (1, 2, 3)}
     assert search.suggest("ray-6") == Searcher.FINISHED
     assert searcher(sweep, plan).suggest("ray-7") == Searcher.FINISHED
+
+
+@pytest.mark.parametrize("kinds", list(itertools.product(("choice", "grid"), repeat=2)), ids="-".join)
+def test_no_training_is_tried_twice_where_a_setting_is_not_used(
+    project: Path, kinds: tuple[str, str]
+) -> None:
+    """An exact loss has no negatives; which of their numbers its trial was given does not matter."""
+    space: Any = {"loss.name": {kinds[0]: ["exact", "knn"]}, "loss.num_negatives": {kinds[1]: [1, 3, 7]}}
+    sweep, plan = make_sweep(project, trials=6, space=space)
+    search = searcher(sweep, plan)
+    for number in range(4):
+        assert search.suggest(f"ray-{number}") == {"trial": number}
+        search.on_trial_complete(f"ray-{number}", finish(sweep, number, 0.5))
+    assert search.suggest("ray-4") == Searcher.FINISHED
+    used = [plan.used(record.values) for record in sweep.records()]
+    wanted = [{"loss.name": "knn", "loss.num_negatives": count} for count in (1, 3, 7)]
+    assert sorted(used, key=str) == sorted([{"loss.name": "exact"}, *wanted], key=str)
+    names = {trial_name(record, plan)[5:] for record in sweep.records()}
+    assert names == {"name=exact", *(f"name=knn, num_negatives={count}" for count in (1, 3, 7))}
+    rows = results_csv(plan, sweep.records()).splitlines()
+    assert sum(",exact,,0.5," in row for row in rows) == 1
 
 
 def test_an_earlier_result_reaches_rays_own_rungs(project: Path) -> None:

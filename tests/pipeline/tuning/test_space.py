@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,16 @@ def test_a_grid_visits_every_point_in_turn_and_then_again(settings: Settings) ->
     assert set(points[:6]) == {(dim, count) for dim in (4, 8) for count in (1, 3, 7)}
     assert points[6:] == points[:6]
     assert space.drawn == []
+
+
+def test_points_that_differ_only_in_settings_they_do_not_use_count_once(settings: Settings) -> None:
+    negatives = {"loss.num_negatives": {"choice": [1, 3, 7]}}
+    space = read_space({"loss.name": {"choice": ["exact", "knn"]}, **negatives}, settings)
+    assert (space.points, space.size) == (6, 4)
+    assert read_space(negatives, settings).size == 3
+    assert read_space(negatives, load_settings(variant="exact")).size == 1
+    endless = {"loss.name": {"choice": ["exact"]}, "loss.temperature": {"uniform": [0.1, 0.2]}}
+    assert read_space(endless, settings).size == math.inf
 
 
 def test_corners_are_the_smallest_and_largest_values(settings: Settings) -> None:
