@@ -63,6 +63,7 @@ RECIPE: dict[str, object] = {
     "train.crop_size": 48,
     "train.optimizer": "adamw",
     "train.learning_rate": 0.02,
+    "train.class_lr_multiplier": 10.0,
     "train.scale_min": 1.0,
     "train.scale_max": 1.0,
     "runtime.num_workers": 0,
@@ -312,7 +313,8 @@ def _recipe(bench: Bench, name: str, images: int) -> str:
     return (
         f"data {name}; {model.backbone}, {model.decoder} {model.decoder_channels}, embedding dim "
         f"{dim}; {images:,} images a training; wanted: {train.images_per_step} crops of "
-        f"{train.crop_size} x {train.crop_size}; {train.optimizer}, rate {train.learning_rate}, "
+        f"{train.crop_size} x {train.crop_size}; {train.optimizer}, rate {train.learning_rate}, the classes' "
+        f"times {train.class_lr_multiplier:g}, "
         f"of which each variant takes what is best for it"
     )
 

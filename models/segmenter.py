@@ -76,6 +76,10 @@ class SegmenterConfig:
         return cls(**values)
 
 
+CLASS_ROWS = ("head.class_table", "head.classifier.weight", "head.classifier.bias")
+"""Names of the parameters that have a row for each class."""
+
+
 class ParameterGroups(NamedTuple):
     """Group the trainable parameters for learning rates of their own, each with its state-dict name."""
 

@@ -14,12 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from models.segmenter import Segmenter
+from models.segmenter import CLASS_ROWS, Segmenter
 from pipeline.checkpoint.format import load_checkpoint
 from pipeline.data.labels.label_space import ClassEntry, LabelSpace
 from pipeline.runtime.errors import UsageError
 
-CLASS_TABLES = ("head.class_table", "head.classifier.weight", "head.classifier.bias")  # a row per class
 _PARTS = ("decoder", "head")
 _LISTED = 200  # classes that the log names, at most
 
@@ -95,7 +94,7 @@ def start_from(segmenter: Segmenter, label_space: LabelSpace, path: Path, *, bac
     taken = {
         name: value
         for name, value in source.items()
-        if name not in CLASS_TABLES and name in target and target[name].shape == value.shape
+        if name not in CLASS_ROWS and name in target and target[name].shape == value.shape
     }
     if lacking := [name for name in target if name.startswith("backbone.") and name not in taken]:
         raise UsageError(
@@ -107,12 +106,10 @@ def start_from(segmenter: Segmenter, label_space: LabelSpace, path: Path, *, bac
     changed = [
         part
         for part in _PARTS
-        if any(
-            name.startswith(f"{part}.") and name not in taken for name in target if name not in CLASS_TABLES
-        )
+        if any(name.startswith(f"{part}.") and name not in taken for name in target if name not in CLASS_ROWS)
     ]
     rows = [] if "head" in changed else matching_classes(trained.label_space, label_space)
-    tables = {name: _with_rows(target[name], source, name, rows) for name in CLASS_TABLES if name in target}
+    tables = {name: _with_rows(target[name], source, name, rows) for name in CLASS_ROWS if name in target}
     if any(table is None for table in tables.values()):  # of another head or dimension
         rows, tables = [], {}
         changed = list(dict.fromkeys([*changed, "head"]))

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.segmenter import CLASS_ROWS
 from pipeline.checkpoint.format import Checkpoint
 from pipeline.data.labels.label_space import ClassEntry, LabelSpace
 from pipeline.inference.predictor import find_classes
 from pipeline.runtime.errors import UsageError
-
-_TABLES = ("head.class_table", "head.classifier.weight", "head.classifier.bias")  # a row per class
 
 
 def remove_classes(checkpoint: Checkpoint, classes: Iterable[str | int]) -> Checkpoint:
@@ -97,7 +96,9 @@ def _with_tables(
     record: dict[str, Any],
 ) -> Checkpoint:
     def changed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: change(name, tensor) if name in _TABLES else tensor for name, tensor in state.items()}
+        return {
+            name: change(name, tensor) if name in CLASS_ROWS else tensor for name, tensor in state.items()
+        }
 
     changes = [*checkpoint.progress.get("class_changes", []), record]
     return dataclasses.replace(

@@ -114,6 +114,9 @@ class TrainSettings(Section):
     backbone_lr_multiplier: PositiveOrZero = Field(
         0.1, description="the backbone's rate relative to the rest"
     )
+    class_lr_multiplier: PositiveOrZero = Field(
+        1.0, description="the rate of the classes' rows, or of the classifier, relative to the decoder"
+    )
     freeze_backbone: bool = Field(False, description="keep the backbone's weights and statistics as loaded")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD; beta 1 of AdamW")
     weight_decay: PositiveOrZero = 1e-4
@@ -319,7 +322,13 @@ def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, objec
             yield f"{prefix}{key}", value
 
 
-_CAME_LATER = ("evaluate.warp", "model.projection", "loss.logit_adjustment", "loss.class_weights")
+_CAME_LATER = (
+    "evaluate.warp",
+    "model.projection",
+    "loss.logit_adjustment",
+    "loss.class_weights",
+    "train.class_lr_multiplier",
+)
 """Left out of `flat` at their default, so that trainings of before they existed can be resumed."""
 
 OF_THE_MACHINE = ("loss.work_memory_mib", "train.checkpoint_every", "train.memory_budget_gib")

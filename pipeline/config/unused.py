@@ -13,6 +13,7 @@ NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "loss.temperature": _EMBEDDING,
     "loss.min_separation": _EMBEDDING,
     "loss.separation_weight": _EMBEDDING,
+    "train.class_embedding_weight_decay": _EMBEDDING,
     "loss.num_negatives": ("loss.name", ("knn", "sampled")),
     "train.poly_power": ("train.schedule", ("poly",)),
 }

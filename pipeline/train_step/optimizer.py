@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
-from models.segmenter import Segmenter
+from models.segmenter import CLASS_ROWS, Segmenter
 from pipeline.config.schema import TrainSettings
 
 
 def build_optimizer(segmenter: Segmenter, train: TrainSettings) -> torch.optim.Optimizer:
     """Build SGD or AdamW over the backbone, the decoder, and the class embeddings.
 
-    The backbone's learning rate is multiplied by `backbone_lr_multiplier`.
+    The backbone's learning rate is multiplied by `backbone_lr_multiplier`, that of the class embeddings or
+    the classifier by `class_lr_multiplier`.
 
     Weight decay covers everything under SGD, as in the reference; AdamW leaves out biases and the weights of
     normalizations, as is usual. On the class embeddings decay only shortens vectors that are normalized at
@@ -27,10 +28,19 @@ def build_optimizer(segmenter: Segmenter, train: TrainSettings) -> torch.optim.O
     """
     groups = segmenter.parameter_groups()
     of_classes = train.class_embedding_weight_decay
+    decoder, classifier = groups.decoder, []
+    if train.class_lr_multiplier != 1.0:  # else one group: checkpoints know parameters by their place
+        decoder = [named for named in groups.decoder if named[0] not in CLASS_ROWS]
+        classifier = [named for named in groups.decoder if named[0] in CLASS_ROWS]
     parameter_sets = (
         (groups.backbone, train.backbone_lr_multiplier, train.weight_decay),
-        (groups.decoder, 1.0, train.weight_decay),
-        (groups.class_embeddings, 1.0, train.weight_decay if of_classes is None else of_classes),
+        (decoder, 1.0, train.weight_decay),
+        (classifier, train.class_lr_multiplier, train.weight_decay),
+        (
+            groups.class_embeddings,
+            train.class_lr_multiplier,
+            train.weight_decay if of_classes is None else of_classes,
+        ),
     )
     param_groups: list[dict[str, Any]] = []
     for named, lr_multiplier, weight_decay in parameter_sets:

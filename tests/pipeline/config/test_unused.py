@@ -23,6 +23,7 @@ OTHER: dict[str, Any] = {
     "loss.min_separation": 0.9,
     "loss.separation_weight": 3.0,
     "loss.num_negatives": 2,
+    "train.class_embedding_weight_decay": 0.1,
     "train.poly_power": 2.0,
 }
 WITHOUT = {"model.head": "softmax", "loss.name": "exact", "train.schedule": "cosine"}

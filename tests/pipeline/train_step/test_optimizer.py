@@ -80,13 +80,30 @@ def test_weight_decay_of_sgd_covers_everything_and_that_of_adamw_no_biases() -> 
             assert group_of(optimizer, parameter)["weight_decay"] == wanted
 
 
-def test_the_class_embeddings_may_have_a_decay_of_their_own() -> None:
+def test_the_class_embeddings_may_have_a_decay_and_a_rate_of_their_own() -> None:
     segmenter = build()
-    optimizer = build_optimizer(segmenter, TrainSettings(class_embedding_weight_decay=0.0))
+    settings = TrainSettings(class_embedding_weight_decay=0.0, class_lr_multiplier=3.0)
+    optimizer = build_optimizer(segmenter, settings)
+    rate = set_learning_rate(optimizer, settings, 7)
     [(_, table)] = segmenter.parameter_groups().class_embeddings
-    assert group_of(optimizer, table)["weight_decay"] == 0.0
     _, weight = segmenter.parameter_groups().decoder[0]
-    assert group_of(optimizer, weight)["weight_decay"] == 1e-4
+    of_table, of_weight = group_of(optimizer, table), group_of(optimizer, weight)
+    assert (of_table["weight_decay"], of_weight["weight_decay"]) == (0.0, 1e-4)
+    assert (of_table["lr"], of_weight["lr"]) == (3.0 * rate, rate)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_classifier_may_have_a_rate_of_its_own(name: str) -> None:
+    segmenter = build("softmax")
+    settings = TrainSettings(optimizer=name, class_lr_multiplier=3.0, weight_decay=0.3)
+    optimizer = build_optimizer(segmenter, settings)
+    rate = set_learning_rate(optimizer, settings, 7)
+    for parameter_name, parameter in segmenter.named_parameters():
+        of_classes = parameter_name.startswith("head.classifier.")
+        of_backbone = parameter_name.startswith("backbone.")
+        group = group_of(optimizer, parameter)
+        assert group["lr"] == rate * (3.0 if of_classes else 0.1 if of_backbone else 1.0)
+        assert group["weight_decay"] == (0.0 if name == "adamw" and parameter.dim() < 2 else 0.3)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
