@@ -25,6 +25,7 @@ from pipeline.tuning.space import MAX_POINTS, Space
 from pipeline.tuning.sweep import Sweep, SweepPlan, TrialRecord, read_journal
 
 _ASKS = 10
+_DRAWS = 1_000
 
 
 class SweepSearch(Searcher):
@@ -85,20 +86,27 @@ class SweepSearch(Searcher):
             if self.space.training(values) not in tried:
                 return values, asked
             self._study.tell(asked, state=TrialState.FAIL)
-        if self.space.size > MAX_POINTS:
-            return None if self._distributions else (grid, None)
-        for turn in range(self.space.grid_size):
-            grid = self.space.grid_point(number + turn)
-            points = ({**grid, **point} for point in self.space.drawn_points())
-            if rest := [point for point in points if self.space.training(point) not in tried]:
-                break
-        else:
+        found = self._any_not_in(tried, number)
+        if found is None or not self._distributions:
+            return None if found is None else (found, None)
+        self._study.enqueue_trial({key: found[key] for key in self._distributions})
+        return found, self._study.ask(self._distributions)
+
+    def _any_not_in(self, tried: set[str], number: int) -> dict[str, Any] | None:
+        """Draw a point whose training was not tried; in a large space, look for one a thousand times."""
+        space, source = self.space, random.Random(self.plan.seed + number)
+        if space.size > MAX_POINTS:
+            for turn in range(_DRAWS):
+                drawn = {dimension.key: dimension.at_random(source) for dimension in space.drawn}
+                values = {**space.grid_point(number + turn), **drawn}
+                if space.training(values) not in tried:
+                    return values
             return None
-        if not self._distributions:
-            return rest[0], None
-        values = random.Random(self.plan.seed + number).choice(rest)
-        self._study.enqueue_trial({key: values[key] for key in self._distributions})
-        return values, self._study.ask(self._distributions)
+        for turn in range(space.grid_size):
+            points = ({**space.grid_point(number + turn), **point} for point in space.drawn_points())
+            if rest := [point for point in points if space.training(point) not in tried]:
+                return source.choice(rest)
+        return None
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.load import with_overrides
@@ -70,6 +71,17 @@ class Dimension:
     def candidates(self) -> Sequence[Any]:
         """List all values of a dimension of finite size."""
         return self.values if self.kind in ("choice", "grid") else range(self.values[0], self.values[1] + 1)
+
+    def at_random(self, random: Random) -> Any:
+        """Draw a value as the distribution has them."""
+        if self.kind in ("choice", "grid"):
+            return random.choice(self.values)
+        low, high = self.values
+        whole = isinstance(low, int) and isinstance(high, int)
+        if self.kind == "uniform":
+            return random.randint(low, high) if whole else random.uniform(low, high)
+        drawn = min(max(math.exp(random.uniform(math.log(low), math.log(high))), low), high)
+        return round(drawn) if whole else drawn
 
     def __str__(self) -> str:
         return f"{self.key}: {self.kind} {', '.join(str(value) for value in self.values)}"

@@ -164,6 +164,29 @@ def test_no_training_is_tried_twice_where_a_setting_is_not_used(
     assert sum(",exact,,0.5," in row for row in rows) == 1
 
 
+def test_an_endless_space_does_not_end_where_the_best_value_leaves_the_others_unused(project: Path) -> None:
+    """The searcher would come back to softmax, which has no temperature, for ever."""
+    space: Any = {"model.head": {"choice": ["embedding", "softmax"]}}
+    space |= {"loss.temperature": {"loguniform": [0.01, 1.0]}}
+    sweep, plan = make_sweep(project, trials=30, space=space)
+    search = searcher(sweep, plan)
+    for number in range(30):
+        assert search.suggest(f"ray-{number}") == {"trial": number}
+        score = 0.9 if sweep.record(number).values["model.head"] == "softmax" else 0.1
+        search.on_trial_complete(f"ray-{number}", finish(sweep, number, score))
+    heads = [record.values["model.head"] for record in sweep.records()]
+    assert heads.count("softmax") == 1
+    assert len({json.dumps(plan.used(record.values)) for record in sweep.records()}) == 30
+
+
+def test_a_large_space_of_one_training_ends(project: Path) -> None:
+    space: Any = {"model.head": {"choice": ["softmax"]}, "loss.temperature": {"uniform": [0.01, 1.0]}}
+    sweep, plan = make_sweep(project, trials=3, space=space)
+    search = searcher(sweep, plan)
+    assert search.suggest("ray-0") == {"trial": 0}
+    assert search.suggest("ray-1") == Searcher.FINISHED
+
+
 def test_an_earlier_result_reaches_rays_own_rungs(project: Path) -> None:
     """`add_earlier_result` uses a private attribute of Ray: this test breaks when Ray renames it."""
     sweep, plan = make_sweep(project)
