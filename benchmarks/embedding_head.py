@@ -29,7 +29,6 @@ from benchmarks.embedding_trials import (
     with_loss,
     with_margin,
     with_table,
-    with_table_rate,
 )
 from benchmarks.runs import Runs, Trial, show
 from pipeline.runtime.errors import UsageError
@@ -43,6 +42,10 @@ ROWS: dict[str, tuple[str, dict[str, object]]] = {
     "embedding, temperature 0.07": ("embedding", {"loss.temperature": 0.07}),
     "embedding, temperature 0.035": ("embedding", {"loss.temperature": 0.035}),
     "embedding, projected": ("embedding", {"model.projection": "always"}),
+    **{
+        f"embedding, class table's rate x {factor:g}": ("embedding", {"train.class_lr_multiplier": factor})
+        for factor in (0.3, 3.0, 10.0, 30.0)
+    },
     "embedding, distance, D = 16": ("embedding", {**BY_DISTANCE, "loss.temperature": 0.1}),
     "essnet": ("essnet", {}),
     "essnet, distance, D = 16, 0.05 as in the paper": ("essnet", {**BY_DISTANCE, "loss.temperature": 0.05}),
@@ -55,10 +58,6 @@ TRIALS: dict[str, Trial | None] = {
     "learned temperature, rate 0.1": lambda: with_loss(LearnedTemperature(0.1)),
     "margin 0.05": lambda: with_loss(with_margin(0.05)),
     "margin 0.2": lambda: with_loss(with_margin(0.2)),
-    "class table's rate x 0.3": lambda: with_table_rate(0.3),
-    "class table's rate x 3": lambda: with_table_rate(3.0),
-    "class table's rate x 10": lambda: with_table_rate(10.0),
-    "class table's rate x 30": lambda: with_table_rate(30.0),
     "rows as long as uniform ones, as in the paper": lambda: with_table(rows_as_long_as_in_the_paper),
     "rows of length 0.5": lambda: with_table(rows_of_length(0.5)),
     "orthogonal start": lambda: with_table(orthogonal_rows),

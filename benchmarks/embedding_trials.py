@@ -19,11 +19,10 @@ from models.heads import EmbeddingHead
 from models.losses.exact import exact_cross_entropy
 from models.segmenter import Segmenter
 from models.upsampling import full_resolution_rows
-from pipeline.config.schema import LossSettings, TrainSettings
+from pipeline.config.schema import LossSettings
 from pipeline.data.loading.batch import IGNORE_INDEX
-from pipeline.train_step import loss, step
+from pipeline.train_step import loss
 from pipeline.train_step.loss import Classes
-from pipeline.train_step.optimizer import build_optimizer
 from pipeline.training import trainer
 
 CrossEntropy = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -92,23 +91,6 @@ def normalized_again(output: Tensor, classes: Tensor, target: Tensor, temperatur
         temperature=temperature,
         ignore_index=IGNORE_INDEX,
     )
-
-
-@contextmanager
-def with_table_rate(factor: float) -> Iterator[None]:
-    """Train the class table at so many times the rate of the rest."""
-
-    def build(segmenter: Segmenter, train: TrainSettings) -> torch.optim.Optimizer:
-        optimizer = build_optimizer(segmenter, train)
-        tables = [
-            group for group in optimizer.param_groups if group["params"][0] is segmenter.head.class_table
-        ]
-        assert len(tables) == 1
-        tables[0]["lr_multiplier"] *= factor
-        return optimizer
-
-    with patch.object(step, "build_optimizer", build):
-        yield
 
 
 @contextmanager

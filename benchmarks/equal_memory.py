@@ -313,9 +313,9 @@ def _recipe(bench: Bench, name: str, images: int) -> str:
     return (
         f"data {name}; {model.backbone}, {model.decoder} {model.decoder_channels}, embedding dim "
         f"{dim}; {images:,} images a training; wanted: {train.images_per_step} crops of "
-        f"{train.crop_size} x {train.crop_size}; {train.optimizer}, rate {train.learning_rate}, the classes' "
-        f"times {train.class_lr_multiplier:g}, "
-        f"of which each variant takes what is best for it"
+        f"{train.crop_size} x {train.crop_size}; {train.optimizer}, rate {train.learning_rate}, of "
+        f"which each variant takes what is best for it; that of class embeddings or classifier is "
+        f"{train.class_lr_multiplier:g} times the rest's"
     )
 
 

@@ -13,7 +13,7 @@ from benchmarks import embedding_trials as trials
 from models.segmenter import SegmenterConfig, build_segmenter
 from pipeline.config.load import load_settings
 from pipeline.data.loading.batch import IGNORE_INDEX
-from pipeline.train_step import loss, step
+from pipeline.train_step import loss
 from pipeline.training import trainer
 from tests.paths import ROOT
 
@@ -74,8 +74,8 @@ def test_a_learned_temperature_goes_down_the_slope_of_its_logarithm() -> None:
     assert learned.logarithm.item() != pytest.approx(math.log(TEMPERATURE))
 
 
-def test_a_trials_loss_table_and_rate_are_in_force_within_their_context_only() -> None:
-    before = (loss.map_cross_entropy, trainer.build_model, step.build_optimizer)
+def test_a_trials_loss_and_table_are_in_force_within_their_context_only() -> None:
+    before = (loss.map_cross_entropy, trainer.build_model)
     settings = load_settings(ROOT / "params.yaml", variant="embedding")
     with trials.with_loss(lambda *maps: torch.tensor(3.0)):
         found = loss.segmentation_losses(_segmenter(), *_maps()[::2], settings.loss)
@@ -83,10 +83,7 @@ def test_a_trials_loss_table_and_rate_are_in_force_within_their_context_only() -
     with trials.with_table(trials.spread_rows):
         table = trainer.build_model(settings.model, 70).head.class_table
     torch.testing.assert_close(table.norm(dim=1), table.norm(dim=1).mean().expand(70))
-    with trials.with_table_rate(3.0):
-        groups = step.build_optimizer(_segmenter(), settings.train).param_groups
-    assert sorted(group["lr_multiplier"] for group in groups) == [1.0, 1.0, 3.0]
-    assert (loss.map_cross_entropy, trainer.build_model, step.build_optimizer) == before
+    assert (loss.map_cross_entropy, trainer.build_model) == before
 
 
 def _segmenter() -> trials.Segmenter:

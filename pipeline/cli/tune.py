@@ -161,7 +161,7 @@ def apply_(
     sweep = _sweep(_settings(params), name)
     record = best_trial(sweep, trial)
     changes = apply_values(params, sweep.plan, record, swept_only=swept_only)
-    values = ", ".join(f"{key} {value}" for key, value in record.values.items())
+    values = ", ".join(f"{key} {value}" for key, value in sweep.plan.used(record.values).items())
     typer.echo(f"trial {record.number} of {sweep.plan.name}: {values}")
     typer.echo(changes or f"{params} says so already")
     others = other_settings(params, sweep.plan, record)
@@ -228,9 +228,10 @@ def _show(sweep: Sweep) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("outcome", no_wrap=True)
     for record in ranked(records):
+        values = plan.used(record.values)
         table.add_row(
             ("* " if record.number in front else "") + str(record.number),
-            *(_short_number(plan.used(record.values).get(key, "")) for key in plan.space),
+            *(_short_number(values.get(key, "")) for key in plan.space),
             "" if record.score is None else f"{100 * record.score:.2f}",
             "" if record.memory_gib is None else f"{record.memory_gib:.3f}",
             record.outcome,

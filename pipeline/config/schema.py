@@ -115,7 +115,7 @@ class TrainSettings(Section):
         0.1, description="the backbone's rate relative to the rest"
     )
     class_lr_multiplier: PositiveOrZero = Field(
-        1.0, description="the rate of the classes' rows, or of the classifier, relative to the decoder"
+        1.0, description="the rate of the class embeddings or the classifier, relative to the decoder"
     )
     freeze_backbone: bool = Field(False, description="keep the backbone's weights and statistics as loaded")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD; beta 1 of AdamW")

@@ -34,3 +34,9 @@ def unused(values: Mapping[str, Any], settings: Mapping[str, Any]) -> set[str]:
         if values.get(decider, settings[section][name]) not in used_with:
             found.add(key)
     return found
+
+
+def used(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that a training uses, of those that `unused` takes."""
+    idle = unused(values, settings)
+    return {key: value for key, value in values.items() if key not in idle}

@@ -48,7 +48,7 @@ SETTINGS = {
     "train.freeze_backbone": "frozen backbone",
     "train.momentum": "momentum",
     "train.weight_decay": "weight decay",
-    "train.class_lr_multiplier": "learning-rate multiplier of the classes' rows",
+    "train.class_lr_multiplier": "learning-rate multiplier of the class embeddings or the classifier",
     "train.class_embedding_weight_decay": "weight decay of the class embeddings",
     "train.poly_power": "power of the poly schedule",
     "train.warmup_steps": "warm-up steps",

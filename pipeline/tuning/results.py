@@ -90,7 +90,7 @@ def results_csv(plan: SweepPlan, records: Sequence[TrialRecord]) -> str:
         [
             record.number,
             record.outcome,
-            *(plan.used(record.values).get(key, "") for key in keys),
+            *(values.get(key, "") for key in keys),
             "" if record.score is None else record.score,
             record.number in front,
             record.step,
@@ -98,6 +98,7 @@ def results_csv(plan: SweepPlan, records: Sequence[TrialRecord]) -> str:
             record.error or "",
         ]
         for record in ranked(records)
+        for values in (plan.used(record.values),)
     ]
     header = ["trial", "outcome", *keys, "miou", "on_pareto_front", "step", *metrics, "error"]
     return csv_text(header, rows)

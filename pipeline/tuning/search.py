@@ -78,34 +78,34 @@ class SweepSearch(Searcher):
 
     def _propose(self, number: int) -> tuple[dict[str, Any], optuna.Trial | None] | None:
         """Propose a training not tried before: the same settings and seed would give the same result."""
-        tried = {self.space.training(record.values) for record in self.sweep.records()}
+        tried = {self.space.training_key(record.values) for record in self.sweep.records()}
         grid = self.space.grid_point(number)
         for _ in range(_ASKS if self._distributions else 0):
             asked = self._study.ask(self._distributions)
             values = {**grid, **asked.params}
-            if self.space.training(values) not in tried:
+            if self.space.training_key(values) not in tried:
                 return values, asked
             self._study.tell(asked, state=TrialState.FAIL)
-        found = self._any_not_in(tried, number)
+        found = self._untried(tried, number)
         if found is None or not self._distributions:
             return None if found is None else (found, None)
         self._study.enqueue_trial({key: found[key] for key in self._distributions})
         return found, self._study.ask(self._distributions)
 
-    def _any_not_in(self, tried: set[str], number: int) -> dict[str, Any] | None:
+    def _untried(self, tried: set[str], number: int) -> dict[str, Any] | None:
         """Draw a point whose training was not tried; in a large space, look for one a thousand times."""
-        space, source = self.space, random.Random(self.plan.seed + number)
+        space, seed = self.space, self.plan.seed + number
         if space.size > MAX_POINTS:
+            study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
             for turn in range(_DRAWS):
-                drawn = {dimension.key: dimension.at_random(source) for dimension in space.drawn}
-                values = {**space.grid_point(number + turn), **drawn}
-                if space.training(values) not in tried:
+                values = {**space.grid_point(number + turn), **study.ask(self._distributions).params}
+                if space.training_key(values) not in tried:
                     return values
             return None
         for turn in range(space.grid_size):
             points = ({**space.grid_point(number + turn), **point} for point in space.drawn_points())
-            if rest := [point for point in points if space.training(point) not in tried]:
-                return source.choice(rest)
+            if rest := [point for point in points if space.training_key(point) not in tried]:
+                return random.Random(seed).choice(rest)
         return None
 
     def on_trial_complete(

@@ -12,12 +12,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.load import with_overrides
 from pipeline.config.schema import Settings
-from pipeline.config.unused import unused
+from pipeline.config.unused import used
 from pipeline.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,17 +71,6 @@ class Dimension:
         """List all values of a dimension of finite size."""
         return self.values if self.kind in ("choice", "grid") else range(self.values[0], self.values[1] + 1)
 
-    def at_random(self, random: Random) -> Any:
-        """Draw a value as the distribution has them."""
-        if self.kind in ("choice", "grid"):
-            return random.choice(self.values)
-        low, high = self.values
-        whole = isinstance(low, int) and isinstance(high, int)
-        if self.kind == "uniform":
-            return random.randint(low, high) if whole else random.uniform(low, high)
-        drawn = min(max(math.exp(random.uniform(math.log(low), math.log(high))), low), high)
-        return round(drawn) if whole else drawn
-
     def __str__(self) -> str:
         return f"{self.key}: {self.kind} {', '.join(str(value) for value in self.values)}"
 
@@ -122,13 +110,11 @@ class Space:
         """
         if self.points > MAX_POINTS:
             return self.points
-        return len({self.training(point) for point in _points(self.dimensions)})
+        return len({self.training_key(point) for point in _points(self.dimensions)})
 
-    def training(self, values: Mapping[str, Any]) -> str:
-        """Name the training of a point: the same for all that differ only in settings they do not use."""
-        idle = unused(values, self.settings)
-        used = {key: value for key, value in values.items() if key not in idle}
-        return json.dumps(used, sort_keys=True, default=str)
+    def training_key(self, values: Mapping[str, Any]) -> str:
+        """Return a key of a point's training, the same for all that differ only in unused settings."""
+        return json.dumps(used(values, self.settings), sort_keys=True, default=str)
 
     def drawn_points(self) -> Iterator[dict[str, Any]]:
         """Generate all points of the sampled dimensions, which must be finite."""

@@ -23,7 +23,7 @@ from typing import Any
 from pipeline.config.load import with_overrides
 from pipeline.config.renamed import current_keys, current_tree
 from pipeline.config.schema import Settings
-from pipeline.config.unused import unused
+from pipeline.config.unused import used
 from pipeline.runtime.errors import DataError, UsageError
 from pipeline.runtime.files import write_json
 from pipeline.tracking.journal import read_events
@@ -73,8 +73,7 @@ class SweepPlan:
 
     def used(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values that a trial's training uses: of an exact loss no number of negatives."""
-        idle = unused(values, self.settings)
-        return {key: value for key, value in values.items() if key not in idle}
+        return used(values, self.settings)
 
 
 @dataclass(frozen=True)

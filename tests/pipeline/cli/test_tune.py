@@ -188,6 +188,19 @@ def test_more_trials_than_points_are_the_points(project: Path, capfd: pytest.Cap
     assert "all 3 points of the space" in capfd.readouterr().out
 
 
+def test_points_that_are_one_training_are_counted_once(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    space = {"loss.name": {"choice": ["exact", "knn"]}, "loss.num_negatives": {"choice": [1, 3, 7]}}
+    params["tune"] = {"space": space, "trials": 9}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    assert tune_here("--dry-run") == 0
+    said = capfd.readouterr().out
+    assert "6 points, 4 trainings" in said
+    assert "all 4 points of the space" in said
+
+
 def test_a_dry_run_checks_and_tells_and_makes_nothing(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -63,25 +62,6 @@ def test_points_that_differ_only_in_settings_they_do_not_use_count_once(settings
     assert read_space(negatives, load_settings(variant="exact")).size == 1
     endless = {"loss.name": {"choice": ["exact"]}, "loss.temperature": {"uniform": [0.1, 0.2]}}
     assert read_space(endless, settings).size == math.inf
-
-
-@pytest.mark.parametrize(
-    "ranges", [{"uniform": [1, 3]}, {"loguniform": [1, 3]}, {"choice": [1, 2, 3]}], ids=str
-)
-def test_whole_numbers_are_drawn_from_end_to_end(settings: Settings, ranges: dict[str, list[Any]]) -> None:
-    (dimension,) = read_space({"loss.num_negatives": ranges}, settings).dimensions
-    source = Random(0)
-    assert {dimension.at_random(source) for _ in range(60)} == {1, 2, 3}
-
-
-def test_other_numbers_are_drawn_within_their_bounds(settings: Settings) -> None:
-    for kind in ("uniform", "loguniform"):
-        (dimension,) = read_space({"loss.temperature": {kind: [0.01, 1.0]}}, settings).dimensions
-        source = Random(0)
-        drawn = [dimension.at_random(source) for _ in range(400)]
-        assert 0.01 <= min(drawn) < 0.03
-        assert 0.9 < max(drawn) <= 1.0
-        assert (sum(value < 0.1 for value in drawn) > 150) == (kind == "loguniform")
 
 
 def test_corners_are_the_smallest_and_largest_values(settings: Settings) -> None:
