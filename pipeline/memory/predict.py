@@ -1,7 +1,7 @@
 """Predict the peak memory of one training step without a GPU; measure it where there is one.
 
 Predicted: the real model, backward pass and optimizer run under `FakeTensorMode` with a stand-in for the
-loss, while torch's memory tracker counts the bytes of all live tensors. That leaves out the CUDA context,
+loss, while a tracker counts the bytes of all live tensors. That leaves out the CUDA context,
 cuDNN workspaces and fragmentation, and takes the portable loss, not the fused GPU kernels.
 Measured: the same step on the GPU, by its allocator. The two are kept apart.
 
@@ -166,17 +166,13 @@ def predict_bytes(settings: Settings, num_classes: int) -> int:
     def losses(output: Tensor, target: Tensor, loss: LossSettings) -> Losses:
         return losses_without_values(segmenter, output, target, loss, work)
 
-    def forward(pixels: Tensor) -> Tensor:
-        tracker.reset_mod_stats()  # it refuses to see a module a second time
-        return segmenter(pixels)
-
     with mode:
         state = _StateInUse(segmenter, settings)
         images, target = _zeros(settings)
-        tracker.track_external(segmenter, state.optimizer, images, target, *state.averages)
+        tracker.track(images, target, *state.tensors())
         try:
             with tracker:
-                state.step(images, target, losses, forward)
+                state.step(images, target, losses)
         except ValueError as error:
             raise UsageError(
                 "the model cannot be trained on such a batch",
@@ -274,11 +270,7 @@ def _replace_tensors(module: nn.Module, mode: FakeTensorMode) -> None:
             if parameter is None:
                 continue
             fake = mode.from_tensor(parameter.detach())
-            if parameter.requires_grad:
-                submodule._parameters[name] = nn.Parameter(fake)
-            else:  # the tracker hooks every parameter's gradient, and a frozen one has none
-                del submodule._parameters[name]
-                submodule.register_buffer(name, fake)
+            submodule._parameters[name] = nn.Parameter(fake, parameter.requires_grad)
         for name, buffer in submodule._buffers.items():
             if buffer is not None:
                 submodule._buffers[name] = mode.from_tensor(buffer)
@@ -306,16 +298,21 @@ class _StateInUse:
             for name in names if adamw or train.momentum > 0 else ():
                 state[name] = torch.zeros_like(parameter)
 
-    def step(
-        self,
-        images: Tensor,
-        target: Tensor,
-        losses: LossFunction,
-        forward: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield all that exists before the step: parameters, buffers, gradients, momentum and average."""
+        for parameter in self.segmenter.parameters():
+            yield parameter
+            if parameter.grad is not None:
+                yield parameter.grad
+        yield from self.segmenter.buffers()
+        for state in self.optimizer.state.values():
+            yield from state.values()
+        yield from self.averages
+
+    def step(self, images: Tensor, target: Tensor, losses: LossFunction) -> None:
         """Take a step on (N, 3, H, W) uint8 images in the order of training, on which the peak depends."""
         accumulate_gradients(
-            forward or self.segmenter,
+            self.segmenter,
             self.segmenter.head,
             self.optimizer,
             images,

@@ -91,24 +91,47 @@ def test_every_way_to_train_is_within_five_percent_too(
     model: dict[str, object], train: dict[str, object]
 ) -> None:
     settings = with_changes(settings_of("resnet18", batch_size=2, crop_size=192), model=model, train=train)
-    # With a frozen backbone the peak is a convolution's of the decoder, whose workspace no prediction sees.
-    tolerance = 0.07 if settings.train.freeze_backbone else 0.05
+    # Here the peak is in a convolution's backward pass, which on a CPU holds its weights or their gradient
+    # once more, in another layout: no prediction sees that.
+    in_convolution = settings.train.freeze_backbone or settings.train.accumulation_steps > 1
+    tolerance = 0.07 if in_convolution else 0.05
     assert predict_bytes(settings, 150) == pytest.approx(count_cpu_bytes(settings, 150), rel=tolerance)
 
 
 def test_the_quick_tracker_finds_the_same_peak_as_torchs_own() -> None:
-    def peak_of(tracker: MemTracker) -> None:
-        layers = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 8))
-        tracker.track_external(layers)
-        with tracker:
-            layers(torch.zeros(512, 64)).square().sum().backward()
+    def layers() -> torch.nn.Sequential:
+        return torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 8))
+
+    def step(of: torch.nn.Sequential) -> None:
+        of(torch.zeros(512, 64)).square().sum().backward()
 
     quick, whole = PeakTracker(), MemTracker()
     with FakeTensorMode():
-        peak_of(quick)
-        peak_of(whole)
-    (snapshot,) = whole.get_tracker_snapshot("peak").values()
-    assert quick.peak == snapshot["Total"] > 512 * 256 * 4
+        of_quick, of_whole = layers(), layers()
+        quick.track(*of_quick.parameters())
+        whole.track_external(of_whole)
+        with quick:
+            step(of_quick)
+        with whole:
+            step(of_whole)
+    (peak,), (current,) = (whole.get_tracker_snapshot(kind).values() for kind in ("peak", "current"))
+    assert quick.peak == peak["Total"] > 512 * 256 * 4
+    assert quick.current == current["Total"]
+
+
+def test_the_quick_tracker_counts_a_storage_once_until_its_last_view_ends_and_sees_it_resized() -> None:
+    tracker = PeakTracker()
+    with tracker:
+        whole = torch.empty(3 * MIB, dtype=torch.uint8)
+        part = whole[:MIB]
+        del whole
+        assert tracker.current == 3 * MIB
+        del part
+        assert tracker.current == 0
+        out = torch.empty(0, dtype=torch.uint8)
+        torch.add(torch.ones(MIB, dtype=torch.uint8), 1, out=out)
+        assert tracker.current == MIB
+    assert tracker.peak == 3 * MIB
 
 
 def test_the_profiler_counts_what_is_allocated_and_freed() -> None:
