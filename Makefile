@@ -10,8 +10,15 @@ WORKERS ?= 3
 # compiled code is kept, whatever the surroundings say: without, each worker compiles all tests anew; hydra's
 # plugin, which no test uses, takes half a second of each
 PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -p no:hydra_pytest -n $(WORKERS)
-# what is compiled ahead are all modules of the packages but these, which are nearly half of them
-NEVER_IMPORTED = /(tests?|testing|pip|Cython|setuptools|celery|databricks|fontTools|hypothesis|mypyc?|onnxruntime|pygments|torchmetrics|_inductor|ray/(rllib|llm|serve)|transformers/models)/
+# what is compiled ahead are all modules of the packages but these, which are half of them
+NEVER_IMPORTED = tests? testing _inductor _vendor/quack asyncssh celery Cython databricks distlib fontTools \
+  google/(auth|oauth2) gunicorn huggingface_hub/(cli|inference) hypothesis identify mlflow/(demo|langchain) \
+  mypyc? numba/cuda numpy/distutils onnxruntime optuna/visualization pip playwright/async_api pre_commit \
+  prompt_toolkit pyasn1(_modules)? pydantic_settings pygments ray/(experimental|llm|rllib|serve|tune/examples) \
+  scipy/(cluster|signal) setuptools sklearn skops sympy/(holonomic|parsing|physics|stats|vector) tensorboardX \
+  timm/optim torch/ao/(ns|pruning|quantization/fx) torch/distributed/(optim|pipelining) torchgen torchmetrics \
+  transformers/(cli|exporters|models|pipelines) virtualenv
+SPACE := $(subst ,, )
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
@@ -29,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet -c constraints.txt uv
 	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --group dev --editable .
-	@$(BIN)/python -m compileall -qq -j 0 -x '$(NEVER_IMPORTED)' $(VENV)/lib || true
+	@$(BIN)/python -m compileall -qq -j 0 -x '/($(subst $(SPACE),|,$(NEVER_IMPORTED)))/' $(VENV)/lib || true
 	@$(BIN)/python -m pipeline.report.plots_page
 	@touch $@
 

@@ -45,9 +45,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         gc.enable()
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End a worker at once: freeing its objects takes seconds."""
+    """End a worker at once, its results are sent: looking for and freeing its objects takes seconds."""
     if hasattr(config, "workerinput"):
         end_process(0)
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Params = Annotated[Path, typer.Option("--params", help="The settings file.", show_default=True)]
 PARAMS = Path("params.yaml")
+# MLflow's own defaults are for a server that many use: four workers, and eight processes that run jobs of
+# language models, which no run of ours has
+_FOR_ONE_USER = {"MLFLOW_WORKERS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def ui(
@@ -58,7 +61,7 @@ def ui(
         open_when_answered(address)
     command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
     # not an option: everybody on the machine sees those, and an address may hold a password
-    os.execve(sys.executable, command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri})
+    os.execve(sys.executable, command, {**_FOR_ONE_USER, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri})
 
 
 def _runs_address(settings: Settings) -> str:

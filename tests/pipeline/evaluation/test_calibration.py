@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import top_k_accuracy_score
 
 from models.heads import EmbeddingHead, SoftmaxHead
 from pipeline.data.labels.label_space import ClassEntry, LabelSpace
@@ -42,6 +41,8 @@ def written_out(head: EmbeddingHead | SoftmaxHead, similarity: str, output: torc
 def test_every_pixel_gives_the_numbers_of_all_scores(
     kind: str, similarity: str, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from sklearn.metrics import top_k_accuracy_score  # takes seconds, which only this test's process pays
+
     monkeypatch.setattr("pipeline.evaluation.calibration._TILE", tile)
     monkeypatch.setattr("pipeline.evaluation.calibration._ROWS", 7)
     head, output = head_of(kind, 40), torch.randn(2, 6, 5, 6)

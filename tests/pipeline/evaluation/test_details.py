@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from sklearn.metrics import confusion_matrix, jaccard_score
 
 from pipeline.evaluation.boundary import BoundaryCounts, band_radius, near_outline
 from pipeline.evaluation.confused_pairs import ConfusedPair, ConfusedPairs
@@ -69,6 +68,8 @@ def test_boundary_iou_is_the_official_one_of_each_class(width: float) -> None:
 
 
 def test_the_most_confused_pairs_are_those_of_the_confusion_matrix() -> None:
+    from sklearn.metrics import confusion_matrix  # takes seconds, which only this test's process pays
+
     pairs, matrix = ConfusedPairs(40), np.zeros((40, 40), dtype=int)
     for seed in range(4):
         prediction, target = maps(seed, 40, 2, 30, 40)
@@ -191,6 +192,8 @@ def test_the_interval_is_that_of_resampled_images() -> None:
 
 
 def test_frequency_weighted_iou_is_scikit_learns_weighted_jaccard_score() -> None:
+    from sklearn.metrics import jaccard_score
+
     prediction, target = maps(1, 9, 2, 40, 50)
     counts = ClassCounts(9)
     counts.update(prediction, target)

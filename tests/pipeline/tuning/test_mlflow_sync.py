@@ -14,7 +14,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.tracking.saved_view import runs_address
 from pipeline.tracking.tracker import sqlite_uri
 from tests.command import pipeline_here
 from tests.pipeline.tracking.stores import free_port
@@ -36,20 +35,19 @@ def answers(uri: str) -> bool:
 
 
 @contextlib.contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[str]:
-    """`mlflow server` on 127.0.0.1 over the store in `folder`; killed with its workers at the end."""
-    command = [str(BIN / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--default-artifact-root", str(folder / "mlartifacts")]
-    with (folder.parent / "server.log").open("a") as log:
-        process = subprocess.Popen(command, cwd=folder.parent, env=environment(), stdout=log, stderr=log)
-    uri = f"http://127.0.0.1:{port}"
+def ui_of(project: Path, log: Path) -> Iterator[str]:
+    """`pipeline ui` in a project, once it answers; the address that it printed. Killed with its workers."""
+    port = free_port()
+    command = [str(BIN / "pipeline"), "ui", "--port", str(port)]
+    with log.open("w") as said:
+        process = subprocess.Popen(command, cwd=project, env=environment(), stdout=said, stderr=said)
+    tree = psutil.Process(process.pid)
     try:
-        wait_until(lambda: answers(uri), seconds=90, what="mlflow server")
-        yield uri
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}"), seconds=90, what=f"see {log}")
+        assert len(tree.children(recursive=True)) <= 2, "one server, and no workers for jobs"
+        yield next(line for line in log.read_text().splitlines() if line.startswith("http"))
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
-            tree = psutil.Process(process.pid)
             for part in (*tree.children(recursive=True), tree):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     part.kill()
@@ -92,21 +90,20 @@ def test_a_person_can_compare_the_trials_in_the_ui(tmp_path: Path, request: pyte
     own = os.environ.get("KILOSEG_SWEPT")
     project = Path(own).resolve() if own else request.getfixturevalue("swept")
     _, trials = runs(f"sqlite:///{project / 'mlflow.db'}", os.environ.get("KILOSEG_SWEEP", "grid"))
-    experiment = trials[0].info.experiment_id
     names = [str(run.info.run_name) for run in trials if "val/miou" in run.data.metrics]
     assert len(names) >= 2
     flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
     flags += ["--disable-background-networking", "--disable-component-update"]
-    with mlflow_server(project, free_port()) as uri, sync_playwright() as playwright:
+    with ui_of(project, tmp_path / "ui.log") as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.set_default_timeout(60_000)
-        page.goto(f"{uri}{runs_address(experiment)}&compareRunsMode=CHART")
+        page.goto(f"{address}&compareRunsMode=CHART")
         page.get_by_text("mIoU against memory").first.wait_for()
         assistant = page.locator("[data-component-id='mlflow.assistant.chat_panel.close']")
         if assistant.count():  # opens itself on the first visit, and takes a quarter of the page
             assistant.first.click()
-        page.goto(f"{uri}{runs_address(experiment)}")
+        page.goto(address)
         page.get_by_text("Trainings of kiloseg").first.wait_for()
         for column in ("variant", "outcome", "val/miou", "peak_memory_gib"):
             page.get_by_role("columnheader", name=column, exact=True).first.wait_for()
