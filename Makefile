@@ -15,7 +15,7 @@ NEVER_IMPORTED = tests? testing _inductor _vendor/quack asyncssh celery Cython d
   google/(auth|oauth2) gunicorn huggingface_hub/(cli|inference) hypothesis identify mlflow/(demo|langchain) \
   mypyc? numba/cuda numpy/distutils onnxruntime optuna/visualization pip playwright/async_api pre_commit \
   prompt_toolkit pyasn1(_modules)? pydantic_settings pygments ray/(experimental|llm|rllib|serve|tune/examples) \
-  scipy/(cluster|signal) setuptools sklearn skops sympy/(holonomic|parsing|physics|stats|vector) tensorboardX \
+  scipy/(cluster|signal) setuptools sklearn skops sympy/(holonomic|physics|stats|vector) tensorboardX \
   timm/optim torch/ao/(ns|pruning|quantization/fx) torch/distributed/(optim|pipelining) torchgen torchmetrics \
   transformers/(cli|exporters|models|pipelines) virtualenv
 SPACE := $(subst ,, )
