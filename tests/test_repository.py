@@ -142,6 +142,7 @@ HEAVY = {"torch", "mlflow", "ray", "timm", "pandas", "lvis"}
             ("pipeline.config.load", HEAVY),
             ("pipeline.tracking.tracker", HEAVY),
             ("pipeline.cli.main", HEAVY),
+            ("stages.report", {"torch", "timm", "ray"}),
             ("pipeline.tuning.runner", {"torch", "timm"}),
             ("pipeline.tuning.mlflow_sync", {"torch", "timm"}),
             ("pipeline.tuning.callbacks", {"torch", "timm"}),

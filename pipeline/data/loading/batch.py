@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:  # who needs the number alone, as the report's pictures do, waits for no torch
+    from torch import Tensor
 
 IGNORE_INDEX = -1
 """Train id of unlabeled pixels: below all classes, since every number from 0 on may be a class."""
