@@ -15,7 +15,6 @@ TOGETHER = {
     "the sweep": (
         "tests/pipeline/cli/test_tune.py",
         "tests/pipeline/tuning/test_mlflow_sync.py",
-        "tests/pipeline/tuning/test_portable.py",
     ),
 }
 ONE_BY_ONE = (

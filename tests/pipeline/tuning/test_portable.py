@@ -1,4 +1,7 @@
-"""A sweep's settings on disk: whatever becomes of the project's place, they name this project's files."""
+"""A sweep's settings on disk: whatever becomes of the project's place, they name this project's files.
+
+`test_survival.py` goes on with a sweep in a copy of its project.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import pytest
 import yaml
@@ -18,11 +19,9 @@ from pipeline.config.load import load_settings
 from pipeline.config.schema import Settings
 from pipeline.config.section import FilePath
 from pipeline.runtime.errors import UsageError
-from pipeline.tracking.tracker import sqlite_uri
 from pipeline.tuning.plan import continue_plan, new_plan
 from pipeline.tuning.portable import PATHS
 from pipeline.tuning.sweep import Sweep, SweepPlan
-from tests.pipeline.tuning.sweeping import outcomes, runs, started
 
 
 def test_the_list_of_paths_is_that_of_the_schema() -> None:
@@ -94,26 +93,3 @@ def test_sweeps_outside_the_project_go_on_with_a_moved_one_and_refuse_a_copy(
     assert continued.base().data.root == copy / "data" / "tiny"
     assert continued.base().tune.folder == outside / "sweeps"
     assert replace(continued, settings=plan.settings) == plan
-
-
-@pytest.mark.slow
-@pytest.mark.process
-@pytest.mark.training
-def test_a_copied_sweep_goes_on_in_the_copy_and_leaves_the_original_alone(
-    swept: Path, tmp_path: Path
-) -> None:
-    copy = tmp_path / "a%20copy"
-    shutil.copytree(swept, copy, symlinks=True)
-    before = {path: path.stat().st_mtime_ns for path in swept.rglob("*") if path.is_file()}
-    # in a process of its own: MLflow remembers in a process where the files of a run lie
-    with started(copy, "--extend", "1", "--name", "grid") as driver:
-        assert driver.wait(300) == 0, (copy / "tune.log").read_text()
-    assert {path: path.stat().st_mtime_ns for path in swept.rglob("*") if path.is_file()} == before
-    assert outcomes(copy, "grid") == ["finished"] * 4
-    assert (copy / "sweeps" / "grid" / "trials" / "003" / "best.safetensors").is_file()
-    store = sqlite_uri(copy / "mlflow.db")
-    (parent,), children = runs(store, "grid")
-    assert len(children) == 4
-    artifacts = Path(url2pathname(urlsplit(parent.info.artifact_uri).path))
-    assert artifacts.is_relative_to(copy / "mlartifacts")
-    assert len((artifacts / "results.csv").read_text().splitlines()) == 5

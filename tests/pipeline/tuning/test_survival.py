@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,11 +14,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import psutil
 import pytest
 import yaml
 
+from pipeline.tracking.tracker import sqlite_uri
 from pipeline.tuning.cluster import Machine
 from pipeline.tuning.sweep import Sweep, read_journal
 from tests.pipeline.tuning.sweeping import (
@@ -52,7 +56,7 @@ def long_project(tmp_path: Path, bootstrapped_project: Path, empty_store: Path) 
 
 def check_whole(project: Path, name: str, trials: int) -> None:
     """Each trial is there once, finished, with each number of each step once; nothing is left running."""
-    store = f"sqlite:///{project / 'mlflow.db'}"
+    store = sqlite_uri(project / "mlflow.db")
     assert outcomes(project, name) == ["finished"] * trials, (project / "tune.log").read_text()
     parents, children = runs(store, name)
     assert [run.info.status for run in parents] == ["FINISHED"]
@@ -83,8 +87,8 @@ def trial_at_work(project: Path, name: str, driver: int, before: dict[int, int])
     return None
 
 
-def test_ctrl_c_then_kill_9_of_the_driver_then_of_a_trial_and_each_time_it_goes_on_at_last_extended(
-    long_project: Path,
+def test_ctrl_c_then_kill_9_of_the_driver_then_of_a_trial_and_each_time_it_goes_on_at_last_extended_in_a_copy(
+    long_project: Path, tmp_path: Path
 ) -> None:
     project, store = long_project, f"sqlite:///{long_project / 'mlflow.db'}"
     with started(project, "--name", "cut", "--trials", "2", "--max-concurrent", "1") as driver:
@@ -104,6 +108,14 @@ def test_ctrl_c_then_kill_9_of_the_driver_then_of_a_trial_and_each_time_it_goes_
         driver.kill()
         wait_until(lambda: "RUNNING" not in statuses(store, "cut"), what="what ends the runs")
     assert "KILLED" in statuses(store, "cut")
+    locks = [path.read_text() for path in (project / "sweeps" / "cut" / "trials").glob("*/.lock")]
+    wait_until(
+        lambda: not any(psutil.pid_exists(int(lock)) for lock in locks if lock), what="the trials' end"
+    )
+
+    original, project = project, tmp_path / "a%20copy"
+    shutil.copytree(original, project, symlinks=True)
+    untouched = {path: path.stat().st_mtime_ns for path in original.rglob("*") if path.is_file()}
     folders = [path.parent for path in (project / "sweeps" / "cut" / "trials").glob("*/result.json")]
     finished = {path: path.read_bytes() for folder in folders for path in folder.glob("*.json*")}
     assert finished
@@ -123,9 +135,17 @@ def test_ctrl_c_then_kill_9_of_the_driver_then_of_a_trial_and_each_time_it_goes_
     assert "It goes on from its checkpoint" in result.stderr
     check_whole(project, "cut", trials=3)
     assert {path: path.read_bytes() for path in finished} == finished
-    assert [record.values for record in Sweep(project / "sweeps" / "cut").records()][
-        : len(proposed)
-    ] == proposed
+    records = Sweep(project / "sweeps" / "cut").records()
+    assert [record.values for record in records][: len(proposed)] == proposed
+    assert all(
+        (project / "sweeps" / "cut" / "trials" / f"{number:03d}" / "best.safetensors").is_file()
+        for number in range(3)
+    )
+    ((parent,), _) = runs(sqlite_uri(project / "mlflow.db"), "cut")
+    artifacts = Path(url2pathname(urlsplit(parent.info.artifact_uri).path))
+    assert artifacts.is_relative_to(project / "mlartifacts")
+    assert len((artifacts / "results.csv").read_text().splitlines()) == 4
+    assert {path: path.stat().st_mtime_ns for path in original.rglob("*") if path.is_file()} == untouched
 
 
 def test_the_time_is_up_or_sigterm_then_the_printed_command_ends_it_and_two_drivers_refuse_each_other(
