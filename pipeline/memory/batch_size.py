@@ -76,7 +76,7 @@ class Accumulation:
 
 
 def min_accumulation(settings: Settings, num_classes: int, budget_bytes: int) -> Accumulation:
-    """Find the largest micro-batch that fits into `budget_bytes`, by bisection.
+    """Find the fewest accumulation steps that fit: interpolate until two predictions enclose the budget.
 
     Raises:
         MemoryLimitError: not even one image at a time fits; says which crop would.
@@ -91,16 +91,18 @@ def min_accumulation(settings: Settings, num_classes: int, budget_bytes: int) ->
 
     if predicted(1) > budget_bytes:
         raise _nothing_fits(settings, num_classes, budget_bytes, predicted(1))
-    fits, too_many = (images, images + 1) if predicted(images) <= budget_bytes else (1, images)
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        if predicted(middle) <= budget_bytes:
-            fits = middle
+    fits, too_few, guess = images, 0, 1
+    while fits - too_few > 1:
+        micro_batch_size = -(-images // guess)
+        if predicted(micro_batch_size) <= budget_bytes:
+            fits = guess
         else:
-            too_many = middle
-    accumulation_steps = -(-images // fits)
-    micro_batch_size = -(-images // accumulation_steps)
-    return Accumulation(accumulation_steps, micro_batch_size, predicted(micro_batch_size))
+            too_few = guess
+        slope = (predicted(micro_batch_size) - predicted(1)) / max(1, micro_batch_size - 1)
+        expected = 1 + math.floor((budget_bytes - predicted(1)) / max(1.0, slope))
+        guess = min(max(-(-images // expected), too_few + 1), fits - 1)
+    micro_batch_size = -(-images // fits)
+    return Accumulation(fits, micro_batch_size, predicted(micro_batch_size))
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,24 @@ def test_the_largest_batch_is_found_with_few_predictions_that_are_told(
         assert told[0].startswith("1 image at a time: 0.02 GiB")
 
 
+@pytest.mark.parametrize("images", [1, 2, 7, 64, 1_000])
+def test_the_fewest_accumulation_steps_are_found_with_few_predictions_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], images: int
+) -> None:
+    def bytes_of(micro_batch_size: int) -> int:
+        return 20_000_000 + 925_000 * micro_batch_size + 3_000 * (micro_batch_size % 7)
+
+    monkeypatch.setattr(
+        batch_size, "predict_bytes", lambda settings, num_classes: bytes_of(settings.train.micro_batch_size)
+    )
+    for budget in (20_925_000 + 3_000, 22 * 10**6, 25 * 10**6, 60 * 10**6, 10**10):
+        fit = min_accumulation(settings_of(batch_size=images), 150, budget)
+        steps = next(n for n in range(1, images + 1) if bytes_of(-(-images // n)) <= budget)
+        assert (fit.accumulation_steps, fit.micro_batch_size) == (steps, -(-images // steps))
+        assert fit.predicted_bytes == bytes_of(fit.micro_batch_size)
+        assert len(capsys.readouterr().err.splitlines()) <= 6
+
+
 def test_the_loss_is_probed_once_for_all_large_batches() -> None:
     loss, channels = LossSettings(), Channels(16, classifier=False)
     loss_footprint._map_bytes.cache_clear()
