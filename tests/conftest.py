@@ -42,13 +42,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Leave out of a worker's searches for cycles what stays to its end: modules and tests."""
     if hasattr(session.config, "workerinput"):
         gc.freeze()
-        gc.set_threshold(10_000, 20, 20)  # a tenth of the searches that Python makes by itself
+        gc.set_threshold(10_000, 20, 20)  # fewer than by default, which take seconds
         gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End a worker at once, its results are sent: looking for and freeing its objects takes seconds."""
+    """End a worker at once, as its results are sent: freeing its objects takes seconds."""
     if hasattr(config, "workerinput"):
         end_process(0)
 

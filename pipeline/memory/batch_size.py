@@ -98,7 +98,7 @@ def min_accumulation(settings: Settings, num_classes: int, budget_bytes: int) ->
             fits = guess
         else:
             too_few = guess
-        slope = (predicted(micro_batch_size) - predicted(1)) / max(1, micro_batch_size - 1)
+        slope = (predicted(micro_batch_size) - predicted(1)) / (micro_batch_size - 1)  # more than one image
         expected = 1 + math.floor((budget_bytes - predicted(1)) / max(1.0, slope))
         guess = min(max(-(-images // expected), too_few + 1), fits - 1)
     micro_batch_size = -(-images // fits)

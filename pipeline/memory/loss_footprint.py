@@ -51,9 +51,9 @@ _FEW_PIXELS = 2**8
 class PeakTracker(TorchDispatchMode):
     """Track the bytes of all tensors alive, and their peak.
 
-    Counts as torch's own `torch.distributed._tools.mem_tracker.MemTracker`, which also attributes memory to
-    modules and takes three times as long. A storage counts once, from the operator that returns it to the
-    end of its last tensor.
+    A storage counts once, from the operator that returns it to the end of its last tensor. The same bytes as
+    in torch's private `torch.distributed._tools.mem_tracker.MemTracker`, which also attributes them to
+    modules and takes longer.
     """
 
     def __init__(self) -> None:

@@ -7,6 +7,7 @@ pyplot's style for the whole process.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ MEMORY_LABELS = {
     "cuda_allocator": "peak GPU memory of training, GiB (measured)",
     "predicted": "peak memory of a training step, GiB (predicted)",
 }
+NOT_USED = "not used"
+"""In place of a value that a trial's training does not use: an exact loss has no number of negatives."""
 
 
 def draw(plan: SweepPlan, records: Sequence[TrialRecord], folder: Path) -> list[Path]:
@@ -90,10 +93,11 @@ def _pareto(plan: SweepPlan, finished: Sequence[TrialRecord]) -> Figure:
 def _heat_map(plan: SweepPlan, finished: Sequence[TrialRecord]) -> Figure:
     """Draw the best mIoU of each pair of values of the first two swept settings."""
     across, down = list(plan.space)[:2]
-    columns, rows = (_distinct(record.values[key] for record in finished) for key in (across, down))
+    values = [[plan.used(record.values).get(key, NOT_USED) for key in (across, down)] for record in finished]
+    columns, rows = (_distinct(of_key) for of_key in zip(*values, strict=True))
     best = np.full((len(rows), len(columns)), np.nan)
-    for record in finished:
-        cell = rows.index(record.values[down]), columns.index(record.values[across])
+    for record, (column, row) in zip(finished, values, strict=True):
+        cell = rows.index(row), columns.index(column)
         best[cell] = np.fmax(best[cell], 100 * (record.score or 0.0))
     figure = Figure(figsize=(1.6 + 0.8 * len(columns), 1.4 + 0.5 * len(rows)))
     axes = figure.subplots()
@@ -116,7 +120,7 @@ def _heat_map(plan: SweepPlan, finished: Sequence[TrialRecord]) -> Figure:
 def _parallel(plan: SweepPlan, finished: Sequence[TrialRecord]) -> Figure:
     """Draw one line per trial through its swept values, memory and mIoU, colored by mIoU."""
     columns: list[tuple[str, list[Any]]] = [
-        (key, [record.values[key] for record in finished]) for key in plan.space
+        (key, [plan.used(record.values).get(key, NOT_USED) for record in finished]) for key in plan.space
     ]
     columns.append((f"memory, GiB ({plan.memory_kind})", [record.memory_gib or 0.0 for record in finished]))
     columns.append((f"{plan.objectives[0]}, %", [100 * (record.score or 0.0) for record in finished]))
@@ -140,20 +144,23 @@ def _parallel(plan: SweepPlan, finished: Sequence[TrialRecord]) -> Figure:
 
 
 def _positions(values: Sequence[Any]) -> list[float]:
-    """Return positions from 0 to 1: numbers to scale, anything else evenly in order."""
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        low, high = min(values), max(values)
-        return [0.5 if high == low else (value - low) / (high - low) for value in values]
-    order = _distinct(values)
-    return [order.index(value) / max(len(order) - 1, 1) for value in values]
+    """Return positions from 0 to 1: numbers to scale, else evenly in order; below them what is not used."""
+    used = [value for value in values if value != NOT_USED]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in used):
+        low, high = min(used, default=0), max(used, default=0)
+        place = {value: 0.5 if high == low else (value - low) / (high - low) for value in used}
+    else:
+        order = _distinct(used)
+        place = {value: index / max(len(order) - 1, 1) for index, value in enumerate(order)}
+    return [-0.15 if value == NOT_USED else place[value] for value in values]
 
 
-def _distinct(values: Any) -> list[Any]:
+def _distinct(values: Sequence[Any]) -> list[Any]:
+    """Return each value once, in order; what is not used comes last."""
     distinct = list(dict.fromkeys(values))
-    try:
-        return sorted(distinct)
-    except TypeError:  # of several types
-        return distinct
+    with contextlib.suppress(TypeError):  # of several types
+        distinct.sort(key=lambda value: (True, 0) if value == NOT_USED else (False, value))
+    return distinct
 
 
 def _short_number(value: Any) -> str:

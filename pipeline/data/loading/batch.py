@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:  # who needs the number alone, as the report's pictures do, waits for no torch
+if TYPE_CHECKING:  # the report needs IGNORE_INDEX, and no torch
     from torch import Tensor
 
 IGNORE_INDEX = -1
