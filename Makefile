@@ -10,14 +10,14 @@ WORKERS ?= 3
 # compiled code is kept, whatever the surroundings say: without, each worker compiles all tests anew; hydra's
 # plugin, which no test uses, takes half a second of each
 PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -p no:hydra_pytest -n $(WORKERS)
-# what is compiled ahead are all modules of the packages but these, which are half of them
+# what is compiled ahead are all modules of the packages but these: never imported, or by few tests
 NEVER_IMPORTED = tests? testing _inductor _vendor/quack asyncssh celery Cython databricks distlib fontTools \
-  google/(auth|oauth2) gunicorn huggingface_hub/(cli|inference) hypothesis identify mlflow/(demo|langchain) \
-  mypyc? numba/cuda numpy/distutils onnxruntime optuna/visualization pip playwright/async_api pre_commit \
-  prompt_toolkit pyasn1(_modules)? pydantic_settings pygments ray/(experimental|llm|rllib|serve|tune/examples) \
-  scipy/(cluster|signal) setuptools sklearn skops sympy/(holonomic|physics|stats|vector) tensorboardX \
-  timm/optim torch/ao/(ns|pruning|quantization/fx) torch/distributed/(optim|pipelining) torchgen torchmetrics \
-  transformers/(cli|exporters|models|pipelines) virtualenv
+  google/(auth|oauth2) gunicorn huggingface_hub/(cli|inference) hypothesis identify mlflow/(demo|langchain) mypyc? narwhals \
+  numba/cuda numpy/distutils onnx onnx_ir onnxruntime onnxscript openvino optuna/visualization pip \
+  playwright/async_api pre_commit prompt_toolkit pyasn1(_modules)? pydantic_settings pygments \
+  ray/(experimental|llm|rllib|serve|tune/examples) scipy setuptools sklearn skops \
+  sympy/(holonomic|physics|stats|vector) tensorboardX timm/optim torch/ao/(ns|pruning|quantization/fx) \
+  torch/distributed/(optim|pipelining) torchgen torchmetrics transformers virtualenv
 SPACE := $(subst ,, )
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true

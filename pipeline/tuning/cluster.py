@@ -28,6 +28,7 @@ _QUIET = {  # before ray is imported
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # we handle Ctrl-C: end the runs, print how to resume
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_prestart_worker_first_driver": "0",  # else an idle process a core, which no trial uses
 }
 _LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1"
 _ANSWER_SECONDS = 10.0

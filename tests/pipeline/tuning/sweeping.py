@@ -58,7 +58,8 @@ def environment(**changes: str) -> dict[str, str]:
     """The surroundings of a command: ours first on PATH, no store but the project's."""
     known = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     known["PATH"] = f"{BIN}{os.pathsep}{known['PATH']}"
-    return known | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | changes
+    # Ray gives way to all else, and then a sweep takes as long as the other tests let it
+    return known | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "RAY_worker_niceness": "0"} | changes
 
 
 def tune_here(*arguments: str, **changes: str) -> int:
